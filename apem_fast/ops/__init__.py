@@ -1,0 +1,24 @@
+"""The fused operators, `torch.ops.apem_fast.*`, from Python."""
+
+from apem_fast.ops import functions as _functions  # isort: skip  (registers the operators first)
+from apem_fast.ops import autograd as _autograd
+from apem_fast.ops import fakes as _fakes  # noqa: F401
+from apem_fast.ops.functions import (
+    directed_relevance,
+    first_flip,
+    label_margin,
+    perturb,
+    perturb_probes,
+    relevance_map,
+)
+from apem_fast.ops.load import backend
+
+__all__ = [
+    "backend",
+    "directed_relevance",
+    "first_flip",
+    "label_margin",
+    "perturb",
+    "perturb_probes",
+    "relevance_map",
+]

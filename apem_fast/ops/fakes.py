@@ -1,0 +1,105 @@
+"""Shapes, dtypes and memory formats of every operator's outputs, for torch.compile, export and meta tensors."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from apem_fast.ops import checks
+from apem_fast.ops.reference import image_format
+
+register_fake = torch.library.register_fake
+
+
+def _like(images: Tensor, shape: tuple[int, ...], dtype: Optional[torch.dtype] = None) -> Tensor:
+    return torch.empty(
+        shape, dtype=dtype or images.dtype, device=images.device, memory_format=image_format(images)
+    )
+
+
+@register_fake("apem_fast::directed_relevance")
+def _(relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
+    checks.directed_relevance(relevance, gradient)
+    return _like(gradient, tuple(gradient.shape), relevance.dtype)
+
+
+@register_fake("apem_fast::directed_relevance_backward")
+def _(grad_direction: Tensor, relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
+    checks.directed_relevance_backward(grad_direction, relevance, gradient)
+    return _like(relevance, tuple(relevance.shape))
+
+
+@register_fake("apem_fast::perturb")
+def _(
+    images: Tensor, direction: Tensor, epsilon: Tensor, lower: Optional[float] = None, upper: Optional[float] = None
+) -> Tensor:
+    checks.perturb(images, direction, epsilon, lower, upper)
+    n, k = images.shape[0], epsilon.shape[-1]
+    return _like(images, (n * k, *images.shape[1:])).unflatten(0, (n, k))
+
+
+@register_fake("apem_fast::perturb_backward")
+def _(
+    grad_perturbed: Tensor,
+    images: Tensor,
+    direction: Tensor,
+    epsilon: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+) -> tuple[Tensor, Tensor]:
+    checks.perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper)
+    return _like(images, tuple(images.shape)), _like(images, tuple(images.shape))
+
+
+@register_fake("apem_fast::perturb_probes")
+def _(
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
+    checks.perturb_probes(
+        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
+        lower, upper, dtype,
+    )  # fmt: skip
+    return _like(images, (norm.shape[0], *images.shape[1:]), dtype)
+
+
+@register_fake("apem_fast::label_margin")
+def _(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    checks.label_margin(logits, labels)
+    return logits.new_empty(logits.shape[0]), labels.new_empty(logits.shape[0])
+
+
+@register_fake("apem_fast::label_margin_backward")
+def _(grad_margin: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    checks.label_margin_backward(grad_margin, logits, labels)
+    return logits.new_empty(logits.shape)
+
+
+@register_fake("apem_fast::first_flip")
+def _(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
+    checks.first_flip(predicted, labels, epsilon)
+    return epsilon.new_empty(predicted.shape[0])
+
+
+@register_fake("apem_fast::relevance_map")
+def _(
+    attribution: Tensor,
+    images: Optional[Tensor] = None,
+    percentile: Optional[float] = 99.0,
+    channels: str = "sum",
+) -> Tensor:
+    checks.relevance_map(attribution, images, percentile, channels)
+    n, c, h, w = attribution.shape
+    return _like(attribution, (n, 1 if channels == "sum" else c, h, w))

@@ -1,0 +1,151 @@
+"""The operators as documented Python functions: `apem_fast.ops.NAME(...)` is `torch.ops.apem_fast.NAME(...)`.
+
+Shapes: N images, C channels, K epsilons, M probes, R rays. Every operator takes float32 and float64, and float16 and
+bfloat16 with float32 arithmetic; any strides; channels-last in gives channels-last out. Errors are RuntimeErrors of
+one sentence that name the operator, the argument, what was expected and what came. Epsilon always lives in the
+space of the tensor that the model receives: after normalisation, if the images were normalised.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Optional
+
+import torch
+from torch import Tensor
+
+from apem_fast.ops import load  # noqa: F401  (registers the operators)
+
+_ops = torch.ops.apem_fast
+
+
+def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
+    """The direction of a ray: R / norm1(R) * sign(gradient) (P1 equation 1).
+
+    Args:
+        relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); values in [0, 1].
+        gradient: (N, C, H, W), of the dtype of `relevance`, or int8 signs.
+        irrelevance: use 1 - R instead of R.
+
+    Returns:
+        (N, C, H, W) of the dtype of `relevance`. The l1 norm is taken over the perturbation that is applied, after
+        the map is broadcast to the channels: where no gradient is 0, norm1 of each image's direction is 1. A map
+        that is 0 everywhere has no direction and gives NaN. Differentiable in `relevance`.
+    """
+    return _ops.directed_relevance(relevance, gradient, irrelevance)
+
+
+def perturb(
+    images: Tensor,
+    direction: Tensor,
+    epsilon: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+) -> Tensor:
+    """x' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
+
+    Args:
+        images: (N, C, H, W).
+        direction: (N, C, H, W), of the dtype of `images`.
+        epsilon: (K,), or (N, K) for epsilons of each image's own; any floating dtype.
+        lower, upper: optional bounds to which x' is clamped; none in the papers.
+
+    Returns:
+        (N, K, C, H, W) of the dtype of `images`. Differentiable in `images` and `direction`.
+    """
+    return _ops.perturb(images, direction, epsilon, lower, upper)
+
+
+def perturb_probes(
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
+    """The M model inputs of one forward pass, each with an image, map, polarity, filter level and epsilon of its own.
+
+    Probe m is ``images[i] + epsilon * (v / norm[m] * sign(gradient[i]))`` with ``i = probe_image[m]``, and v the map
+    ``relevance[probe_map[m]]``, its values of at most ``probe_level[m]`` set to 0, then inverted to ``1 - v`` where
+    ``probe_irrelevance[m]``. The arithmetic is that of `perturb` of `directed_relevance`, bit for bit in float32 and
+    float64, but no direction is ever stored.
+
+    Args:
+        images: (N, C, H, W).
+        relevance: (maps, 1, H, W) or (maps, C, H, W), of the dtype of `images`.
+        gradient: (N, C, H, W), of the dtype of `images`, or int8 signs (a quarter of the memory traffic).
+        norm: (M,) float64, the l1 norm of what each probe applies (after level, polarity and broadcast).
+        probe_image, probe_map: (M,) int64, rows of `images` and of `relevance`. An index out of range is an error
+            on the CPU; on CUDA, where checking would wait for the device, that probe comes out as NaN.
+        probe_irrelevance: (M,) bool.
+        probe_epsilon: (M,) float64.
+        probe_level: (M,) float64; 0 filters nothing.
+        lower, upper: optional bounds to which the result is clamped.
+        dtype: of the result: that of `images` (the default), float16 or bfloat16.
+
+    Returns:
+        (M, C, H, W).
+    """
+    return _ops.perturb_probes(
+        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
+        lower, upper, dtype,
+    )  # fmt: skip
+
+
+def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each prediction is from flipping: the label's logit minus the best other, and the predicted label.
+
+    Args:
+        logits: (N, classes), at least two classes.
+        labels: (N,) int64.
+
+    Returns:
+        margin (N,) of the dtype of `logits`, and the predicted class (N,) int64: the lowest among equals, so a
+        margin of 0 can go either way. A NaN among the logits makes the margin NaN. Differentiable in `logits`.
+    """
+    return _ops.label_margin(logits, labels)
+
+
+def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
+    """The least epsilon of each ray at which the prediction is no longer the label; infinity where there is none.
+
+    Args:
+        predicted: (R, K) int64.
+        labels: (R,) int64.
+        epsilon: (K,) or (R, K), float32 or float64, in any order.
+
+    Returns:
+        (R,) of the dtype of `epsilon`, on the device of the inputs: nothing waits for the device.
+    """
+    return _ops.first_flip(predicted, labels, epsilon)
+
+
+def relevance_map(
+    attribution: Tensor,
+    images: Optional[Tensor] = None,
+    percentile: Optional[float] = 99.0,
+    channels: Literal["sum", "keep"] = "sum",
+) -> Tensor:
+    """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
+
+    Takes the absolute values, clips them at the image's own percentile, multiplies by the image's pixels, sums the
+    channels and rescales each map so that its least value is 0 and its greatest 1.
+
+    Args:
+        attribution: (N, C, H, W), signed, any scale.
+        images: pixels to multiply by, (N, C, H, W) or (N, 1, H, W), best in [0, 1]; None leaves the product out.
+        percentile: in [0, 100], over all values of an image, interpolated as by `numpy.percentile`; None for no
+            clipping.
+        channels: "sum" for (N, 1, H, W), "keep" for (N, C, H, W).
+
+    Returns:
+        The relevance, of the dtype of `attribution`. A map without contrast ranks no pixel above another: it comes
+        out as 0 where it is 0 throughout, else as one half. An image with a NaN comes out as NaN. Not differentiable.
+    """
+    return _ops.relevance_map(attribution, images, percentile, channels)

@@ -1,0 +1,253 @@
+"""The definition of every operator in plain torch: slow, readable, obviously right.
+
+The native kernels are tested against these functions, and where nothing is compiled these functions *are* the
+operators. Their annotated signatures are also the operators' schemas (`csrc/ops.cpp` says the same in C++; a test
+holds the two together).
+
+Arithmetic: float64 inputs are computed in float64, everything else in float32; l1 norms are always summed in
+float64 and then rounded once. No step is fused or reordered, so the native kernels can agree bit for bit wherever
+they do not sum.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from apem_fast.ops import checks
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an operator computes when its inputs have `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def image_format(images: Tensor) -> torch.memory_format:
+    """Channels-last in gives channels-last out; anything else comes out contiguous."""
+    if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _as(value: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """`value` in the dtype and memory format of an output, never sharing memory with an input."""
+    return value.to(dtype).clone(memory_format=memory_format)
+
+
+# -- directed_relevance ------------------------------------------------------------------------------------------
+
+
+def _unit_relevance(relevance: Tensor, channels: int, irrelevance: bool) -> tuple[Tensor, Tensor]:
+    """The map or its inverse in arithmetic precision, and the l1 norm of the perturbation it makes: (N, 1, 1, 1)."""
+    value = relevance.to(arithmetic_dtype(relevance.dtype))
+    if irrelevance:
+        value = 1 - value
+    repeats = channels // relevance.shape[1]  # a (N, 1, H, W) map is applied to every channel
+    norm = value.abs().sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64) * repeats
+    return value, norm.to(value.dtype)
+
+
+def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
+    checks.directed_relevance(relevance, gradient)
+    value, norm = _unit_relevance(relevance, gradient.shape[1], irrelevance)
+    direction = value / norm * gradient.sign().to(value.dtype)
+    return _as(direction, relevance.dtype, image_format(gradient))
+
+
+def directed_relevance_backward(
+    grad_direction: Tensor, relevance: Tensor, gradient: Tensor, irrelevance: bool = False
+) -> Tensor:
+    """d = v / sum|v| * s, so dL/dv = (s g - sign(v) * sum(g d)) / sum|v|, summed over broadcast channels."""
+    checks.directed_relevance_backward(grad_direction, relevance, gradient)
+    value, norm = _unit_relevance(relevance, gradient.shape[1], irrelevance)
+    directed = grad_direction.to(value.dtype) * gradient.sign().to(value.dtype)  # s g
+    along = (directed * (value / norm)).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).to(value.dtype)
+    repeats = gradient.shape[1] // relevance.shape[1]
+    if repeats > 1:
+        directed = directed.sum(dim=1, keepdim=True)
+    grad_value = (directed - value.sign() * along * repeats) / norm
+    if irrelevance:
+        grad_value = -grad_value
+    return _as(grad_value, relevance.dtype, image_format(relevance))
+
+
+# -- perturb -----------------------------------------------------------------------------------------------------
+
+
+def _clamp(value: Tensor, lower: Optional[float], upper: Optional[float]) -> Tensor:
+    return value if lower is None and upper is None else value.clamp(lower, upper)
+
+
+def _unclamped(images: Tensor, direction: Tensor, epsilon: Tensor) -> Tensor:
+    arithmetic = arithmetic_dtype(images.dtype)
+    steps = epsilon.to(torch.float64).to(arithmetic).expand(images.shape[0], epsilon.shape[-1])  # (N, K)
+    return images.to(arithmetic)[:, None] + steps[:, :, None, None, None] * direction.to(arithmetic)[:, None]
+
+
+def perturb(
+    images: Tensor,
+    direction: Tensor,
+    epsilon: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+) -> Tensor:
+    checks.perturb(images, direction, epsilon, lower, upper)
+    perturbed = _clamp(_unclamped(images, direction, epsilon), lower, upper).to(images.dtype)  # (N, K, C, H, W)
+    n, k, c, h, w = perturbed.shape
+    flat = perturbed.reshape(n * k, c, h, w).clone(memory_format=image_format(images))
+    return flat.view(n, k, c, h, w) if flat.is_contiguous() else flat.unflatten(0, (n, k))
+
+
+def perturb_backward(
+    grad_perturbed: Tensor,
+    images: Tensor,
+    direction: Tensor,
+    epsilon: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `images` and `direction`: sums over K in order of k, zero where the bound was active."""
+    checks.perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper)
+    arithmetic = arithmetic_dtype(images.dtype)
+    gradient = grad_perturbed.to(arithmetic)
+    value = _unclamped(images, direction, epsilon)
+    if lower is not None:
+        gradient = torch.where(value < lower, 0, gradient)
+    if upper is not None:
+        gradient = torch.where(value > upper, 0, gradient)
+    steps = epsilon.to(torch.float64).to(arithmetic).expand(images.shape[0], epsilon.shape[-1])
+    grad_images = torch.zeros_like(images, dtype=arithmetic, memory_format=torch.contiguous_format)
+    grad_direction = torch.zeros_like(grad_images)
+    for k in range(epsilon.shape[-1]):
+        grad_images = grad_images + gradient[:, k]
+        grad_direction = grad_direction + steps[:, k, None, None, None] * gradient[:, k]
+    memory_format = image_format(images)
+    return _as(grad_images, images.dtype, memory_format), _as(grad_direction, images.dtype, memory_format)
+
+
+# -- perturb_probes ----------------------------------------------------------------------------------------------
+
+
+def perturb_probes(
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
+    checks.perturb_probes(
+        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
+        lower, upper, dtype,
+    )  # fmt: skip
+    arithmetic = arithmetic_dtype(images.dtype)
+
+    def per_probe(value: Tensor) -> Tensor:
+        return value.to(torch.float64).to(arithmetic)[:, None, None, None]  # (M, 1, 1, 1)
+
+    value = relevance[probe_map].to(arithmetic)  # (M, 1 or C, H, W)
+    value = torch.where(value <= per_probe(probe_level), 0, value)
+    value = torch.where(probe_irrelevance[:, None, None, None], 1 - value, value)
+    direction = value / per_probe(norm) * gradient[probe_image].sign().to(arithmetic)
+    perturbed = _clamp(images[probe_image].to(arithmetic) + per_probe(probe_epsilon) * direction, lower, upper)
+    return _as(perturbed, dtype or images.dtype, image_format(images))
+
+
+# -- label_margin ------------------------------------------------------------------------------------------------
+
+
+def _best_other(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and index (the lowest among equals) of the best logit that is not the label's."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    others = torch.where(others.isnan(), torch.inf, others)  # a NaN counts as the greatest, as in torch.argmax
+    classes = torch.arange(logits.shape[1], device=logits.device).expand_as(others)
+    classes = torch.where(classes == labels[:, None], logits.shape[1], classes)
+    best = others.amax(dim=1, keepdim=True)
+    index = torch.where(others == best, classes, logits.shape[1]).amin(dim=1)
+    return logits.gather(1, index[:, None])[:, 0], index
+
+
+def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    checks.label_margin(logits, labels)
+    if logits.shape[0] == 0:
+        return logits.new_empty(0), labels.new_empty(0)
+    value = logits.to(arithmetic_dtype(logits.dtype))
+    margin = value.gather(1, labels[:, None])[:, 0] - _best_other(value, labels)[0]
+    margin = torch.where(value.isnan().any(dim=1), torch.nan, margin)
+    return margin.to(logits.dtype), value.argmax(dim=1)
+
+
+def label_margin_backward(grad_margin: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """+g at the label, -g at the best other class."""
+    checks.label_margin_backward(grad_margin, logits, labels)
+    grad = torch.zeros_like(logits, memory_format=torch.contiguous_format)
+    if logits.shape[0] == 0:
+        return grad
+    _, other = _best_other(logits.to(arithmetic_dtype(logits.dtype)), labels)
+    grad.scatter_(1, labels[:, None], grad_margin[:, None])
+    return grad.scatter_(1, other[:, None], -grad_margin[:, None])
+
+
+# -- first_flip --------------------------------------------------------------------------------------------------
+
+
+def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
+    checks.first_flip(predicted, labels, epsilon)
+    if predicted.numel() == 0:
+        return epsilon.new_full((predicted.shape[0],), torch.inf)
+    flipped = predicted != labels[:, None]  # (R, K)
+    return torch.where(flipped, epsilon.expand_as(predicted), torch.inf).amin(dim=1)
+
+
+# -- relevance_map -----------------------------------------------------------------------------------------------
+
+
+def percentile_of(values: Tensor, percentile: float) -> Tensor:
+    """`numpy.percentile(row, percentile)` (linear interpolation) of each row of (N, L), interpolated in float64."""
+    position = percentile / 100 * (values.shape[1] - 1)
+    below = min(int(position), values.shape[1] - 1)
+    above = min(below + 1, values.shape[1] - 1)
+    fraction = position - below
+    order = values.sort(dim=1).values
+    low, high = order[:, below].double(), order[:, above].double()
+    return (low if fraction == 0 else low + (high - low) * fraction).to(values.dtype)
+
+
+def relevance_map(
+    attribution: Tensor,
+    images: Optional[Tensor] = None,
+    percentile: Optional[float] = 99.0,
+    channels: str = "sum",
+) -> Tensor:
+    checks.relevance_map(attribution, images, percentile, channels)
+    n = attribution.shape[0]
+    out_channels = 1 if channels == "sum" else attribution.shape[1]
+    out_shape = (n, out_channels, *attribution.shape[2:])
+    if attribution.numel() == 0:
+        return attribution.new_empty(out_shape)
+    value = attribution.to(arithmetic_dtype(attribution.dtype)).abs()
+    missing = value.isnan().reshape(n, -1).any(dim=1)
+    if percentile is not None:
+        value = torch.minimum(value, percentile_of(value.reshape(n, -1), percentile)[:, None, None, None])
+    if images is not None:
+        value = value * images.to(value.dtype)
+    if channels == "sum":
+        total = value[:, :1]
+        for c in range(1, value.shape[1]):  # in order, so that every backend rounds alike
+            total = total + value[:, c : c + 1]
+        value = total
+    low = value.reshape(n, -1).amin(dim=1)[:, None, None, None]
+    high = value.reshape(n, -1).amax(dim=1)[:, None, None, None]
+    # A map without contrast ranks no pixel above another: 0 where there is no attribution at all, else one half.
+    flat = torch.where(low == 0, 0.0, 0.5).to(value.dtype)
+    relevance = torch.where(high == low, flat, (value - low) / (high - low))
+    relevance = torch.where(missing[:, None, None, None], torch.nan, relevance)
+    return _as(relevance, attribution.dtype, image_format(attribution))

@@ -1,0 +1,26 @@
+// Every operator's schema, in one block; nothing else. Kernels register themselves where they live (cpu/, cuda/).
+// The definitions, and what each argument means: apem_fast/ops/.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(apem_fast, m) {
+  m.def("directed_relevance(Tensor relevance, Tensor gradient, bool irrelevance=False) -> Tensor");
+  m.def(
+      "directed_relevance_backward(Tensor grad_direction, Tensor relevance, Tensor gradient, "
+      "bool irrelevance=False) -> Tensor");
+  m.def(
+      "perturb(Tensor images, Tensor direction, Tensor epsilon, float? lower=None, float? upper=None) -> Tensor");
+  m.def(
+      "perturb_backward(Tensor grad_perturbed, Tensor images, Tensor direction, Tensor epsilon, "
+      "float? lower=None, float? upper=None) -> (Tensor, Tensor)");
+  m.def(
+      "perturb_probes(Tensor images, Tensor relevance, Tensor gradient, Tensor norm, Tensor probe_image, "
+      "Tensor probe_map, Tensor probe_irrelevance, Tensor probe_epsilon, Tensor probe_level, "
+      "float? lower=None, float? upper=None, ScalarType? dtype=None) -> Tensor");
+  m.def("label_margin(Tensor logits, Tensor labels) -> (Tensor, Tensor)");
+  m.def("label_margin_backward(Tensor grad_margin, Tensor logits, Tensor labels) -> Tensor");
+  m.def("first_flip(Tensor predicted, Tensor labels, Tensor epsilon) -> Tensor");
+  m.def(
+      "relevance_map(Tensor attribution, Tensor? images=None, float? percentile=99., str channels=\"sum\") "
+      "-> Tensor");
+}
