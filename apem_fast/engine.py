@@ -65,7 +65,7 @@ def find_flips(
             row, grid_step = _whole_rows(row, grid_step, whole)
             ray = ray_of_row[row]
             answers = prober(ray, grid_step * step)
-            np.add.at(probes, ray, 1)
+            np.add.at(probes, ray, answers.runs)
             state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
             decided = np.flatnonzero(state.first_flip != UNDECIDED)

@@ -7,7 +7,7 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Mapping
 
 import numpy as np
@@ -109,7 +109,7 @@ class Options:
         validation.positive("step", self.step)
         validation.positive("max_epsilon", self.max_epsilon)
         if self.max_epsilon < self.step:
-            raise ValueError(f"max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
+            raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
         validation.batch_size(self.batch_size)
         validation.bounds(self.bounds)
         object.__setattr__(self, "policy", policy_of(self.search))
@@ -194,8 +194,6 @@ class Evaluator:
         )  # fmt: skip
 
     def _bounded(self, rays: Rays) -> Rays:
-        from dataclasses import replace
-
         return replace(rays, lower=self.options.bounds[0], upper=self.options.bounds[1])
 
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:

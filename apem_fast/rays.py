@@ -194,7 +194,7 @@ class Answers:
 
     margin: NDArray[np.float64]  # (M,)
     flipped: NDArray[np.bool_]  # (M,)
-    alone: int  # how many were so close that they were run again, alone
+    runs: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
 
 
 class Prober:
@@ -208,18 +208,18 @@ class Prober:
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
         if not len(ray):
-            return Answers(np.zeros(0), np.zeros(0, bool), 0)
+            return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
         # Neighbours in a batch share image and map, which then stay in the cache.
         order = np.argsort(ray, kind="stable")
         # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
         answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
         margin, flipped = _checked(answers)
-        close = np.flatnonzero(~(np.abs(margin) > answers[2]))
-        for i in close:
+        close = np.abs(margin) <= answers[2]
+        for i in np.flatnonzero(close):
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], len(close))
+        return Answers(margin[back], flipped[back], 1 + close[back])
 
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
         at = 0

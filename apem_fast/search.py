@@ -154,7 +154,7 @@ class Isolate:
         depth: how many measured points to the right are remembered for each ray.
     """
 
-    safety: float = 2.5
+    safety: float = 3.0
     longest: float = 1 / 8
     depth: int = 16
 
@@ -272,8 +272,8 @@ def policy_of(search: str | Search) -> Search:
     if isinstance(search, str):
         if search not in POLICIES:
             names = " or ".join(f'"{name}"' for name in POLICIES)
-            raise ValueError(f'search must be {names} or a policy (got "{search}")')
+            raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
         return POLICIES[search]()
     if not isinstance(search, Search):
-        raise TypeError(f"search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
+        raise TypeError(f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
     return search
