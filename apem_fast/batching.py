@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, Sequence
+from typing import Callable, ContextManager, Sequence
 
 import torch
 from torch import Tensor
@@ -38,32 +38,38 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def measured_plan(
-    forward: Callable[[Tensor], object], image: Tensor, most: int, formats: Sequence[Format], budget: float = 0.7
+    forward: Callable[[Tensor], object],
+    prepared: Callable[[Format], ContextManager[None]],
+    image: Tensor,
+    most: int,
+    formats: Sequence[Format],
+    budget: float = 0.7,
 ) -> BatchPlan:
     """The candidate with the least seconds per image, each tried twice, all within about `budget` seconds.
 
     Args:
         forward: runs the model on (batch, C, H, W).
+        prepared: lays the model's weights out in a format while it is entered.
         image: (1, C, H, W), repeated to make the batches; values matter little, sparsity of activations does.
         most: no batch larger than this, however fast: there are not more probes to run.
     """
     on_cuda = image.device.type == "cuda"
     begin = time.perf_counter()
     best, least = BatchPlan(1, formats[0]), float("inf")
+    sizes = [size for size in (CUDA_SIZES if on_cuda else CPU_SIZES) if size <= most] or [max(1, most)]
     for memory_format in formats:
         previous = float("inf")
-        for size in CUDA_SIZES if on_cuda else CPU_SIZES:
-            if size > max(1, most) and size > (CUDA_SIZES if on_cuda else CPU_SIZES)[0]:
-                break
-            batch = image.expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
-            seconds = _seconds_per_image(forward, batch, on_cuda)
-            if seconds is None:
-                break
-            if seconds < ENOUGH_GAIN * least:
-                best, least = BatchPlan(size, memory_format), seconds
-            if seconds > 1.2 * previous or time.perf_counter() - begin > budget:
-                break  # past the optimum of this format, or out of time
-            previous = seconds
+        with prepared(memory_format):
+            for size in sizes:
+                batch = image.expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
+                seconds = _seconds_per_image(forward, batch, on_cuda)
+                if seconds is None:
+                    break
+                if seconds < ENOUGH_GAIN * least:
+                    best, least = BatchPlan(size, memory_format), seconds
+                if seconds > 1.2 * previous or time.perf_counter() - begin > budget:
+                    break  # past the optimum of this format, or out of time
+                previous = seconds
         if time.perf_counter() - begin > budget:
             break
     return best

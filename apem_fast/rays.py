@@ -294,4 +294,4 @@ def best_plan(model: nn.Module, rays: Rays, batch_size: int | None) -> BatchPlan
         with torch.no_grad():
             model(batch)
 
-    return measured_plan(forward, rays.images[:1], len(rays), formats)
+    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], len(rays), formats)
