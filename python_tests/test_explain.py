@@ -247,7 +247,7 @@ BAD = [
     (small_network(), X, torch.tensor([0, 4]), ValueError, r"\[0, 4\)"),
     (small_network(), X, torch.tensor([0, -1]), ValueError, r"got -1"),
     (TwoOutputs().eval(), X, None, ValueError, "logits"),
-    (nn.Identity().eval(), X, None, ValueError, r"\(2, classes\)"),
+    (nn.Identity().eval(), X, None, ValueError, r"must return logits of shape \(\d, classes\)"),
     (Detached().eval(), X, None, ValueError, "differentiable"),
 ]
 

@@ -29,10 +29,10 @@ def test_stages_are_those_of_the_papers(stage, attribution, pixels):
     for values, photograph, relevance_ in zip(attribution.numpy(), pixels.numpy(), came.numpy()):
         clipped = np.minimum(np.abs(values), np.percentile(np.abs(values), 99))
         expected = {
-            "3-channel": lambda: clipped,
-            "1-channel": lambda: clipped.sum(0, keepdims=True),
-            "times-image": lambda: (clipped * photograph).sum(0, keepdims=True),
-        }[stage.name]()
+            "3-channel": clipped,
+            "1-channel": clipped.sum(0, keepdims=True),
+            "times-image": (clipped * photograph).sum(0, keepdims=True),
+        }[stage.name]
         np.testing.assert_allclose(relevance_, rescaled(expected), rtol=1e-5, atol=1e-6)
         assert relevance_.min() == 0 and relevance_.max() == 1
 
