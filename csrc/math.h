@@ -35,12 +35,20 @@ APEM_FAST_HOST_DEVICE A sign_of(G gradient) {
   }
 }
 
-// The value that a probe applies: the map filtered up to its level, then inverted where the irrelevance is asked for.
+// What is applied: the map, or its inverse where the irrelevance is asked for.
+template <typename A>
+APEM_FAST_HOST_DEVICE A applied_relevance(A relevance, bool irrelevance) {
+  return irrelevance ? A(1) - relevance : relevance;
+}
+
+// The same for a probe, whose map is filtered up to its level first. Nothing is at most NaN: no filter.
 template <typename A>
 APEM_FAST_HOST_DEVICE A probe_relevance(A relevance, A level, bool irrelevance) {
-  const A kept = relevance <= level ? A(0) : relevance;
-  return irrelevance ? A(1) - kept : kept;
+  return applied_relevance(relevance <= level ? A(0) : relevance, irrelevance);
 }
+
+template <typename A>
+constexpr A kNoLevel = std::numeric_limits<A>::quiet_NaN();
 
 template <typename A>
 APEM_FAST_HOST_DEVICE A directed(A relevance, A norm, A sign) {
