@@ -24,6 +24,11 @@ struct Access {
   static constexpr int kElements = kVector ? kAccessBytes / static_cast<int>(sizeof(Narrowest)) : 1;
   template <typename T>
   using Vector = Pack<T, kElements>;
+
+  // Blocks that a multiprocessor holds if threads have 64 or 128 registers. As a launch bound it keeps the compiler from
+  // spilling registers for the sake of still more blocks.
+  static constexpr int kBlocksOf64 = std::max(1, 65536 / 64 / kThreads);
+  static constexpr int kBlocksOf128 = std::max(1, 65536 / 128 / kThreads);
 };
 
 template <typename A, typename B>

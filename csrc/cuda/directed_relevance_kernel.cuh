@@ -26,12 +26,6 @@ __device__ __forceinline__ A total_of(const double* chunk_sums, int64_t chunks, 
   return static_cast<A>(sum * static_cast<double>(repeats));
 }
 
-template <typename T>
-APEM_FAST_HOST_DEVICE arithmetic_t<T> relevance_or_inverse(T relevance, bool irrelevance) {
-  const arithmetic_t<T> value = static_cast<arithmetic_t<T>>(relevance);
-  return irrelevance ? 1 - value : value;
-}
-
 // Calls `visit(item)` for the items of the block's own chunk that are this thread's.
 template <int kBlock, typename Visit>
 __device__ __forceinline__ void visit_chunk(int64_t items, int64_t chunks, int64_t chunk, const Visit& visit) {
@@ -51,7 +45,8 @@ struct MapNormArguments {
 };
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock) map_norm_kernel(MapNormArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    map_norm_kernel(MapNormArguments<T> a) {
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
       double sum = 0;
@@ -59,7 +54,7 @@ __global__ void __launch_bounds__(Access::kBlock) map_norm_kernel(MapNormArgumen
         const auto values = load<Access>(a.relevance + n * a.pixels + item * Access::kElements);
 #pragma unroll
         for (int i = 0; i < Access::kElements; ++i) {
-          sum += fabs(static_cast<double>(relevance_or_inverse(values[i], a.irrelevance)));
+          sum += fabs(static_cast<double>(applied_relevance(static_cast<arithmetic_t<T>>(values[i]), a.irrelevance)));
         }
       });
       sum = block_reduce<Access::kBlock>(sum, [](double x, double y) { return x + y; });
@@ -95,7 +90,8 @@ struct DirectedRelevanceArguments {
 };
 
 template <typename Access, Walk kWalk, typename T, typename G>
-__global__ void __launch_bounds__(Access::kBlock) directed_relevance_kernel(DirectedRelevanceArguments<T, G> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    directed_relevance_kernel(DirectedRelevanceArguments<T, G> a) {
   using A = arithmetic_t<T>;
   const int64_t items = items_of<Access, kWalk>(a.cover), image_size = a.cover.image_size();
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
@@ -104,7 +100,7 @@ __global__ void __launch_bounds__(Access::kBlock) directed_relevance_kernel(Dire
          item += int64_t{gridDim.x} * Access::kBlock) {
       walk_item<Access, kWalk, A>(
           a.cover, item, a.relevance + n * a.cover.pixels,
-          [&](T relevance) { return relevance_or_inverse(relevance, a.irrelevance) / norm; },
+          [&](T relevance) { return applied_relevance(static_cast<A>(relevance), a.irrelevance) / norm; },
           [&](int64_t offset, const Pack<A, Access::kElements>& quotient) {
             const auto g = load<Access>(a.gradient + n * image_size + offset);
             typename Access::template Vector<T> result;
@@ -167,7 +163,7 @@ __device__ __forceinline__ void visit_channels(const DirectedRelevanceBackwardAr
 }
 
 template <typename Access, Walk kWalk, typename T, typename G>
-__global__ void __launch_bounds__(Access::kBlock)
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
     grad_along_direction_kernel(DirectedRelevanceBackwardArguments<T, G> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
@@ -179,7 +175,7 @@ __global__ void __launch_bounds__(Access::kBlock)
         Pack<A, Access::kElements> quotient;
 #pragma unroll
         for (int i = 0; i < Access::kElements; ++i) {
-          quotient[i] = relevance_or_inverse(raw[i], a.irrelevance) / norm;
+          quotient[i] = applied_relevance(static_cast<A>(raw[i]), a.irrelevance) / norm;
         }
         visit_channels<Access, kWalk>(a, n, item, [&](const Pack<A, Access::kElements>& directed_grad) {
 #pragma unroll
@@ -197,7 +193,7 @@ __global__ void __launch_bounds__(Access::kBlock)
 }
 
 template <typename Access, Walk kWalk, typename T, typename G>
-__global__ void __launch_bounds__(Access::kBlock)
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
     directed_relevance_backward_kernel(DirectedRelevanceBackwardArguments<T, G> a) {
   using A = arithmetic_t<T>;
   const int64_t items = items_of<Access, kWalk>(a.cover);
@@ -219,7 +215,7 @@ __global__ void __launch_bounds__(Access::kBlock)
       typename Access::template Vector<T> result;
 #pragma unroll
       for (int i = 0; i < Access::kElements; ++i) {
-        const A value = relevance_or_inverse(raw[i], a.irrelevance);
+        const A value = applied_relevance(static_cast<A>(raw[i]), a.irrelevance);
         result[i] = static_cast<T>(relevance_gradient(sum[i], value, along, repeats, norm, a.irrelevance));
       }
       store<Access>(a.grad_relevance + pixel, result);

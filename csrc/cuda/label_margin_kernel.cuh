@@ -33,7 +33,8 @@ __device__ __forceinline__ MarginState<arithmetic_t<T>> state_of_row(const T* ro
 }
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock) label_margin_kernel(LabelMarginArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    label_margin_kernel(LabelMarginArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = blockIdx.x; n < a.N; n += gridDim.x) {
     const T* row = a.logits + n * a.classes;
@@ -60,7 +61,8 @@ struct LabelMarginBackwardArguments {
 };
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock) label_margin_backward_kernel(LabelMarginBackwardArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    label_margin_backward_kernel(LabelMarginBackwardArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = blockIdx.x; n < a.N; n += gridDim.x) {
     const int64_t label = a.labels[n];

@@ -20,7 +20,8 @@ struct PerturbArguments {
 };
 
 template <typename Access, typename T, typename E>
-__global__ void __launch_bounds__(Access::kBlock) perturb_kernel(PerturbArguments<T, E> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    perturb_kernel(PerturbArguments<T, E> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements;
   const A lower = static_cast<A>(a.lower), upper = static_cast<A>(a.upper);
@@ -75,7 +76,8 @@ struct PerturbBackwardArguments {
 };
 
 template <typename Access, typename T, typename E>
-__global__ void __launch_bounds__(Access::kBlock) perturb_backward_kernel(PerturbBackwardArguments<T, E> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
+    perturb_backward_kernel(PerturbBackwardArguments<T, E> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements;
   const A lower = static_cast<A>(a.lower), upper = static_cast<A>(a.upper);

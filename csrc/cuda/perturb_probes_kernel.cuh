@@ -24,7 +24,8 @@ struct PerturbProbesArguments {
 };
 
 template <typename Access, Walk kWalk, typename T, typename G, typename O>
-__global__ void __launch_bounds__(Access::kBlock) perturb_probes_kernel(PerturbProbesArguments<T, G, O> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    perturb_probes_kernel(PerturbProbesArguments<T, G, O> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements;
   const int64_t items = items_of<Access, kWalk>(a.cover), image_size = a.cover.image_size();

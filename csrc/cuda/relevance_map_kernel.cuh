@@ -142,7 +142,8 @@ __device__ __forceinline__ void visit_products(const RelevanceMapArguments<T>& a
 }
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock) relevance_map_kernel(RelevanceMapArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
+    relevance_map_kernel(RelevanceMapArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = blockIdx.x; n < a.N; n += gridDim.x) {
     A limit = std::numeric_limits<A>::infinity();
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(Access::kBlock) relevance_map_kernel(Relevance
   }
 }
 
-template <int kBlock = 1024, typename T>
+template <int kBlock = 512, typename T>
 void launch_relevance_map(const RelevanceMapArguments<T>& arguments, cudaStream_t stream) {
   const auto run = [&](auto access) {
     launch(relevance_map_kernel<decltype(access), T>, arguments.N, 1, 1, kBlock, stream, arguments);
