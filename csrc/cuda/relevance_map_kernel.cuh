@@ -77,10 +77,7 @@ __device__ arithmetic_t<T> limit_of_row(const T* row, int64_t size, const Percen
     __syncthreads();
     low = static_cast<Key>(low | static_cast<Key>(Key(found.digit) << shift));
     rank = found.rank;
-    settled = shift;
-    if (settled > 0) {
-      __syncthreads();  // before the histogram is cleared and `found` written again
-    }
+    settled = shift;  // the histogram was last read before the barrier, so the next pass may clear it
   }
 
   using A = arithmetic_t<T>;
