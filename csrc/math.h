@@ -31,7 +31,7 @@ APEM_FAST_HOST_DEVICE A sign_of(G gradient) {
     return static_cast<A>((gradient > 0) - (gradient < 0));
   } else {
     const arithmetic_t<G> value = static_cast<arithmetic_t<G>>(gradient);
-    return static_cast<A>((value > 0) - (value < 0));
+    return value > 0 ? A(1) : value < 0 ? A(-1) : A(0);
   }
 }
 
