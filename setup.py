@@ -1,0 +1,107 @@
+"""Builds the operators on libtorch's stable ABI: always for the CPU, and for CUDA where torch and a toolkit have it.
+
+NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured (default: sm_80,
+sm_90 and PTX). Without a C++ compiler the install still succeeds and the reference backend serves.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+TORCH_TARGET = "0x020b000000000000"  # 2.11: one binary serves this torch and every later one
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "0").lower() not in ("", "0", "false", "off", "no")
+
+
+def find_cuda_home() -> str | None:
+    """The toolkit's real root; `nvcc` on PATH may be a wrapper script that lives elsewhere."""
+    for candidate in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if candidate and (Path(candidate) / "bin" / "nvcc").exists():
+            return str(Path(candidate).resolve())
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    top = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.MULTILINE)
+    return str(Path(top.group(1)).resolve()) if top else None
+
+
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "").split() or ["g++", "c++", "clang++"])[:3])
+
+
+def wants_cuda(cuda_home: str | None) -> bool:
+    import torch
+
+    if flag("NO_CUDA"):
+        return False
+    missing = []
+    if torch.version.cuda is None:
+        missing.append("this torch was built without CUDA")
+    if cuda_home is None:
+        missing.append("no CUDA toolkit was found (set CUDA_HOME)")
+    if missing and flag("FORCE_CUDA"):
+        raise SystemExit(f"apem_fast: FORCE_CUDA=1, but {' and '.join(missing)}")
+    return not missing
+
+
+def extension():
+    cuda_home = find_cuda_home()
+    if cuda_home:
+        os.environ["CUDA_HOME"] = cuda_home  # before torch looks for itself
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    os.environ.setdefault("MAX_JOBS", str(min(4, os.cpu_count() or 1)))
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    cuda = wants_cuda(cuda_home)
+    sources = ["csrc/ops.cpp", "csrc/python.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    # No contraction and no fast-math: every backend rounds alike.
+    host = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    flags = {"cxx": host}
+    if cuda:
+        sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+        flags["nvcc"] = [
+            "-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA",
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        ]  # fmt: skip
+        flags["cxx"] = host + ["-DUSE_CUDA"]
+    headers = [str(p.relative_to(ROOT)) for p in (*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"))]
+    kind = CUDAExtension if cuda else CppExtension
+    print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)
+    return kind(
+        "apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers, optional=not flag("FORCE_CUDA")
+    )  # fmt: skip
+
+
+def build_options() -> dict:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("apem_fast: torch is not installed here, so nothing is compiled", file=sys.stderr)
+        return {}
+    if not has_compiler():
+        if flag("FORCE_CUDA"):
+            raise SystemExit("apem_fast: FORCE_CUDA=1, but no C++ compiler was found")
+        print("apem_fast: no C++ compiler was found, so the slower reference backend will serve", file=sys.stderr)
+        return {}
+    from torch.utils.cpp_extension import BuildExtension
+
+    return {
+        "ext_modules": [extension()],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+setup(**build_options())
