@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 __all__ = ["DistanceTail", "JointTail", "Ranker", "ScoreRanker", "SiameseRanker"]
 
+FIRST_WEIGHTS = 16.0  # how much wider than torch's the first weights of a tail's hidden layer are
+
 
 class Ranker(nn.Module, ABC):
     """Ranks pairs: 1 where the first image is the greatest possible and the second the least, 0.5 between equals."""
@@ -165,6 +167,10 @@ class JointTail(nn.Module):
         self.connector = connector
         inputs = 2 * size if connector == "concatenate" else size
         self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Sigmoid(), nn.Linear(hidden, 1), nn.Sigmoid())
+        # Fresh embeddings are small, and there a sigmoid is straight: with torch's usual weights thousands of hidden
+        # neurons start as one, and learning takes several times as long.
+        with torch.no_grad():
+            self.layers[0].weight.mul_(FIRST_WEIGHTS)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         joined = torch.cat([first, second], dim=1) if self.connector == "concatenate" else first - second
