@@ -16,7 +16,7 @@ app = typer.Typer(
 console = Console()
 
 HELD_OUT, SPLIT_SEED = 0.2, 0
-STEPS, STEP_SIZE = 100, 20.0  # of the attacks on digits, whose rankings change by some hundredths per pixel value
+STEPS, STEP_SIZE = 300, 20.0  # of the attacks on digits, whose rankings change by some hundredths per pixel value
 
 
 class Images(str, Enum):
@@ -92,9 +92,9 @@ def explain(
         longest = first[far : far + 1], second[far : far + 1]
         tasks = {
             "perceptions": lambda: [e.perception_section(network, held_out)],
-            "progressions": lambda: [e.progression_section(network, held_out, *longest, steps=STEPS, step_size=2.0)],
+            "progressions": lambda: [e.progression_section(network, held_out, *longest, steps=100, step_size=2.0)],
             "maps": lambda: [e.maps_section(network, held_out, *shown, **attack)],
-            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=3 * STEPS, step_size=STEP_SIZE)],
+            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=STEPS, step_size=STEP_SIZE)],
             "recycling": lambda: [e.recycling_section(network, held_out, *shown, steps=STEPS, step_size=STEP_SIZE / 10)],
         }
         if faces:

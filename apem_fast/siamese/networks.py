@@ -112,7 +112,7 @@ class SiameseRanker(Ranker):
         for before, after in ((256, 128), (128, 64), (64, 32)):
             up = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
             decoder += [up, nn.ReLU(), nn.BatchNorm2d(after)]
-        decoder += _clipped_output(nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1))
+        decoder += [nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1), ClippedReLU()]
         return cls(nn.Sequential(*branch), JointTail(size, 2 * size), nn.Sequential(*decoder))
 
 
@@ -201,11 +201,15 @@ class AsPixel(nn.Module):
         return embedding[:, :, None, None]
 
 
-def _clipped_output(layer: nn.ConvTranspose2d) -> list[nn.Module]:
-    """A decoder's output with its clipped ReLU. It starts at mid-grey: where the clipping is flat, nothing learns."""
-    if layer.bias is not None:
-        nn.init.constant_(layer.bias, 0.5)
-    return [layer, nn.Hardtanh(0.0, 1.0)]
+class ClippedReLU(nn.Module):
+    """Clips to [0, 1] and passes the derivative as if it did not.
+
+    A pixel that is clipped, wrongly, would otherwise never learn: its derivative is 0. One that is rightly black or
+    white has no error to pass.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + (images.clamp(0, 1) - images).detach()
 
 
 def _mnist_decoder(size: int) -> nn.Sequential:
@@ -214,7 +218,7 @@ def _mnist_decoder(size: int) -> nn.Sequential:
         AsPixel(),
         nn.ConvTranspose2d(size, 128, 7), nn.ReLU(),
         nn.ConvTranspose2d(128, 128, 2, stride=2), nn.ReLU(),
-        *_clipped_output(nn.ConvTranspose2d(128, 1, 2, stride=2)),
+        nn.ConvTranspose2d(128, 1, 2, stride=2), ClippedReLU(),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ errors are sums of squares over an image, as section 4.7 defines them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -112,7 +112,7 @@ def _draw(data: RankedImages, options: TrainingOptions) -> Batch:
 def _shifted(images: Tensor, most: int) -> Tensor:
     """Every image moved by its own whole numbers of pixels, at most `most` each way."""
     n, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (most,) * 4)
+    padded = nn.functional.pad(images, (most,) * 4)
     down, right = torch.randint(2 * most + 1, (2, n))
     rows = (down[:, None] + torch.arange(height))[:, :, None]
     columns = (right[:, None] + torch.arange(width))[:, None, :]
@@ -121,13 +121,13 @@ def _shifted(images: Tensor, most: int) -> Tensor:
 
 def _fit(
     regime: str,
+    ranker: SiameseRanker,
     trained: dict[str, nn.Module],
-    frozen: Iterable[nn.Module | None],
     data: RankedImages,
     objective: Callable[[Batch], Tensor],
     options: TrainingOptions,
 ) -> Training:
-    """The one loop. `trained` modules learn in training mode; `frozen` ones are run in evaluation mode."""
+    """The one loop. `trained` modules learn, in training mode; the rest of the ranker is in evaluation mode."""
     modules = nn.ModuleDict(trained)
     parameters = list(modules.parameters())
     optimiser = torch.optim.Adam(parameters, lr=options.learning_rate)
@@ -139,10 +139,8 @@ def _fit(
         if path is not None and path.exists():
             losses = _resume(path, regime, modules, optimiser, schedule, options)
         resumed_from = len(losses)
+        ranker.eval()
         modules.train()
-        for module in frozen:
-            if module is not None:
-                module.eval()
         bar = tqdm(total=options.steps, initial=resumed_from, desc=regime, disable=not options.progress, leave=False)
         try:
             for step in range(resumed_from, options.steps):
@@ -166,6 +164,7 @@ def _fit(
             bar.close()
             optimiser.zero_grad(set_to_none=True)
             modules.eval()
+            ranker.eval()
     return Training(regime, torch.tensor(losses, dtype=torch.float64), resumed_from)
 
 
@@ -257,7 +256,7 @@ def train_simultaneous(
         return ranking_weight * _ranking_loss(ranker, embedding, batch) + images
 
     trained = {"branch": ranker.branch, "tail": ranker.tail, "decoder": decoder}
-    return _fit("train_simultaneous", trained, [], data, objective, options)
+    return _fit("train_simultaneous", ranker, trained, data, objective, options)
 
 
 def train_autoencoder(
@@ -303,7 +302,7 @@ def train_autoencoder(
             added = 0.0
         return _image_loss(batch.images, ranker.reconstruct(embedding)) + weight * added
 
-    return _fit(f"train_autoencoder ({regularisation})", trained, [ranker.tail], data, objective, options)
+    return _fit(f"train_autoencoder ({regularisation})", ranker, trained, data, objective, options)
 
 
 def _evaluated(ranker: SiameseRanker, images: Tensor) -> Tensor:
@@ -325,7 +324,7 @@ def train_tail(ranker: SiameseRanker, data: RankedImages, options: TrainingOptio
             embedding = ranker.embed(batch.images)
         return _ranking_loss(ranker, embedding, batch)
 
-    return _fit("train_tail", {"tail": ranker.tail}, [ranker.branch, ranker.decoder], data, objective, options)
+    return _fit("train_tail", ranker, {"tail": ranker.tail}, data, objective, options)
 
 
 def train_autoencoder_first(
@@ -347,7 +346,7 @@ def train_ranking(ranker: SiameseRanker, data: RankedImages, options: TrainingOp
         return _ranking_loss(ranker, ranker.embed(batch.images), batch)
 
     trained = {"branch": ranker.branch, "tail": ranker.tail}
-    return _fit("train_ranking", trained, [ranker.decoder], data, objective, options)
+    return _fit("train_ranking", ranker, trained, data, objective, options)
 
 
 def fine_tune(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
@@ -384,9 +383,7 @@ def train_mirroring(
         return image + mirror_weight * (siamese - embedding).square().mean()
 
     trained = {"encoder": encoder, "decoder": decoder}
-    second = _fit(
-        "train_mirroring", trained, [ranker.branch, ranker.tail], data, objective, options.stage("mirror")
-    )
+    second = _fit("train_mirroring", ranker, trained, data, objective, options.stage("mirror"))
     return first, replace(second, encoder=encoder)
 
 
@@ -407,9 +404,7 @@ def train_contrastive(
         distance = torch.linalg.vector_norm(embedding[first] - embedding[second], dim=1)
         return contrastive_loss(distance, alike[first, second], margin)
 
-    return _fit(
-        "train_contrastive", {"branch": ranker.branch}, [ranker.tail, ranker.decoder], data, objective, options
-    )
+    return _fit("train_contrastive", ranker, {"branch": ranker.branch}, data, objective, options)
 
 
 def train_triplet(
@@ -428,7 +423,7 @@ def train_triplet(
         like, unlike = (torch.multinomial(odds[anchor], 1)[:, 0] for odds in (positive, negative))
         return triplet_loss(embedding[anchor], embedding[like], embedding[unlike], margin)
 
-    return _fit("train_triplet", {"branch": ranker.branch}, [ranker.tail, ranker.decoder], data, objective, options)
+    return _fit("train_triplet", ranker, {"branch": ranker.branch}, data, objective, options)
 
 
 def _alike(values: Tensor, within: float) -> Tensor:
