@@ -118,7 +118,7 @@ def evaluate(
             with ConsoleProgress(console) as progress:
                 store = run(options, output, progress=progress)
         except KeyboardInterrupt:
-            console.print(f"Stopped. What is done is kept in {output}; the same command goes on from there.")
+            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
     write_csv(store)
     page = write_page(store)

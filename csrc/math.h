@@ -271,6 +271,27 @@ APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
     return extent.low == 0 ? A(0) : A(0.5);
   }
   return (value - extent.low) / (extent.high - extent.low);
+// -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------
+
+// What one step of an attack takes away from a value; `damped` is damping * the previous gradient, or 0.
+template <typename A>
+APEM_FAST_HOST_DEVICE A attack_stepped(A value, A step_size, A gradient, A damped) {
+  return value - (step_size * gradient + damped);
+}
+
+// The derivative of a penalty at a value: `signs` is that of the total variation, `perturbation` that of the square.
+template <typename A>
+APEM_FAST_HOST_DEVICE A penalty_gradient(A variation, A signs, A squared, A perturbation) {
+  return variation * signs + squared * perturbation;
+}
+
+// Without contrast, 0 where nothing changed and one half elsewhere.
+template <typename A>
+APEM_FAST_HOST_DEVICE A rescaled(A value, A low, A high) {
+  if (high == low) {
+    return low == A(0) ? A(0) : A(0.5);
+  }
+  return (value - low) / (high - low);
 }
 
 }  // namespace apem_fast

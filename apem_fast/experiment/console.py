@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import pandas
 from rich.console import Console
 from rich.progress import (

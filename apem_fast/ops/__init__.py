@@ -4,16 +4,21 @@ from apem_fast.ops import functions as _functions  # isort: skip  (registers the
 from apem_fast.ops import autograd as _autograd
 from apem_fast.ops import fakes as _fakes  # noqa: F401
 from apem_fast.ops.functions import (
+    attack_penalty,
+    attack_step,
     directed_relevance,
     first_flip,
     label_margin,
     perturb,
     perturb_probes,
     relevance_map,
+    saliency_map,
 )
 from apem_fast.ops.load import backend
 
 __all__ = [
+    "attack_penalty",
+    "attack_step",
     "backend",
     "directed_relevance",
     "first_flip",
@@ -21,4 +26,5 @@ __all__ = [
     "perturb",
     "perturb_probes",
     "relevance_map",
+    "saliency_map",
 ]

@@ -221,3 +221,60 @@ def relevance_map(
     if percentile is not None:
         _require(0 <= percentile <= 100, op, "percentile", "lie in [0, 100]", f"{percentile:g}")
     _require(channels in ("sum", "keep"), op, "channels", 'be "sum" or "keep"', f'"{channels}"')
+
+
+def attack_penalty(perturbed: Tensor, original: Tensor, op: str = "attack_penalty") -> None:
+    _dim(op, "perturbed", perturbed, "(N, C, H, W)", 4)
+    _floating(op, "perturbed", perturbed)
+    _sizes(op, "original", original, *perturbed.shape)
+    _dtype(op, "original", original, perturbed.dtype)
+    _device(op, ("perturbed", perturbed), [("original", original)])
+
+
+def attack_penalty_backward(grad_penalty: Tensor, perturbed: Tensor, original: Tensor) -> None:
+    op = "attack_penalty_backward"
+    attack_penalty(perturbed, original, op)
+    _sizes(op, "grad_penalty", grad_penalty, perturbed.shape[0])
+    _dtype(op, "grad_penalty", grad_penalty, torch.float64)
+    _device(op, ("perturbed", perturbed), [("grad_penalty", grad_penalty)])
+
+
+def attack_step(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Optional[Tensor],
+    region: Optional[Tensor],
+    lower: Optional[float],
+    upper: Optional[float],
+    original: Optional[Tensor],
+    zero: float,
+) -> None:
+    op = "attack_step"
+    _dim(op, "perturbed", perturbed, "(N, C, H, W)", 4)
+    _floating(op, "perturbed", perturbed)
+    for name, tensor in (("gradient", gradient), ("previous", previous), ("original", original)):
+        if tensor is not None:
+            _sizes(op, name, tensor, *perturbed.shape)
+            _dtype(op, name, tensor, perturbed.dtype)
+    if region is not None:
+        _map_of(op, "region", region, region.shape[0] if region.dim() else 0, "perturbed", perturbed)
+        _require(
+            region.shape[0] in (1, perturbed.shape[0]), op, "region",
+            f"hold 1 mask or {perturbed.shape[0]}, one for each image", region.shape[0],
+        )  # fmt: skip
+        _dtype(op, "region", region, torch.bool)
+    _bounds(op, lower, upper)
+    _require(zero >= 0, op, "zero", "be at least 0", f"{zero:g}")
+    _require(zero == 0 or original is not None, op, "original", "be given where zero is not 0", "None")
+    _device(op, ("perturbed", perturbed), [
+        ("gradient", gradient), ("previous", previous), ("region", region), ("original", original),
+    ])  # fmt: skip
+
+
+def saliency_map(original: Tensor, perturbed: Tensor) -> None:
+    op = "saliency_map"
+    _dim(op, "original", original, "(N, C, H, W)", 4)
+    _floating(op, "original", original)
+    _sizes(op, "perturbed", perturbed, *original.shape)
+    _dtype(op, "perturbed", perturbed, original.dtype)
+    _device(op, ("original", original), [("perturbed", perturbed)])

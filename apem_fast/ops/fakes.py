@@ -103,3 +103,42 @@ def _(
     checks.relevance_map(attribution, images, percentile, channels)
     n, c, h, w = attribution.shape
     return _like(attribution, (n, 1 if channels == "sum" else c, h, w))
+
+
+@register_fake("apem_fast::attack_penalty")
+def _(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
+    checks.attack_penalty(perturbed, original)
+    n = perturbed.shape[0]
+    return perturbed.new_empty(n, dtype=torch.float64), perturbed.new_empty((n, 3), dtype=torch.float64)
+
+
+@register_fake("apem_fast::attack_penalty_backward")
+def _(
+    grad_penalty: Tensor, perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
+) -> Tensor:
+    checks.attack_penalty_backward(grad_penalty, perturbed, original)
+    return _like(perturbed, tuple(perturbed.shape))
+
+
+@register_fake("apem_fast::attack_step")
+def _(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Optional[Tensor],
+    region: Optional[Tensor],
+    step_size: float,
+    damping: float,
+    lower: Optional[float] = None,
+    upper: Optional[float] = None,
+    original: Optional[Tensor] = None,
+    zero: float = 0.0,
+) -> Tensor:
+    checks.attack_step(perturbed, gradient, previous, region, lower, upper, original, zero)
+    return _like(perturbed, tuple(perturbed.shape))
+
+
+@register_fake("apem_fast::saliency_map")
+def _(original: Tensor, perturbed: Tensor) -> Tensor:
+    checks.saliency_map(original, perturbed)
+    n, _, h, w = original.shape
+    return _like(original, (n, 1, h, w))
