@@ -271,6 +271,8 @@ APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
     return extent.low == 0 ? A(0) : A(0.5);
   }
   return (value - extent.low) / (extent.high - extent.low);
+}
+
 // -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------
 
 // What one step of an attack takes away from a value; `damped` is damping * the previous gradient, or 0.
