@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "emulator"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
-    "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread",
+    "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread",
     "-DAPEM_FAST_EMULATOR", "-DTORCH_TARGET_VERSION=0x020b000000000000",
 ]  # fmt: skip
 
