@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
@@ -151,6 +152,10 @@ class Evaluator:
         """(N, C, H, W) int8: the sign of the gradient of the cross entropy of the prediction."""
         return self._clean.sign
 
+    def rays(self, maps: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
+        """Two rays a map: 2m along map m's relevance, 2m + 1 along its irrelevance."""
+        return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+
     def apem(
         self, relevance: Mapping[str, Tensor], progress: Progress | None = None
     ) -> dict[str, ApemResult]:
@@ -175,7 +180,7 @@ class Evaluator:
 
             maps = torch.cat([relevance[name].detach() for name in names])
             image_of_map = np.tile(np.arange(len(self._images)), len(names))
-            rays = self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+            rays = self.rays(maps, image_of_map)
             flips = self._find(rays, report)
             decided, probes = decided + len(rays), probes + int(flips.probes.sum())
             for i, name in enumerate(names):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, Self, Sequence, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +178,18 @@ class Isolate:
             point_margin=np.zeros((rays, self.depth)),
             points=np.zeros(rays, np.int64),
         )
+
+    def resume(
+        self, cleared: int, margin: float, slope: float, last_step: int, measured: Sequence[tuple[int, float, bool]]
+    ) -> IsolateState:
+        """State of one ray of which something is known: no flip up to `cleared`, and (step, margin, flipped) beyond."""
+        state = self.start(np.array([margin]), np.array([slope]), last_step)
+        state.cleared[0] = cleared
+        row = np.zeros(1, np.int64)
+        for step, at, flipped in sorted(measured, reverse=True):
+            self._push(state, Measured(row, np.array([step]), np.array([at]), np.array([flipped])))
+        self._clear(state, row)
+        return state
 
     def ask(self, state: IsolateState, room: int) -> Probes:
         row = state.undecided

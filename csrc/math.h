@@ -263,14 +263,16 @@ APEM_FAST_HOST_DEVICE Extent<A> with_value(const Extent<A>& extent, A value) {
 
 // To [0, 1]. A map without contrast ranks no pixel above another: 0 where it is 0 throughout, else one half.
 template <typename A>
+APEM_FAST_HOST_DEVICE A rescaled(A value, A low, A high) {
+  if (high == low) {
+    return low == A(0) ? A(0) : A(0.5);
+  }
+  return (value - low) / (high - low);
+}
+
+template <typename A>
 APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
-  if (extent.missing) {
-    return std::numeric_limits<A>::quiet_NaN();
-  }
-  if (extent.high == extent.low) {
-    return extent.low == 0 ? A(0) : A(0.5);
-  }
-  return (value - extent.low) / (extent.high - extent.low);
+  return extent.missing ? std::numeric_limits<A>::quiet_NaN() : rescaled(value, extent.low, extent.high);
 }
 
 // -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------
@@ -285,15 +287,6 @@ APEM_FAST_HOST_DEVICE A attack_stepped(A value, A step_size, A gradient, A dampe
 template <typename A>
 APEM_FAST_HOST_DEVICE A penalty_gradient(A variation, A signs, A squared, A perturbation) {
   return variation * signs + squared * perturbation;
-}
-
-// Without contrast, 0 where nothing changed and one half elsewhere.
-template <typename A>
-APEM_FAST_HOST_DEVICE A rescaled(A value, A low, A high) {
-  if (high == low) {
-    return low == A(0) ? A(0) : A(0.5);
-  }
-  return (value - low) / (high - low);
 }
 
 }  // namespace apem_fast
