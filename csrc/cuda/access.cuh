@@ -25,8 +25,8 @@ struct Access {
   template <typename T>
   using Vector = Pack<T, kElements>;
 
-  // Blocks that a multiprocessor holds if threads have 64 or 128 registers. As a launch bound it keeps the compiler from
-  // spilling registers for the sake of still more blocks.
+  // Blocks that a multiprocessor holds if threads have 64 or 128 registers. As a launch bound it keeps the compiler
+  // from spilling registers for the sake of still more blocks.
   static constexpr int kBlocksOf64 = std::max(1, 65536 / 64 / kThreads);
   static constexpr int kBlocksOf128 = std::max(1, 65536 / 128 / kThreads);
 };
@@ -65,7 +65,8 @@ __device__ __forceinline__ void store_word(uint4* to, const uint4& word) {
 #if defined(APEM_FAST_EMULATOR)
   *to = word;
 #else
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w));
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+               "r"(word.w));
 #endif
 }
 
