@@ -4,10 +4,14 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstdio>
-#include <optional>
+#include <iterator>
+#include <limits>
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -25,7 +29,7 @@ int main() {
 
   std::array<StableIValue, 3> stack{torch::stable::detail::from(predicted), torch::stable::detail::from(labels),
                                     torch::stable::detail::from(epsilon)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("apem_fast::first_flip", "", stack.data(), TORCH_TARGET_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("apem_fast::first_flip", "", stack.data(), TORCH_TARGET_VERSION));
   const Tensor flips = torch::stable::detail::to<Tensor>(stack[0]);
   const double* flip = static_cast<const double*>(flips.const_data_ptr());
   std::printf("the first ray flips at epsilon %g, the second at %g\n", flip[0], flip[1]);

@@ -8,6 +8,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #if defined(APEM_FAST_EMULATOR)
 // The same operators under another name, on CPU tensors, with few threads per block.
@@ -31,7 +33,7 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* current = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &current));
     stream = static_cast<cudaStream_t>(current);
   }
 
