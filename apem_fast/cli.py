@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from apem_fast.siamese import commands as siamese
+
 app = typer.Typer(
     name="apem-fast",
     help="Measure how reliable visual explanations of a deep network are.",
@@ -21,9 +23,7 @@ app = typer.Typer(
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
 
 
-@app.callback()
-def _subcommands_even_if_there_is_only_one() -> None:
-    pass
+app.add_typer(siamese.app, name="siamese")
 
 
 @app.command()
