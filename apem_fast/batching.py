@@ -6,8 +6,9 @@ On a CPU a larger batch can be several times slower per image, and channels-last
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, ContextManager, Sequence
+from typing import ContextManager
 
 import torch
 from torch import Tensor

@@ -7,8 +7,9 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apem_fast.siamese.networks import ScoreRanker
 
-__all__ = ["FaceAge", "SAMPLE_FACES", "align_face", "face_age_ranker", "sample_face"]
+__all__ = ["SAMPLE_FACES", "FaceAge", "align_face", "face_age_ranker", "sample_face"]
 
 PIXELS = 64
 SAMPLE_FACES = ("astronaut", "naval officer")
