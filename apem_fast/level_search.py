@@ -122,9 +122,7 @@ class Curve:
         return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
 
 
-def search_ray(
-    policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]
-) -> LevelSearch[int]:
+def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
     """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
@@ -258,7 +256,12 @@ def stop_between(before: Settled, after: Settled, last_step: int, most_lost: int
 
 
 def filter_levels(
-    policy: Search, levels: Levels, start: Start, last_step: int, most_lost: int, room: int = 1,
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: int = 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
     """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
@@ -277,7 +280,12 @@ def filter_levels(
 
 
 def _every_level(
-    policy: Search, levels: Levels, start: Start, last_step: int, most_lost: int, room: int,
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: int,
     settled: Callable[[int], None],
 ) -> LevelSearch[Filtered]:
     seen: list[Settled] = []
@@ -297,7 +305,12 @@ def _every_level(
 
 
 def _follow_levels(
-    policy: Isolate, levels: Levels, start: Start, last_step: int, most_lost: int, room: int,
+    policy: Isolate,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: int,
     settled: Callable[[int], None],
 ) -> LevelSearch[Filtered]:
     rays = (RELEVANCE, IRRELEVANCE)
@@ -313,7 +326,8 @@ def _follow_levels(
             steepness = np.array([_steepness(a, b, d) for a, b, d in zip(curves[at], curves[ahead], length)])
             steepest = np.fmax(steepness, slope)  # NaN, where the flips differ, says nothing
             if ahead == at + 1 or all(
-                _unchanged(a, b, policy.safety * s * d) for a, b, s, d in zip(curves[at], curves[ahead], steepest, length)
+                _unchanged(a, b, policy.safety * s * d)
+                for a, b, s, d in zip(curves[at], curves[ahead], steepest, length)
             ):
                 seen.append(_settled(ahead, curves[ahead]))
                 stop = stop_between(seen[-2], seen[-1], last_step, most_lost)

@@ -288,5 +288,7 @@ def policy_of(search: str | Search) -> Search:
             raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
         return POLICIES[search]()
     if not isinstance(search, Search):
-        raise TypeError(f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
+        raise TypeError(
+            f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})"
+        )
     return search

@@ -208,9 +208,7 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> None:
     _device(op, ("predicted", predicted), [("labels", labels), ("epsilon", epsilon)])
 
 
-def relevance_map(
-    attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str
-) -> None:
+def relevance_map(attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str) -> None:
     op = "relevance_map"
     _dim(op, "attribution", attribution, "(N, C, H, W)", 4)
     _floating(op, "attribution", attribution)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apem_fast.ops import checks
+from apem_fast.ops import checks, load  # noqa: F401  (load registers the operators)
 from apem_fast.ops.reference import image_format
 
 register_fake = torch.library.register_fake
 
 
 def _like(images: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(
-        shape, dtype=dtype or images.dtype, device=images.device, memory_format=image_format(images)
-    )
+    return torch.empty(shape, dtype=dtype or images.dtype, device=images.device, memory_format=image_format(images))
 
 
 @register_fake("apem_fast::directed_relevance")
@@ -111,9 +109,7 @@ def _(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) 
 
 
 @register_fake("apem_fast::attack_penalty_backward")
-def _(
-    grad_penalty: Tensor, perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
-) -> Tensor:
+def _(grad_penalty: Tensor, perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> Tensor:
     checks.attack_penalty_backward(grad_penalty, perturbed, original)
     return _like(perturbed, tuple(perturbed.shape))
 

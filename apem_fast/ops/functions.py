@@ -151,9 +151,7 @@ def relevance_map(
     return _ops.relevance_map(attribution, images, percentile, channels)
 
 
-def attack_penalty(
-    perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
-) -> tuple[Tensor, Tensor]:
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
     """The bias of an attack, tv * TVNorm(E) + zero * NonzeroCount(E) + diff * MSE(A', A), E = A' - A (P3 equation 25).
 
     TVNorm is equation 24 as it is written: the absolute differences to the neighbour below and to the neighbour on

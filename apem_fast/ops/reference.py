@@ -267,9 +267,7 @@ def _neighbour_differences(perturbation: Tensor) -> tuple[Tensor, Tensor]:
     return corner - perturbation[:, :, 1:, :-1], corner - perturbation[:, :, :-1, 1:]
 
 
-def attack_penalty(
-    perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
-) -> tuple[Tensor, Tensor]:
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
     checks.attack_penalty(perturbed, original)
     arithmetic = arithmetic_dtype(perturbed.dtype)
     perturbation = perturbed.to(arithmetic) - original.to(arithmetic)
