@@ -35,12 +35,20 @@ APEM_FAST_HOST_DEVICE A sign_of(G gradient) {
   }
 }
 
-// The value that a probe applies: the map filtered up to its level, then inverted where the irrelevance is asked for.
+// What is applied: the map, or its inverse where the irrelevance is asked for.
+template <typename A>
+APEM_FAST_HOST_DEVICE A applied_relevance(A relevance, bool irrelevance) {
+  return irrelevance ? A(1) - relevance : relevance;
+}
+
+// The same for a probe, whose map is filtered up to its level first. Nothing is at most NaN: no filter.
 template <typename A>
 APEM_FAST_HOST_DEVICE A probe_relevance(A relevance, A level, bool irrelevance) {
-  const A kept = relevance <= level ? A(0) : relevance;
-  return irrelevance ? A(1) - kept : kept;
+  return applied_relevance(relevance <= level ? A(0) : relevance, irrelevance);
 }
+
+template <typename A>
+constexpr A kNoLevel = std::numeric_limits<A>::quiet_NaN();
 
 template <typename A>
 APEM_FAST_HOST_DEVICE A directed(A relevance, A norm, A sign) {
@@ -57,6 +65,212 @@ template <typename A>
 APEM_FAST_HOST_DEVICE A clamped(A value, A lower, A upper) {
   const A raised = value < lower ? lower : value;
   return raised > upper ? upper : raised;
+}
+
+// The gradient of v in d = v / sum|v| * s: (s g - sign(v) * sum(g d)) / sum|v|. `directed_grad` is s g, summed in order
+// over the `repeats` channels that share v; `along` is the image's sum(g d).
+template <typename A>
+APEM_FAST_HOST_DEVICE A relevance_gradient(A directed_grad, A relevance, A along, A repeats, A norm,
+                                           bool irrelevance) {
+  const A grad = (directed_grad - sign_of<A>(relevance) * along * repeats) / norm;
+  return irrelevance ? -grad : grad;
+}
+
+// The gradient that a bound lets through: none where it was active, all of it where the value is NaN.
+template <typename A>
+APEM_FAST_HOST_DEVICE A passed_gradient(A gradient, A value, A lower, A upper) {
+  return value < lower || value > upper ? A(0) : gradient;
+}
+
+// -- label_margin -------------------------------------------------------------------------------------------------
+
+template <typename A>
+APEM_FAST_HOST_DEVICE bool is_missing(A value) {
+  return value != value;
+}
+
+// The greatest value seen so far and where: the lowest index among equals, whatever the order of the updates.
+template <typename A>
+struct Greatest {
+  A value;
+  int64_t index;
+};
+
+template <typename A>
+APEM_FAST_HOST_DEVICE Greatest<A> nothing_seen() {
+  return {-std::numeric_limits<A>::infinity(), std::numeric_limits<int64_t>::max()};
+}
+
+// A NaN counts as the greatest of all, as in torch.argmax.
+template <typename A>
+APEM_FAST_HOST_DEVICE Greatest<A> greater_of(Greatest<A> a, Greatest<A> b) {
+  const bool a_missing = is_missing(a.value), b_missing = is_missing(b.value);
+  const bool equal = (a_missing && b_missing) || a.value == b.value;
+  const bool b_wins = equal ? b.index < a.index : b_missing || b.value > a.value;
+  return b_wins ? b : a;
+}
+
+// What one pass over a row of logits gathers. Start from `no_logits`, add each logit, merge in any order.
+template <typename A>
+struct MarginState {
+  Greatest<A> any;    // the prediction
+  Greatest<A> other;  // the best class that is not the label; here a NaN counts as infinity
+};
+
+template <typename A>
+APEM_FAST_HOST_DEVICE MarginState<A> no_logits() {
+  return {nothing_seen<A>(), nothing_seen<A>()};
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE MarginState<A> merged(const MarginState<A>& a, const MarginState<A>& b) {
+  return {greater_of(a.any, b.any), greater_of(a.other, b.other)};
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE MarginState<A> with_logit(const MarginState<A>& state, A logit, int64_t index, int64_t label) {
+  const A counted = is_missing(logit) ? std::numeric_limits<A>::infinity() : logit;
+  const Greatest<A> other = index == label ? nothing_seen<A>() : Greatest<A>{counted, index};
+  return merged(state, MarginState<A>{{logit, index}, other});
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE A margin_of(const MarginState<A>& state, A label_logit) {
+  return is_missing(state.any.value) ? state.any.value : label_logit - state.other.value;
+}
+
+// -- first_flip ---------------------------------------------------------------------------------------------------
+
+// What one prediction says of its ray; no flip is infinity.
+template <typename E>
+APEM_FAST_HOST_DEVICE E flip_epsilon(int64_t predicted, int64_t label, E epsilon) {
+  return predicted != label ? epsilon : std::numeric_limits<E>::infinity();
+}
+
+// The lesser of the two; NaN if either is, as in torch.amin.
+template <typename E>
+APEM_FAST_HOST_DEVICE E earlier_flip(E a, E b) {
+  return is_missing(a) || a < b ? a : b;
+}
+
+// -- relevance_map: the percentile by radix selection -------------------------------------------------------------
+
+// Magnitudes as unsigned integers of the same order: the bits without the sign. NaN comes after infinity.
+template <typename T>
+using magnitude_key_t =
+    std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+
+template <typename T>
+APEM_FAST_HOST_DEVICE magnitude_key_t<T> magnitude_key(T value) {
+  using Key = magnitude_key_t<T>;
+  Key key;
+  memcpy(&key, &value, sizeof(T));
+  return static_cast<Key>(key & (static_cast<Key>(~Key(0)) >> 1));
+}
+
+template <typename T>
+APEM_FAST_HOST_DEVICE T value_of_key(magnitude_key_t<T> key) {
+  T value;
+  memcpy(&value, &key, sizeof(T));
+  return value;
+}
+
+template <typename T>
+APEM_FAST_HOST_DEVICE bool is_missing_key(magnitude_key_t<T> key) {
+  return key > magnitude_key(static_cast<T>(std::numeric_limits<float>::infinity()));
+}
+
+// Keys are told apart by digits of at most this many bits, the highest first. A pass counts the digits of the keys
+// whose higher digits were settled by the passes before.
+constexpr int kDigitBits = 11;
+
+template <typename T>
+constexpr int kKeyBits = static_cast<int>(sizeof(T)) * 8 - 1;  // the sign is gone
+
+// The lowest bit of the digit that follows the one at `shift`; the first digit is at next_shift(kKeyBits<T>).
+constexpr APEM_FAST_HOST_DEVICE int next_shift(int shift) { return shift > kDigitBits ? shift - kDigitBits : 0; }
+
+template <typename Key>
+APEM_FAST_HOST_DEVICE int digit_at(Key key, int shift, int bits) {
+  return static_cast<int>((key >> shift) & ((Key(1) << bits) - 1));
+}
+
+// The digit that holds the value of a rank, and that value's rank among the keys with this digit.
+struct Digit {
+  int digit;
+  int64_t rank;
+};
+
+template <typename Count>
+APEM_FAST_HOST_DEVICE Digit digit_of_rank(const Count* histogram, int digits, int64_t rank) {
+  int digit = 0;
+  while (digit + 1 < digits && rank >= static_cast<int64_t>(histogram[digit])) {
+    rank -= static_cast<int64_t>(histogram[digit++]);
+  }
+  return {digit, rank};
+}
+
+// Where a percentile lies among `count` sorted values: between the ranks `below` and `above`, as in numpy.percentile.
+struct PercentilePosition {
+  int64_t below, above;
+  double fraction;
+};
+
+APEM_FAST_HOST_DEVICE PercentilePosition percentile_position(double percentile, int64_t count) {
+  const double position = percentile / 100 * static_cast<double>(count - 1);
+  const int64_t last = count - 1, whole = static_cast<int64_t>(position);
+  const int64_t below = whole < last ? whole : last;
+  return {below, below < last ? below + 1 : last, position - static_cast<double>(below)};
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE A interpolated(A low, A high, double fraction) {
+  const double from = static_cast<double>(low), to = static_cast<double>(high);
+  return fraction == 0 ? low : static_cast<A>(from + (to - from) * fraction);
+}
+
+// -- relevance_map: clipping, product, rescaling ------------------------------------------------------------------
+
+// |attribution| clipped at `limit`; NaN if either is, as in torch.minimum. No clipping: a limit of infinity.
+template <typename A>
+APEM_FAST_HOST_DEVICE A clipped_magnitude(A attribution, A limit) {
+  const A magnitude = attribution < 0 ? -attribution : attribution;
+  return magnitude > limit || is_missing(limit) ? limit : magnitude;
+}
+
+// The least and the greatest value of a map, and whether any is NaN. Start from `no_values`; merge in any order.
+template <typename A>
+struct Extent {
+  A low, high;
+  bool missing;
+};
+
+template <typename A>
+APEM_FAST_HOST_DEVICE Extent<A> no_values() {
+  return {std::numeric_limits<A>::infinity(), -std::numeric_limits<A>::infinity(), false};
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE Extent<A> merged(const Extent<A>& a, const Extent<A>& b) {
+  return {a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high, a.missing || b.missing};
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE Extent<A> with_value(const Extent<A>& extent, A value) {
+  return merged(extent, Extent<A>{value < extent.low ? value : extent.low,
+                                  value > extent.high ? value : extent.high, is_missing(value)});
+}
+
+// To [0, 1]. A map without contrast ranks no pixel above another: 0 where it is 0 throughout, else one half.
+template <typename A>
+APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
+  if (extent.missing) {
+    return std::numeric_limits<A>::quiet_NaN();
+  }
+  if (extent.high == extent.low) {
+    return extent.low == 0 ? A(0) : A(0.5);
+  }
+  return (value - extent.low) / (extent.high - extent.low);
 }
 
 }  // namespace apem_fast

@@ -36,6 +36,14 @@ def _as(value: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -
     return value.to(dtype).clone(memory_format=memory_format)
 
 
+def _sum_channels(value: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, 1, H, W), in order of the channels, so that every backend rounds alike."""
+    total = value[:, :1]
+    for c in range(1, value.shape[1]):
+        total = total + value[:, c : c + 1]
+    return total
+
+
 # -- directed_relevance ------------------------------------------------------------------------------------------
 
 
@@ -44,7 +52,7 @@ def _unit_relevance(relevance: Tensor, channels: int, irrelevance: bool) -> tupl
     value = relevance.to(arithmetic_dtype(relevance.dtype))
     if irrelevance:
         value = 1 - value
-    repeats = channels // relevance.shape[1]  # a (N, 1, H, W) map is applied to every channel
+    repeats = channels if relevance.shape[1] == 1 else 1  # a (N, 1, H, W) map is applied to every channel
     norm = value.abs().sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64) * repeats
     return value, norm.to(value.dtype)
 
@@ -61,12 +69,14 @@ def directed_relevance_backward(
 ) -> Tensor:
     """d = v / sum|v| * s, so dL/dv = (s g - sign(v) * sum(g d)) / sum|v|, summed over broadcast channels."""
     checks.directed_relevance_backward(grad_direction, relevance, gradient)
+    if gradient.numel() == 0:
+        return relevance.new_zeros(relevance.shape)
     value, norm = _unit_relevance(relevance, gradient.shape[1], irrelevance)
     directed = grad_direction.to(value.dtype) * gradient.sign().to(value.dtype)  # s g
     along = (directed * (value / norm)).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).to(value.dtype)
-    repeats = gradient.shape[1] // relevance.shape[1]
+    repeats = gradient.shape[1] if relevance.shape[1] == 1 else 1
     if repeats > 1:
-        directed = directed.sum(dim=1, keepdim=True)
+        directed = _sum_channels(directed)
     grad_value = (directed - value.sign() * along * repeats) / norm
     if irrelevance:
         grad_value = -grad_value
@@ -232,7 +242,7 @@ def relevance_map(
     out_channels = 1 if channels == "sum" else attribution.shape[1]
     out_shape = (n, out_channels, *attribution.shape[2:])
     if attribution.numel() == 0:
-        return attribution.new_empty(out_shape)
+        return attribution.new_zeros(out_shape)
     value = attribution.to(arithmetic_dtype(attribution.dtype)).abs()
     missing = value.isnan().reshape(n, -1).any(dim=1)
     if percentile is not None:
@@ -240,10 +250,7 @@ def relevance_map(
     if images is not None:
         value = value * images.to(value.dtype)
     if channels == "sum":
-        total = value[:, :1]
-        for c in range(1, value.shape[1]):  # in order, so that every backend rounds alike
-            total = total + value[:, c : c + 1]
-        value = total
+        value = _sum_channels(value)
     low = value.reshape(n, -1).amin(dim=1)[:, None, None, None]
     high = value.reshape(n, -1).amax(dim=1)[:, None, None, None]
     # A map without contrast ranks no pixel above another: 0 where there is no attribution at all, else one half.

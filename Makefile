@@ -1,0 +1,60 @@
+# Everything from a bare machine: `make demo` and `make test` set up what is missing by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+DEMO_OUTPUT ?= demo-output
+DEBIAN := apt-get install -y g++ make python3-dev python3-venv
+
+.PHONY: setup demo test test-slow test-cuda bench bench-cuda check clean
+
+setup: $(BUILT)
+
+# torch as the package index serves it: it carries CUDA, also runs without a GPU, and torchvision imports beside it.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "apem_fast needs Python 3.11 or newer as '$(PYTHON)': $(DEBIAN), or make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "apem_fast needs Python's venv module: $(DEBIAN)"; exit 1; }
+	@test -n "$(CXX)" && command -v $(firstword $(CXX)) >/dev/null || \
+	  echo "apem_fast: no C++ compiler, so the slower reference backend will be used; for the compiled one: $(DEBIAN)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what apem_fast needs into $(VENV) (a few gigabytes, a few minutes) ..."
+	@$(PIP) install --upgrade pip "setuptools>=77" wheel
+	@$(PIP) install "torch>=2.11" torchvision
+	@$(PIP) install $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*(repr(d) for d in p["dependencies"] + p["optional-dependencies"]["demo"] + p["optional-dependencies"]["test"]))' | tr -d "'")
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo "Building the operators ..."
+	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
+	  echo "apem_fast: Python's headers are missing, so nothing can be compiled: $(DEBIAN)"
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -c 'import apem_fast; print("apem_fast is ready, backend:", apem_fast.backend())'
+	@touch $@
+
+demo: $(BUILT)
+	@$(BIN)/apem-fast evaluate --output $(DEMO_OUTPUT)
+
+test: $(BUILT)
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(BUILT)
+	@$(BIN)/python -m pytest -m slow
+
+test-cuda: $(BUILT)
+	@$(BIN)/python -m pytest -m cuda
+
+bench: $(BUILT)
+	@$(BIN)/python -m bench
+
+check: $(BUILT)
+	@$(BIN)/python -m pip --quiet install ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info apem_fast/_C*.so $(DEMO_OUTPUT)

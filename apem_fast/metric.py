@@ -1,0 +1,275 @@
+"""APEM: how reliable a relevance map is, by how little perturbation along it changes the model's prediction.
+
+The definition is P1 section III-A and P2 section 3.1. Epsilons live in the space of the tensors that the model
+receives; the l1 norm of the perturbation equals epsilon wherever the gradient is not exactly 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.engine import Flips, Progress, find_flips
+from apem_fast.rays import Clean, Rays, direction_rays, relevance_rays, run_clean, undisturbed
+from apem_fast.search import Search, policy_of
+
+if TYPE_CHECKING:
+    import pandas
+
+BoundsOf = tuple[float | None, float | None]
+
+
+# -- results -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EpsilonResult:
+    """The least epsilon of each image along one direction (all tensors are (N,), on the CPU)."""
+
+    epsilon: Tensor  # float64; max_epsilon where censored
+    flipped: Tensor  # bool; False: no flip up to max_epsilon
+    labels: Tensor  # int64: the predictions
+    probes: Tensor  # int64: model inputs that were run
+
+
+@dataclass(frozen=True)
+class ApemResult:
+    """The metric of N images (all tensors are (N,), on the CPU).
+
+    A ray without a flip is censored: its epsilon is `max_epsilon`, its `flipped_*` is False, and so the score is
+    not exact: too low where only the irrelevance ray is censored, too high where only the relevance ray is.
+    """
+
+    epsilon_minus: Tensor  # float64, on the relevance ray
+    epsilon_plus: Tensor  # float64, on the irrelevance ray
+    flipped_minus: Tensor  # bool; False: censored
+    flipped_plus: Tensor  # bool; False: censored
+    labels: Tensor  # int64: the predictions that were explained
+    probes: Tensor  # int64: model inputs that were run for the image's two rays
+    max_epsilon: float
+    step: float
+
+    @property
+    def score(self) -> Tensor:
+        """epsilon_plus - epsilon_minus, (N,) float64."""
+        return self.epsilon_plus - self.epsilon_minus
+
+    @property
+    def mean(self) -> float:
+        """APEM, P1 equation 2: the mean score over the images."""
+        return float(self.score.mean())
+
+    @property
+    def median(self) -> float:
+        """The median score, the mean of the middle two for an even number of images."""
+        return float(np.median(self.score.numpy()))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image, one column a quantity."""
+        import pandas
+
+        names = (
+            "labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes"
+        )  # fmt: skip
+        return pandas.DataFrame({name.replace("labels", "label"): getattr(self, name).numpy() for name in names})
+
+
+# -- options -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How far and how finely rays are searched.
+
+    Args:
+        max_epsilon: a ray without a flip up to here is censored.
+        step: of the epsilon grid; epsilon is always a whole multiple of it.
+        search: "isolate" (the first flip from few probes), "exhaustive" (the papers' definition: every grid
+            point from the first until the label changes), or a policy from `apem_fast.search`.
+        batch_size: how many perturbed images enter one forward pass; None measures a few candidates.
+        bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
+            none.
+    """
+
+    max_epsilon: float = 4096.0
+    step: float = 1.0
+    search: str | Search = "isolate"
+    batch_size: int | None = None
+    bounds: BoundsOf = (None, None)
+    policy: Search = field(init=False, repr=False)
+    last_step: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        validation.positive("step", self.step)
+        validation.positive("max_epsilon", self.max_epsilon)
+        if self.max_epsilon < self.step:
+            raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
+        validation.batch_size(self.batch_size)
+        validation.bounds(self.bounds)
+        object.__setattr__(self, "policy", policy_of(self.search))
+        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
+        object.__setattr__(self, "last_step", math.floor(self.max_epsilon / self.step * (1 + 1e-12)))
+
+
+# -- the metric --------------------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """A model and images made ready for any number of relevance maps: the sign gradients are computed once.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them, on the model's device.
+        labels: the predictions, (N,) int64, if known; they are checked. None takes the model's.
+        options: as `Options`.
+
+    The model, its mode, parameters, gradients and hooks, the images and the random state are left as they were.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, *, labels: Tensor | None = None, **options: object):
+        self.options = Options(**options)  # type: ignore[arg-type]
+        validation.model(model)
+        validation.images(images, model)
+        self._model, self._images = model, images.detach()
+        with undisturbed(model):
+            self._clean: Clean = run_clean(model, self._images)
+        validation.labels(labels, self._clean.labels)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64: the model's predictions."""
+        return self._clean.labels
+
+    @property
+    def sign_gradient(self) -> Tensor:
+        """(N, C, H, W) int8: the sign of the gradient of the cross entropy of the prediction."""
+        return self._clean.sign
+
+    def apem(
+        self, relevance: Mapping[str, Tensor], progress: Progress | None = None
+    ) -> dict[str, ApemResult]:
+        """The metric of several sets of maps of these images at once, packed into the same forward passes.
+
+        Args:
+            relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
+            progress: called with (rays decided, rays in all, probes so far) after every round.
+        """
+        groups: dict[int, list[str]] = {}
+        for name, maps in relevance.items():
+            validation.relevance(maps, self._images, name if len(relevance) > 1 else None)
+            groups.setdefault(maps.shape[1], []).append(name)
+        total = 2 * len(self._images) * len(relevance)
+        decided = probes = 0
+        results: dict[str, ApemResult] = {}
+        for names in groups.values():  # maps with and without channels cannot lie in one tensor
+
+            def report(done: int, _: int, probes_here: int, decided: int = decided, probes: int = probes) -> None:
+                if progress is not None:
+                    progress(decided + done, total, probes + probes_here)
+
+            maps = torch.cat([relevance[name].detach() for name in names])
+            image_of_map = np.tile(np.arange(len(self._images)), len(names))
+            rays = self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+            flips = self._find(rays, report)
+            decided, probes = decided + len(rays), probes + int(flips.probes.sum())
+            for i, name in enumerate(names):
+                rows = slice(2 * i * len(self._images), 2 * (i + 1) * len(self._images))
+                results[name] = self._result(flips, rows)
+        return {name: results[name] for name in relevance}
+
+    def minimum_epsilon(self, direction: Tensor, progress: Progress | None = None) -> EpsilonResult:
+        """The least epsilon at which x + epsilon * direction is no longer predicted as x is."""
+        validation.direction(direction, self._images)
+        rays = direction_rays(self._images, self._clean.labels, self._clean.margin, direction.detach())
+        flips = self._find(self._bounded(rays), progress)
+        return EpsilonResult(
+            torch.from_numpy(flips.step * self.options.step), torch.from_numpy(flips.flipped),
+            self._clean.labels.cpu(), torch.from_numpy(flips.probes),
+        )  # fmt: skip
+
+    def _bounded(self, rays: Rays) -> Rays:
+        return replace(rays, lower=self.options.bounds[0], upper=self.options.bounds[1])
+
+    def _find(self, rays: Rays, progress: Progress | None) -> Flips:
+        o = self.options
+        return find_flips(
+            self._model, rays, o.policy, step=o.step, last_step=o.last_step, batch_size=o.batch_size, progress=progress
+        )  # fmt: skip
+
+    def _result(self, flips: Flips, rows: slice) -> ApemResult:
+        epsilon = torch.from_numpy(flips.step[rows] * self.options.step)
+        flipped, probes = torch.from_numpy(flips.flipped[rows]), torch.from_numpy(flips.probes[rows])
+        return ApemResult(
+            epsilon[0::2], epsilon[1::2], flipped[0::2], flipped[1::2], self._clean.labels.cpu(),
+            probes[0::2] + probes[1::2], self.options.max_epsilon, self.options.step,
+        )  # fmt: skip
+
+
+def apem(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    *,
+    labels: Tensor | None = None,
+    max_epsilon: float = 4096.0,
+    step: float = 1.0,
+    search: str | Search = "isolate",
+    batch_size: int | None = None,
+    bounds: BoundsOf = (None, None),
+    progress: Progress | None = None,
+) -> ApemResult:
+    """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
+
+    epsilon_minus is the least grid epsilon at which ``x + epsilon * R / norm1(R) * sign`` is no longer predicted as
+    x is, with sign the sign of the gradient of the cross entropy of the model's own prediction; epsilon_plus is the
+    same for 1 - R.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
+        labels: the predictions, if known; an error if they are not the model's.
+        max_epsilon, step, search, batch_size, bounds: see `Options`.
+        progress: called with (rays decided, rays in all, probes so far).
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    evaluator = Evaluator(
+        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
+        bounds=bounds,
+    )  # fmt: skip
+    return evaluator.apem({"relevance": relevance}, progress)["relevance"]
+
+
+def minimum_epsilon(
+    model: nn.Module,
+    images: Tensor,
+    direction: Tensor,
+    *,
+    labels: Tensor | None = None,
+    max_epsilon: float = 4096.0,
+    step: float = 1.0,
+    search: str | Search = "isolate",
+    batch_size: int | None = None,
+    bounds: BoundsOf = (None, None),
+    progress: Progress | None = None,
+) -> EpsilonResult:
+    """The least grid epsilon at which ``x + epsilon * direction`` is no longer predicted as x is, for any direction.
+
+    Args:
+        direction: (N, C, H, W), finite, not 0 throughout; scaled as you like, for instance to l1 norm 1.
+
+    The other arguments, and the errors, are those of `apem`.
+    """
+    evaluator = Evaluator(
+        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
+        bounds=bounds,
+    )  # fmt: skip
+    return evaluator.minimum_epsilon(direction, progress)

@@ -1,0 +1,297 @@
+"""Rays and probes: the only file that runs the user's model on perturbed images.
+
+A ray is one image and one direction, the half line x + epsilon * direction. A probe is one point of it. What is
+asked of the model is always the same: the margins at some probes. Epsilon lives in the space of the tensors that
+the model receives (after normalisation, if they were normalised).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apem_fast import ops
+from apem_fast.batching import BatchPlan, is_out_of_memory, measured_plan
+
+# A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
+# (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
+NOISE = 2.0**-16
+
+
+class ModelOutputError(ValueError):
+    """The model's answer is not what a classifier gives."""
+
+
+# -- running the user's model ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def undisturbed(model: nn.Module, memory_format: torch.memory_format | None = None) -> Iterator[None]:
+    """Float32 means float32 inside, the weights lie in the asked memory format, and all is as before afterwards."""
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    original = [(p, p.data) for p in model.parameters() if memory_format is not None and p.dim() == 4]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+            for parameter, _ in required:
+                parameter.requires_grad_(False)  # no gradient may reach the user's .grad
+            for parameter, data in original:
+                parameter.data = data.contiguous(memory_format=memory_format)
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        for parameter, data in original:
+            parameter.data = data
+        for parameter, requires_grad in required:
+            parameter.requires_grad_(requires_grad)
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's logits (N, classes), checked."""
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelOutputError(
+            f"model must return logits of shape ({len(inputs)}, classes) with at least 2 classes (got {came})"
+        )
+    return logits
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the model says of the unperturbed images, each run alone so that no other image has a say in it."""
+
+    labels: Tensor  # (N,) int64: the predictions
+    margin: NDArray[np.float64]  # (N,)
+    logits: Tensor  # (N, classes)
+    sign: Tensor  # (N, C, H, W) int8: the sign gradient
+    loss_gradient: Tensor  # (N, C, H, W) of the images' dtype, scaled: see `loss_gradient_at_logits`
+
+
+def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the cross entropy of `labels` with respect to the logits, scaled to -1 at the label; float64.
+
+    It is softmax - onehot, divided by 1 - p(label). Divided, it is the softmax over the *other* classes, which can
+    be formed without the cancellation that makes a confident prediction's gradient vanish. The scale is positive
+    and so does not touch the sign of what is sent back to the image.
+    """
+    others = logits.detach().to(torch.float64).scatter(1, labels[:, None], -torch.inf)
+    return others.softmax(dim=1).scatter(1, labels[:, None], -1.0)
+
+
+def run_clean(model: nn.Module, images: Tensor) -> Clean:
+    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
+    logits, signs, gradients = [], [], []
+    for image in images.split(1):
+        with torch.enable_grad():
+            leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
+            answer = logits_of(model, leaf)
+            label = answer.detach().argmax(dim=1)
+            (gradient,) = torch.autograd.grad(answer, leaf, loss_gradient_at_logits(answer, label).to(answer.dtype))
+        if not bool(gradient.isfinite().all()):
+            raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
+        logits.append(answer.detach())
+        gradients.append(gradient)
+        signs.append(gradient.sign().to(torch.int8))
+    all_logits = torch.cat(logits)
+    labels = all_logits.argmax(dim=1)
+    margin, _ = ops.label_margin(all_logits, labels)
+    return Clean(labels, margin.double().cpu().numpy(), all_logits, torch.cat(signs), torch.cat(gradients))
+
+
+# -- rays --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays over N images and their maps; nothing is stored per ray but a few numbers.
+
+    A ray's direction is v / norm * sign, with v the map, or 1 minus the map where `irrelevance`.
+    """
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N,) int64
+    sign: Tensor  # (N, C, H, W) int8
+    relevance: Tensor  # (maps, 1 or C, H, W)
+    image: NDArray[np.int64]  # (R,) row of images
+    map: NDArray[np.int64]  # (R,) row of relevance
+    irrelevance: NDArray[np.bool_]  # (R,)
+    norm: NDArray[np.float64]  # (R,) l1 norm of what is applied, after the map is broadcast to the channels
+    margin: NDArray[np.float64]  # (R,) at epsilon 0
+    slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
+    lower: float | None = None
+    upper: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def in_format(self, memory_format: torch.memory_format) -> Rays:
+        def lay(t: Tensor) -> Tensor:
+            return t.contiguous(memory_format=memory_format)
+
+        return replace(self, images=lay(self.images), sign=lay(self.sign), relevance=lay(self.relevance))
+
+
+def relevance_norms(relevance: Tensor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The l1 norms (maps,) of relevance and irrelevance as applied to `channels` channels."""
+    repeats = channels // relevance.shape[1]
+    total = relevance.sum(dim=(1, 2, 3), dtype=torch.float64) * repeats
+    # 1 - R is rounded before it is summed, as the kernels apply it.
+    inverse = (1 - relevance.to(torch.float64 if relevance.dtype == torch.float64 else torch.float32)).sum(
+        dim=(1, 2, 3), dtype=torch.float64
+    ) * repeats
+    return total.cpu().numpy(), inverse.cpu().numpy()
+
+
+def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
+    """Two rays a map: 2m along relevance, 2m + 1 along irrelevance."""
+    maps, channels = len(relevance), images.shape[1]
+    plus, minus = relevance_norms(relevance, channels)
+    norm = np.stack([plus, minus], axis=1).reshape(-1)
+    image = np.repeat(np.asarray(image_of_map, np.int64), 2)
+    steepness = clean.loss_gradient.abs()
+    along, total = [], []
+    for m in range(maps):  # one map at a time: (maps, C, H, W) of products would be as large as the maps
+        g = steepness[int(image_of_map[m])]
+        along.append((relevance[m] * g).sum(dtype=torch.float64))
+        total.append(g.sum(dtype=torch.float64))
+    fall = torch.stack(along).cpu().numpy()
+    whole = torch.stack(total).cpu().numpy()
+    return Rays(
+        images, clean.labels, clean.sign, relevance, image,
+        map=np.repeat(np.arange(maps), 2),
+        irrelevance=np.tile([False, True], maps),
+        norm=norm,
+        margin=clean.margin[image],
+        slope=np.stack([fall, whole - fall], axis=1).reshape(-1) / norm,
+    )  # fmt: skip
+
+
+def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], direction: Tensor) -> Rays:
+    """One ray an image along any direction: its size is the map, its sign the sign, and the norm is 1."""
+    rays = len(images)
+    return Rays(
+        images, labels, direction.sign().to(torch.int8), direction.abs(),
+        image=np.arange(rays), map=np.arange(rays), irrelevance=np.zeros(rays, bool), norm=np.ones(rays),
+        margin=margin, slope=np.zeros(rays),
+    )  # fmt: skip
+
+
+# -- probes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of M probes."""
+
+    margin: NDArray[np.float64]  # (M,)
+    flipped: NDArray[np.bool_]  # (M,)
+    runs: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
+
+
+class Prober:
+    """Runs probes of `rays` through `model` in batches of a plan; running out of memory halves the batch for good."""
+
+    def __init__(self, model: nn.Module, rays: Rays, plan: BatchPlan):
+        self._model, self.plan = model, plan
+        self._rays = rays.in_format(plan.memory_format)
+        self._device = rays.images.device
+
+    def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
+        """Margins and flips of the probes (ray[i], epsilon[i])."""
+        if not len(ray):
+            return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
+        # Neighbours in a batch share image and map, which then stay in the cache.
+        order = np.argsort(ray, kind="stable")
+        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
+        answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
+        margin, flipped = _checked(answers)
+        close = np.abs(margin) <= answers[2]
+        for i in np.flatnonzero(close):
+            margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return Answers(margin[back], flipped[back], 1 + close[back])
+
+    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
+        at = 0
+        while at < len(ray):
+            batch = slice(at, at + self.plan.size)
+            try:
+                answer = self._measure(ray[batch], epsilon[batch], self._rays)
+            except RuntimeError as error:
+                if self.plan.size == 1 or not is_out_of_memory(error):
+                    raise
+                self.plan = self.plan.halved()
+                continue
+            yield answer
+            at += len(ray[batch])
+
+    def alone(self, ray: int, epsilon: float) -> tuple[float, bool]:
+        """The answer of record: one image in a batch of its own, contiguous, as a plain loop would run it."""
+        rays = self._rays
+        image, row = rays.image[ray], rays.map[ray]
+        one = replace(
+            rays,
+            images=rays.images[image][None].contiguous(),
+            sign=rays.sign[image][None].contiguous(),
+            relevance=rays.relevance[row][None].contiguous(),
+            labels=rays.labels[image][None],
+            image=np.zeros(1, np.int64),
+            map=np.zeros(1, np.int64),
+            irrelevance=rays.irrelevance[[ray]],
+            norm=rays.norm[[ray]],
+        )
+        margin, flipped = _checked(self._measure(np.zeros(1, np.int64), np.array([epsilon]), one).cpu().numpy())
+        return float(margin[0]), bool(flipped[0])
+
+    def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
+        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
+        image = self._put(rays.image[ray])
+        with torch.no_grad():
+            inputs = ops.perturb_probes(
+                rays.images, rays.relevance, rays.sign, self._put(rays.norm[ray]), image, self._put(rays.map[ray]),
+                self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(np.zeros(len(ray))),
+                rays.lower, rays.upper,
+            )  # fmt: skip
+            logits = logits_of(self._model, inputs)
+            labels = rays.labels[image]
+            margin, predicted = ops.label_margin(logits, labels)
+            noise = logits.abs().amax(dim=1) * NOISE
+            return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+
+    def _put(self, values: NDArray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self._device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    if not np.isfinite(answers).all():
+        raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+    return answers[0].copy(), answers[1] != 0
+
+
+def best_plan(model: nn.Module, rays: Rays, batch_size: int | None) -> BatchPlan:
+    """The batch size asked for, or the one that measures best, with the memory format that does."""
+    if rays.images.shape[1] == 1:
+        formats = (torch.contiguous_format,)  # with one channel the formats are the same
+    else:
+        formats = (torch.channels_last, torch.contiguous_format)
+    if batch_size is not None:
+        return BatchPlan(batch_size, formats[0])
+
+    def forward(batch: Tensor) -> None:
+        with torch.no_grad():
+            model(batch)
+
+    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], len(rays), formats)

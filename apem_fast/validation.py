@@ -1,0 +1,126 @@
+"""What the metric demands of a user's arguments: one sentence each that names the argument, what was expected and
+what came. Nothing is guessed and nothing is converted."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def _name(value: object) -> str:
+    return type(value).__name__
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _finite(name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        what = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
+        raise ValueError(f"apem: {name} must be finite (got {what})")
+
+
+def _is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"apem: {name} must be a torch.Tensor (got {_name(value)})")
+
+
+def positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"apem: {name} must be a number (got {_name(value)})")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"apem: {name} must be positive and finite (got {value:g})")
+
+
+def batch_size(value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"apem: batch_size must be a whole number or None (got {_name(value)})")
+    if value < 1:
+        raise ValueError(f"apem: batch_size must be at least 1 (got {value})")
+
+
+def bounds(value: tuple[float | None, float | None]) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"apem: bounds must be a pair (lower, upper) (got {value!r})")
+    lower, upper = value
+    if lower is not None and upper is not None and not lower < upper:
+        raise ValueError(f"apem: bounds must have lower < upper (got {lower:g}, {upper:g})")
+
+
+def model(value: object) -> None:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"apem: model must be a torch.nn.Module (got {_name(value)})")
+    training = next((name for name, module in value.named_modules() if module.training), None)
+    if training is not None:
+        where = f"its module {training!r}" if training else "it"
+        raise ValueError(f"apem: model must be in eval mode, call model.eval() ({where} is in training mode)")
+
+
+def images(value: object, of_model: nn.Module) -> None:
+    _is_tensor("images", value)
+    assert isinstance(value, Tensor)
+    if value.dim() != 4 or value.numel() == 0:
+        raise ValueError(f"apem: images must have shape (N, C, H, W) and not be empty (got {tuple(value.shape)})")
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"apem: images must be float32 or float64 (got {_dtype(value)})")
+    parameter = next(of_model.parameters(), None)
+    if parameter is not None and parameter.device != value.device:
+        raise ValueError(f"apem: images must be on the model's device, {parameter.device} (got {value.device})")
+    _finite("images", value)
+
+
+def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
+    _is_tensor(name, value)
+    assert isinstance(value, Tensor)
+    if value.dtype != of_images.dtype:
+        raise TypeError(f"apem: {name} must be {_dtype(of_images)} like images (got {_dtype(value)})")
+    if value.device != of_images.device:
+        raise ValueError(f"apem: {name} must be on the device of images, {of_images.device} (got {value.device})")
+    return value
+
+
+def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:
+    name = "relevance" if called is None else f"relevance[{called!r}]"
+    value = _like_images(name, value, of_images)
+    n, c, h, w = of_images.shape
+    if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
+        raise ValueError(f"apem: {name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
+    _finite(name, value)
+    low, high = value.amin(dim=(1, 2, 3)), value.amax(dim=(1, 2, 3))
+    if bool((low < 0).any()) or bool((high > 1).any()):
+        raise ValueError(f"apem: {name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
+    for bad, what in ((high == 0, "0"), (low == 1, "1")):
+        if bool(bad.any()):
+            index = int(bad.nonzero()[0])
+            ray = "relevance" if what == "0" else "irrelevance"
+            raise ValueError(f"apem: {name} must not be all {what}, which leaves no {ray} ray (got such a map at index {index})")  # fmt: skip
+
+
+def direction(value: object, of_images: Tensor) -> None:
+    value = _like_images("direction", value, of_images)
+    if value.shape != of_images.shape:
+        raise ValueError(f"apem: direction must have shape {tuple(of_images.shape)} (got {tuple(value.shape)})")
+    _finite("direction", value)
+    still = (value == 0).flatten(1).all(dim=1)
+    if bool(still.any()):
+        raise ValueError(f"apem: direction must not be all 0 (got such a one at index {int(still.nonzero()[0])})")
+
+
+def labels(value: object, predicted: Tensor) -> None:
+    if value is None:
+        return
+    _is_tensor("labels", value)
+    assert isinstance(value, Tensor)
+    if value.dtype != torch.int64 or value.shape != predicted.shape:
+        raise ValueError(
+            f"apem: labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape {tuple(value.shape)})"
+        )  # fmt: skip
+    wrong = (value.to(predicted.device) != predicted).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted {int(predicted[i])})")  # fmt: skip
