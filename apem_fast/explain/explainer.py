@@ -130,14 +130,18 @@ def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
 def explainable_logits(model: nn.Module, images: Tensor, labels: Tensor, name: str) -> Tensor:
     """`logits_of`, refused where they carry no gradient or lack one of the labels."""
     logits = logits_of(model, images, name)
+    require_known_labels(logits, labels, name)
+    if not logits.requires_grad:
+        raise ValueError(f"{name}: model must be differentiable (got logits without a gradient)")
+    return logits
+
+
+def require_known_labels(logits: Tensor, labels: Tensor, name: str) -> None:
     outside = labels[(labels < 0) | (labels >= logits.shape[1])]
     if outside.numel():
         raise ValueError(
             f"{name}: labels must lie in [0, {logits.shape[1]}), the model's classes (got {int(outside[0])})"
         )
-    if not logits.requires_grad:
-        raise ValueError(f"{name}: model must be differentiable (got logits without a gradient)")
-    return logits
 
 
 def require_at_least_one(name: str, argument: str, value: int) -> None:

@@ -79,9 +79,7 @@ class GuidedGradCAM(Explainer):
         return guided * class_activation_map(model, images, labels, self.layer, self.name)
 
 
-def class_activation_map(
-    model: nn.Module, images: Tensor, labels: Tensor, layer: str | None, name: str
-) -> Tensor:
+def class_activation_map(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None, name: str) -> Tensor:
     """Grad-CAM, enlarged to the images: (N, C, H, W), at least 0."""
     inputs = images.detach().requires_grad_()
     if layer is None:
@@ -102,9 +100,7 @@ def enlarged(map_: Tensor, images: Tensor) -> Tensor:
     return map_.expand(images.shape).contiguous()
 
 
-def _maps_of_last_convolution(
-    model: nn.Module, inputs: Tensor, labels: Tensor, name: str
-) -> tuple[Tensor, Tensor]:
+def _maps_of_last_convolution(model: nn.Module, inputs: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
     require_visible(model, name)
     watch = _LastFeatureMaps()
     with running_under(watch):
@@ -132,10 +128,8 @@ class _LastFeatureMaps(TorchFunctionMode):
         return result
 
 
-def _maps_of_layer(
-    model: nn.Module, inputs: Tensor, labels: Tensor, layer: str, name: str
-) -> tuple[Tensor, Tensor]:
-    modules = dict(model.named_modules())
+def _maps_of_layer(model: nn.Module, inputs: Tensor, labels: Tensor, layer: str, name: str) -> tuple[Tensor, Tensor]:
+    modules = dict(getattr(model, "named_modules", tuple)())
     if layer not in modules:
         close = difflib.get_close_matches(layer, modules, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -9,6 +9,7 @@ still leaves its node in the autograd graph, which is looked through afterwards.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,8 @@ def is_relu(function: Callable, arguments: tuple, options: dict[str, Any]) -> bo
 @contextlib.contextmanager
 def running_under(mode: TorchFunctionMode) -> Iterator[None]:
     """Run what is inside under a mode, compiled parts of the model as plain Python so that the mode sees into them."""
-    with torch.compiler.set_stance("force_eager"), mode:
+    has_compiled_parts = "torch._dynamo" in sys.modules  # and importing it costs seconds
+    with torch.compiler.set_stance("force_eager") if has_compiled_parts else contextlib.nullcontext(), mode:
         yield
 
 
@@ -54,7 +56,9 @@ def require_visible(model: nn.Module, name: str) -> None:
     for path, module in getattr(model, "named_modules", tuple)():
         if isinstance(module, torch.jit.ScriptModule):
             where = f"{path!r}" if path else "the model itself"
-            raise ValueError(f"{name}: model must not be scripted or traced: its layers cannot be replaced (got {where})")
+            raise TypeError(
+                f"{name}: model must not be scripted or traced: its layers cannot be replaced (got {where})"
+            )
 
 
 def nodes_behind(tensor: Tensor, seen: set[Node] | None = None) -> Iterator[Node]:

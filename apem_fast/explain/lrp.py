@@ -89,7 +89,7 @@ class LRP(Explainer):
             raise ValueError(f"{self.name}: rule must be one of {', '.join(_READ_BY)} (got {self.rule!r})")
         for option in ("relative", "bias"):
             if not isinstance(getattr(self, option), bool):
-                raise ValueError(f"{self.name}: {option} must be True or False (got {getattr(self, option)!r})")
+                raise TypeError(f"{self.name}: {option} must be True or False (got {getattr(self, option)!r})")
         for field in fields(self):
             readers = [rule for rule, options in _READ_BY.items() if field.name in options]
             if readers and self.rule not in readers and getattr(self, field.name) != field.default:

@@ -31,14 +31,15 @@ _ACTIVATIONS = frozenset(
 
 _OWN_NODES = frozenset({"_LinearLayerBackward", "_ActivationBackward"})
 _PLAIN_NODES = frozenset(
-    """
-    AccumulateGrad Add Sub Neg Mean Sum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D
-    MaxPool2DWithIndices MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D Amax Max
-    View UnsafeView ReshapeAlias AsStrided Alias Permute Transpose T Squeeze Unsqueeze Expand Repeat
-    Slice Select Index Split SplitWithSizes Unbind Cat Stack Clone ToCopy CopyBackwards ConstantPadNd
-    UpsampleNearest2D UpsampleBilinear2D
-    """.split()
-)
+    {
+        "AccumulateGrad", "Add", "Sub", "Neg", "Mean", "Sum", "AvgPool1D", "AvgPool2D", "AvgPool3D",
+        "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
+        "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Amax", "Max", "View", "UnsafeView", "ReshapeAlias", "AsStrided",
+        "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Repeat", "Slice", "Select", "Index",
+        "Split", "SplitWithSizes", "Unbind", "Cat", "Stack", "Clone", "ToCopy", "CopyBackwards", "ConstantPadNd",
+        "UpsampleNearest2D", "UpsampleBilinear2D",
+    }
+)  # fmt: skip
 _PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # a scaling; a product of two things that depend on the image is not
 
 
@@ -58,6 +59,7 @@ class LayerRules(TorchFunctionMode):
         self.without_rule: dict[str, str] = {}
         self._paths = {id(module): path for path, module in getattr(model, "named_modules", tuple)()}
         self._image_node = torch.autograd.graph.get_gradient_edge(images).node
+        self._seen: set[Node] = set()
         self._depends: dict[Node, bool] = {}
         self._layers: dict[int, tuple[Tensor, int, Tensor, LinearLayer]] = {}
 
@@ -88,13 +90,11 @@ class LayerRules(TorchFunctionMode):
         """Look through the nodes that this result added to the graph; note those that have no rule."""
         if not isinstance(value, Tensor) or value.grad_fn is None:
             return
-        new = list(nodes_behind(value, seen=set(self._depends)))
-        fresh = set(new)
+        waiting = list(nodes_behind(value, seen=self._seen))
         # A node comes after those it leads back to, so settle them in order of that dependence.
-        waiting = list(new)
         while waiting:
             node = waiting[-1]
-            pending = [back for back, _ in node.next_functions if back in fresh and back not in self._depends]
+            pending = [back for back, _ in node.next_functions if back is not None and back not in self._depends]
             if pending:
                 waiting.extend(pending)
                 continue
@@ -163,7 +163,11 @@ class LayerRules(TorchFunctionMode):
             shift = (0 if bias is None else bias) - running_mean * scale
             scale, shift = scale.to(input.dtype), shift.to(input.dtype)
             remembered, version, inputs, layer = self._layers.get(id(input), (None, 0, input, None))
-            if remembered is input and input._version == version and (input.dim() == 2 or layer.product is not F.linear):
+            if (
+                remembered is input
+                and input._version == version
+                and (input.dim() == 2 or layer.product is not F.linear)
+            ):
                 layer = layer.folded(scale, shift)
             else:
                 per_channel = (-1,) + (1,) * (input.dim() - 2)
@@ -218,5 +222,5 @@ def _has_rule(node_name: str, inputs_that_depend: int) -> bool:
 
 
 def _operation(node_name: str) -> str:
-    """"MulBackward0" -> "Mul"."""
+    """ "MulBackward0" -> "Mul"."""
     return node_name.rsplit("::", 1)[-1].rstrip("0123456789").removesuffix("Backward")
