@@ -65,9 +65,9 @@ class LRP(Explainer):
             image by itself: the same stabilisation whatever the scale of a layer. Advised for deep residual networks.
         alpha, beta: weights of positive and negative contributions; alpha + beta = 1, alpha > 0, beta <= 0.
         bias: True counts a unit's bias among its contributions, z_j = sum_i z_ij + b_j, so that it keeps its share of
-            the relevance. False leaves it out of the sums, which is P2's formula to the letter and conserves all
-            relevance in the naive rule, but divides by sums that may be near 0 where the unit is not: with batch norm
-            folded into biases, that is often.
+            the relevance. False leaves it out of the sums, which is P2's formula to the letter: the naive rule then
+            conserves all relevance (except at a unit that is fed zeros alone), but divides by sums that may be near 0
+            where the unit is not. With batch norm folded into biases that is often, and the map may not be finite.
         batch_size: the most images in one forward and backward pass.
 
     Raises:

@@ -84,7 +84,7 @@ class EpsilonRule(Rule):
         outputs = layer.outputs()
         total = outputs if self.bias else layer.sums
         epsilon = self.epsilon * _root_mean_square(outputs) if self.relative else self.epsilon
-        signal = _ratio(multiplier * outputs, total + torch.where(total < 0, -epsilon, epsilon))
+        signal = _ratio(multiplier * outputs, torch.where(total < 0, total - epsilon, total + epsilon))
         kept = _per_image(signal * layer.bias) if self.bias and layer.bias is not None else _nothing(outputs)
         return layer.backward(signal, layer.weight), kept
 
@@ -115,10 +115,8 @@ class AlphaBetaRule(Rule):
             positive, negative = positive + layer.bias.clamp(min=0), negative + layer.bias.clamp(max=0)
 
         relevance = multiplier * layer.outputs()
-        alpha = torch.where(negative < 0, self.alpha, self.alpha + self.beta)
-        beta = torch.where(positive > 0, self.beta, self.alpha + self.beta)
-        to_positive = _ratio(alpha * relevance, positive)
-        to_negative = _ratio(beta * relevance, negative)
+        to_positive = _ratio(torch.where(negative < 0, self.alpha * relevance, relevance), positive)
+        to_negative = _ratio(torch.where(positive > 0, self.beta * relevance, relevance), negative)
 
         from_plus = layer.backward(to_positive, weight_plus) + layer.backward(to_negative, weight_minus)
         from_minus = layer.backward(to_positive, weight_minus) + layer.backward(to_negative, weight_plus)
@@ -136,7 +134,8 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def _root_mean_square(values: Tensor) -> Tensor:
     """Of each image, in a shape that broadcasts to `values`."""
-    return values.square().mean(dim=tuple(range(1, values.dim())), keepdim=True).sqrt()
+    wide = values.double() if values.dtype == torch.float64 else values.float()
+    return wide.square().mean(dim=tuple(range(1, values.dim())), keepdim=True).sqrt().to(values.dtype)
 
 
 def _per_image(values: Tensor) -> Tensor:
