@@ -263,16 +263,14 @@ APEM_FAST_HOST_DEVICE Extent<A> with_value(const Extent<A>& extent, A value) {
 
 // To [0, 1]. A map without contrast ranks no pixel above another: 0 where it is 0 throughout, else one half.
 template <typename A>
-APEM_FAST_HOST_DEVICE A rescaled(A value, A low, A high) {
-  if (high == low) {
-    return low == A(0) ? A(0) : A(0.5);
-  }
-  return (value - low) / (high - low);
-}
-
-template <typename A>
 APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
-  return extent.missing ? std::numeric_limits<A>::quiet_NaN() : rescaled(value, extent.low, extent.high);
+  if (extent.missing) {
+    return std::numeric_limits<A>::quiet_NaN();
+  }
+  if (extent.high == extent.low) {
+    return extent.low == 0 ? A(0) : A(0.5);
+  }
+  return (value - extent.low) / (extent.high - extent.low);
 }
 
 // -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------

@@ -1,21 +1,14 @@
 // attack_penalty and its backward on the CPU: one pass over the two images each. An image is cut into bands of rows; a
 // band keeps the perturbation of the rows it is at in a buffer, so that a row is read once for all of its neighbours.
 
-#include "../checks.h"
-#include "../math.h"
+#include "sums.h"
 
-#include <torch/csrc/stable/library.h>
-
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
 namespace apem_fast {
 namespace {
 
 constexpr int64_t kBandRows = 32;
-constexpr int64_t kGrainValues = 16384;  // work below this is not worth a second thread
-constexpr int64_t kLanes = 16;           // partial sums that are added up at the end, so that a sum fills a vector
 
 // A row of an image as `segments` runs of `length` values: a run for each channel, or one for all of them where the
 // channels are last. The neighbour on the right is `shift` values further.
@@ -61,11 +54,7 @@ APEM_FAST_VECTOR_VERSIONS double sum_of_variation(const A* row, const A* below, 
   for (; j < count; ++j) {
     lane[0] += static_cast<double>(std::abs(row[j] - below[j])) + static_cast<double>(std::abs(row[j] - row[j + shift]));
   }
-  double sum = 0;
-  for (const double value : lane) {
-    sum += value;
-  }
-  return sum;
+  return sum_of_lanes(lane);
 }
 
 template <typename A>
@@ -80,11 +69,7 @@ APEM_FAST_VECTOR_VERSIONS double sum_of_squares(const A* row, int64_t count) {
   for (; j < count; ++j) {
     lane[0] += static_cast<double>(row[j] * row[j]);
   }
-  double sum = 0;
-  for (const double value : lane) {
-    sum += value;
-  }
-  return sum;
+  return sum_of_lanes(lane);
 }
 
 // Pixels of a row whose colour changed in any channel. The value (pixel p, channel c) is at p * step + c * stride.
@@ -240,8 +225,8 @@ Tensor attack_penalty_backward(const Tensor& grad_penalty, const Tensor& perturb
   checks::attack_penalty_backward(grad_penalty, perturbed, original);
   const MemoryFormat format = image_format(perturbed);
   const Rows rows(perturbed, format);
-  Tensor out = empty_image(perturbed, {perturbed.size(0), rows.channels, rows.height, rows.width},
-                           perturbed.scalar_type(), format);
+  Tensor out = empty_output(perturbed, {perturbed.size(0), rows.channels, rows.height, rows.width},
+                            perturbed.scalar_type(), format);
   if (out.numel() == 0) {
     return out;
   }

@@ -1,19 +1,12 @@
 // attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force) a
 // tile's step waits in a buffer until the squares of its channels are summed.
 
-#include "../checks.h"
-#include "../math.h"
-
-#include <torch/csrc/stable/library.h>
-
-#include <algorithm>
-#include <vector>
+#include "tiles.h"
 
 namespace apem_fast {
 namespace {
 
 constexpr int64_t kTilePixels = 1024;
-constexpr int64_t kGrainValues = 16384;  // work below this is not worth a second thread
 
 template <typename T>
 struct Step {
@@ -147,8 +140,8 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
       checks::attack_step(perturbed, gradient, previous, region, lower, upper, original, zero);
   const MemoryFormat format = image_format(perturbed);
   const int64_t n = perturbed.size(0), channels = perturbed.size(1), pixels = perturbed.size(2) * perturbed.size(3);
-  Tensor out = empty_image(perturbed, {n, channels, perturbed.size(2), perturbed.size(3)}, perturbed.scalar_type(),
-                           format);
+  Tensor out = empty_output(perturbed, {n, channels, perturbed.size(2), perturbed.size(3)}, perturbed.scalar_type(),
+                            format);
   if (out.numel() == 0) {
     return out;
   }

@@ -1,33 +1,14 @@
 // saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another over
 // a channel's worth of values.
 
-#include "../checks.h"
-#include "../math.h"
+#include "tiles.h"
 
-#include <torch/csrc/stable/library.h>
-
-#include <algorithm>
 #include <cmath>
-#include <limits>
-#include <vector>
 
 namespace apem_fast {
 namespace {
 
 constexpr int64_t kTilePixels = 2048;
-constexpr int64_t kGrainValues = 16384;  // work below this is not worth a second thread
-
-template <typename A>
-struct Range {
-  A low = std::numeric_limits<A>::infinity(), high = -std::numeric_limits<A>::infinity();
-  bool missing = false;  // a NaN among the values
-
-  void include(const Range& other) {
-    low = std::min(low, other.low);
-    high = std::max(high, other.high);
-    missing = missing || other.missing;
-  }
-};
 
 template <typename T, typename A>
 APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const T* original, const T* perturbed, int64_t count) {
@@ -51,25 +32,25 @@ APEM_FAST_VECTOR_VERSIONS void sum_squares_of_pixels(A* sum, const T* original, 
 }
 
 template <typename A>
-APEM_FAST_VECTOR_VERSIONS Range<A> root_and_range(A* value, int64_t count) {
+APEM_FAST_VECTOR_VERSIONS Extent<A> root_and_extent(A* value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     value[i] = std::sqrt(value[i]);
   }
-  Range<A> range;
+  Extent<A> extent = no_values<A>();
   int64_t missing = 0;
   for (int64_t i = 0; i < count; ++i) {
-    range.low = value[i] < range.low ? value[i] : range.low;
-    range.high = value[i] > range.high ? value[i] : range.high;
-    missing += value[i] != value[i];
+    extent.low = value[i] < extent.low ? value[i] : extent.low;
+    extent.high = value[i] > extent.high ? value[i] : extent.high;
+    missing += is_missing(value[i]);
   }
-  range.missing = missing > 0;
-  return range;
+  extent.missing = missing > 0;
+  return extent;
 }
 
 template <typename T, typename A>
-APEM_FAST_VECTOR_VERSIONS void rescale(T* out, const A* value, int64_t count, A low, A high) {
+APEM_FAST_VECTOR_VERSIONS void rescale(T* out, const A* value, int64_t count, Extent<A> extent) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = static_cast<T>(rescaled(value[i], low, high));
+    out[i] = static_cast<T>(rescaled(value[i], extent));
   }
 }
 
@@ -77,7 +58,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
   checks::saliency_map(original, perturbed);
   const MemoryFormat format = image_format(original);
   const int64_t n = original.size(0), channels = original.size(1), pixels = original.size(2) * original.size(3);
-  Tensor out = empty_image(original, {n, 1, original.size(2), original.size(3)}, original.scalar_type(), format);
+  Tensor out = empty_output(original, {n, 1, original.size(2), original.size(3)}, original.scalar_type(), format);
   if (original.numel() == 0) {
     return out;
   }
@@ -89,7 +70,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
     using T = decltype(value);
     using A = arithmetic_t<T>;
     std::vector<A> distance(n * pixels);
-    std::vector<Range<A>> range(n * tiles);
+    std::vector<Extent<A>> extent(n * tiles), whole(n, no_values<A>());
     const int64_t grain = std::max<int64_t>(1, kGrainValues / (kTilePixels * channels));
     torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
@@ -105,20 +86,17 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
             add_squares(sum, data_of<T>(a) + from, data_of<T>(b) + from, count);
           }
         }
-        range[i] = root_and_range(sum, count);
+        extent[i] = root_and_extent(sum, count);
       }
     });
-    std::vector<Range<A>> whole(n);
     for (int64_t i = 0; i < n * tiles; ++i) {
-      whole[i / tiles].include(range[i]);
+      whole[i / tiles] = merged(whole[i / tiles], extent[i]);
     }
     torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / tiles, begin = i % tiles * kTilePixels, at = image * pixels + begin;
-        const A missing = std::numeric_limits<A>::quiet_NaN();
-        const Range<A>& r = whole[image];
         rescale(mutable_data_of<T>(out) + at, distance.data() + at, std::min(kTilePixels, pixels - begin),
-                r.missing ? missing : r.low, r.missing ? missing : r.high);
+                whole[image]);
       }
     });
   });
