@@ -62,7 +62,11 @@ def extension(cuda_home: str | None):
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     cuda = wants_cuda(cuda_home)
-    sources = ["csrc/ops.cpp", "csrc/python.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    sources = [
+        "csrc/ops.cpp",
+        "csrc/python.cpp",
+        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+    ]
     # No contraction and no fast-math: every backend rounds alike.
     host = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     flags = {"cxx": host}

@@ -6,6 +6,8 @@ import importlib
 from types import ModuleType
 
 from apem_fast import ops
+from apem_fast.filtering import FilterResult, ScoreCurve, filter_relevance
+from apem_fast.level_search import Stop
 from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
 from apem_fast.ops import backend
 from apem_fast.relevance import relevance_map
@@ -16,9 +18,13 @@ __all__ = [
     "ApemResult",
     "EpsilonResult",
     "Evaluator",
+    "FilterResult",
+    "ScoreCurve",
+    "Stop",
     "apem",
     "backend",
     "explain",
+    "filter_relevance",
     "minimum_epsilon",
     "ops",
     "relevance_map",

@@ -1,4 +1,4 @@
-"""The command `apem-fast`. Each subcommand imports what it needs only when it runs, so that help is instant."""
+"""The command `apem-fast`. Each subcommand imports what it needs only when it runs: help does not wait for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from apem_fast.siamese import commands as siamese
 
 app = typer.Typer(
     name="apem-fast",
@@ -21,9 +23,7 @@ app = typer.Typer(
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
 
 
-@app.callback()
-def _subcommands_even_if_there_is_only_one() -> None:
-    pass
+app.add_typer(siamese.app, name="siamese")
 
 
 @app.command()

@@ -3,13 +3,14 @@ nothing waits for the device, the right one of two devices. Their results in gen
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import apem_fast.ops as ops
+from apem_fast import ops
 
 
 def why_not() -> str | None:
@@ -59,7 +60,9 @@ def probes_of(x: dict[str, Tensor], **options: Any) -> Tensor:
 EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "perturb_probes": lambda x: probes_of(x),
     "perturb_probes bounded": lambda x: probes_of(x, lower=-1.0, upper=1.0, dtype=torch.bfloat16),
-    "perturb_probes channels-last": lambda x: probes_of({**x, "images": x["images"].to(memory_format=torch.channels_last)}),
+    "perturb_probes channels-last": lambda x: probes_of(
+        {**x, "images": x["images"].to(memory_format=torch.channels_last)}
+    ),
     "perturb": lambda x: raw.perturb(x["images"], x["gradient"], x["epsilon"], -1.0, 1.0),
     "perturb_backward": lambda x: raw.perturb_backward(
         x["images"][:, None].expand(-1, 9, -1, -1, -1), x["images"], x["gradient"], x["epsilon"], -1.0, 1.0
@@ -73,7 +76,9 @@ EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 # Those with a sum of many values, whose order differs.
 SUMMING: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "directed_relevance": lambda x: raw.directed_relevance(x["relevance"][:4], x["gradient"]),
-    "directed_relevance_backward": lambda x: raw.directed_relevance_backward(x["images"], x["relevance"][:4], x["gradient"]),
+    "directed_relevance_backward": lambda x: raw.directed_relevance_backward(
+        x["images"], x["relevance"][:4], x["gradient"]
+    ),
 }
 OPERATORS = EXACT | SUMMING
 

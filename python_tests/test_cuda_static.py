@@ -141,7 +141,7 @@ def kernels() -> tuple[Kernel, ...]:
         code = sections(dumped("-sass", binary), re.compile(r"\s*Function : (\S+)"))
         for (architecture, name), numbers in usage.items():
             used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", numbers)}
-            instructions = frozenset(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", code[architecture, name], re.M))  # fmt: skip
+            instructions = frozenset(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", code[architecture, name], re.MULTILINE))  # fmt: skip
             result.append(Kernel(name, architecture, used["REG"], used["STACK"], used["LOCAL"], instructions))
     return tuple(result)
 

@@ -19,7 +19,9 @@ polarity = pytest.mark.parametrize("irrelevance", [False, True], ids=["relevance
 @every_backend
 @polarity
 @pytest.mark.parametrize("map_channels", [1, 3])
-def test_against_a_literal_loop(backend: Backend, irrelevance: bool, map_channels: int, generator: torch.Generator) -> None:
+def test_against_a_literal_loop(
+    backend: Backend, irrelevance: bool, map_channels: int, generator: torch.Generator
+) -> None:
     relevance = torch.rand((2, map_channels, 3, 4), generator=generator, dtype=torch.float64)
     gradient = normal((2, 3, 3, 4), torch.float64, "contiguous", generator)
     actual = backend.directed_relevance(moved(relevance, backend.device), moved(gradient, backend.device), irrelevance)

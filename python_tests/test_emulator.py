@@ -31,7 +31,9 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
         wide = values.new_zeros((*values.shape[:3], 2 * values.shape[3]))
         wide[..., ::2] = values
         return wide[..., ::2]
-    ordered = values.contiguous(memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format)
+    ordered = values.contiguous(
+        memory_format=torch.channels_last if "channels_last" in layout else torch.contiguous_format
+    )
     if "offset" not in layout:
         return ordered
     room = values.new_zeros(values.numel() + 1)
@@ -89,7 +91,12 @@ def test_perturb_probes(dtype: torch.dtype, shape: tuple[int, ...], layout: str,
         relevance = maps_like((maps, channels, h, w), dtype, layout, generator)
         for gradient_dtype in (dtype, torch.int8):
             gradient = signs_like(shape, gradient_dtype, layout, generator)
-            for options in ((None, None, None), (-1.0, 2.5, None), (None, 1.5, torch.bfloat16), (0.0, None, torch.float16)):
+            for options in (
+                (None, None, None),
+                (-1.0, 2.5, None),
+                (None, 1.5, torch.bfloat16),
+                (0.0, None, torch.float16),
+            ):
                 arguments = (images, relevance, gradient, *per_probe, *options)
                 same(emulated.perturb_probes(*arguments), reference.perturb_probes(*arguments), exactly=True)
 
@@ -111,7 +118,9 @@ def test_perturb_probes_reads_per_probe_tensors_at_any_stride(generator: torch.G
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_directed_relevance(dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator) -> None:
+def test_directed_relevance(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator
+) -> None:
     n, c, h, w = shape
     for channels in {1, c}:
         relevance = maps_like((n, channels, h, w), dtype, layout, generator)
@@ -130,8 +139,15 @@ def test_directed_relevance(dtype: torch.dtype, shape: tuple[int, ...], layout: 
 
 def test_directed_relevance_sums_many_chunks(generator: torch.Generator) -> None:
     """More chunks than a grid has blocks, and a last one that is shorter than the others."""
-    relevance, gradient = torch.rand(1, 1, 173, 301, generator=generator), torch.randn(1, 2, 173, 301, generator=generator)
-    same(emulated.directed_relevance(relevance, gradient), reference.directed_relevance(relevance, gradient), exactly=False)
+    relevance, gradient = (
+        torch.rand(1, 1, 173, 301, generator=generator),
+        torch.randn(1, 2, 173, 301, generator=generator),
+    )
+    same(
+        emulated.directed_relevance(relevance, gradient),
+        reference.directed_relevance(relevance, gradient),
+        exactly=False,
+    )
 
 
 def test_a_map_without_a_direction_gives_nan() -> None:
@@ -209,7 +225,7 @@ def test_first_flip(dtype: torch.dtype, count: int, generator: torch.Generator) 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_relevance_map(dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator) -> None:
-    n, c, h, w = shape
+    n, _, h, w = shape
     attribution = images_like(shape, dtype, layout, generator)
     pixels = [None, maps_like(shape, dtype, layout, generator), maps_like((n, 1, h, w), dtype, layout, generator)]
     for images in pixels:
@@ -221,7 +237,9 @@ def test_relevance_map(dtype: torch.dtype, shape: tuple[int, ...], layout: str, 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("percentile", [0.0, 12.5, 37.3, 99.0, 99.9, 100.0])
-def test_relevance_map_selects_any_percentile(percentile: float, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_relevance_map_selects_any_percentile(
+    percentile: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
     """Values of every magnitude, repeated ones, zeros of both signs; the clipped values are the outputs' maxima."""
     spread = torch.randn(6, 1, 12, 16, generator=generator) * torch.logspace(-6, 4, 6)[:, None, None, None]
     spread[1] = spread[1].round(decimals=3)

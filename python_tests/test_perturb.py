@@ -35,9 +35,7 @@ def test_against_a_literal_loop(
 @native_backend
 @every_dtype
 @every_layout
-def test_equals_the_reference(
-    backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator
-) -> None:
+def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
     for i, shape in enumerate(SHAPES):
         for k in (0, 1, 3):
             images, direction = (normal(shape, dtype, layout, generator) for _ in range(2))
@@ -82,7 +80,9 @@ def test_gradcheck(device: str, bounds: tuple[float | None, float | None], gener
         torch.randn((2, 2, 3, 2), generator=generator, dtype=torch.float64).to(device).requires_grad_() for _ in range(2)
     )  # fmt: skip
     epsilon = torch.tensor([0.5, 2.0], dtype=torch.float64, device=device)
-    assert torch.autograd.gradcheck(lambda x, d: torch.ops.apem_fast.perturb(x, d, epsilon, *bounds), (images, direction))
+    assert torch.autograd.gradcheck(
+        lambda x, d: torch.ops.apem_fast.perturb(x, d, epsilon, *bounds), (images, direction)
+    )
 
 
 @every_device

@@ -67,7 +67,9 @@ def test_equals_the_reference(
         attribution = normal(shape, dtype, layout, generator)
         for image_channels in {0, 1, shape[1]}:
             percentile = (None, 0.0, 50.0, 99.0, 100.0, 37.3)[(i + image_channels) % 6]
-            images = normal((shape[0], image_channels, *shape[2:]), dtype, layout, generator) if image_channels else None
+            images = (
+                normal((shape[0], image_channels, *shape[2:]), dtype, layout, generator) if image_channels else None
+            )
             expected = reference.relevance_map(attribution, images, percentile, channels)
             on_device = [moved(t, backend.device) for t in (attribution, images)]
             actual = backend.relevance_map(*on_device, percentile, channels)
@@ -81,7 +83,9 @@ def test_equal_and_extreme_values_equal_the_reference(
     backend: Backend, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
     tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
-    few = torch.tensor([0.0, -0.0, tiny / 2, -tiny, 1.0, -1.0, huge, math.inf, -math.inf], dtype=torch.float64).to(dtype)
+    few = torch.tensor([0.0, -0.0, tiny / 2, -tiny, 1.0, -1.0, huge, math.inf, -math.inf], dtype=torch.float64).to(
+        dtype
+    )
     for size in (1, 2, 3, 100):
         for kinds in (1, 3, 6, 9):
             attribution = few[torch.randint(0, kinds, (4, 1, 1, size), generator=generator)]

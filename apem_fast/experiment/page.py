@@ -15,7 +15,7 @@ from apem_fast.experiment.store import RunStore
 from apem_fast.experiment.table import summary, totals
 from apem_fast.relevance import STAGES
 
-MAP_SIDE = 192
+MAP_SIDE = 160
 """Pixels: the width and height of a map inside the page; the files beside it have all of them."""
 
 

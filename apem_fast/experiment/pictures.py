@@ -34,7 +34,7 @@ def _colour_scale() -> np.ndarray:
     return (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def data_uri(picture: Image.Image, side: int, quality: int = 80) -> str:
+def data_uri(picture: Image.Image, side: int, quality: int = 72) -> str:
     """The picture, at most `side` pixels wide and high, as a WebP data URI."""
     if max(picture.size) > side:
         picture = picture.copy()

@@ -90,9 +90,7 @@ def progression_section(
         ("embedding to 0", "embedding", 0.0, step_size), ("embedding to 1", "embedding", 1.0, step_size),
         ("input to 0", "input", 0.0, step_size / 2), ("input to 1", "input", 1.0, step_size / 2),
     ):  # fmt: skip
-        result = attack(
-            ranker, a, b, target, steps=steps, step_size=size, space=space, perceptions_at=steps_shown
-        )
+        result = attack(ranker, a, b, target, steps=steps, step_size=size, space=space, perceptions_at=steps_shown)
         tiles = _progression(result)
         if space == "input":
             tiles.append(Tile(result.perturbed[0], f"A', moved {result.distance[0]:.2g}"))
@@ -243,7 +241,9 @@ def face_sections(
     drawn = {flavour: superimpose(faces, saliency, flavour) for flavour in ("red on blue", "green on red")}
     tiles = tessellate(faces, saliency, 40)
     by_masking = tessellate(faces, masked.to(faces.dtype), 40)
-    difference = (result.perturbed - faces) / (result.perturbed - faces).abs().amax(dim=(1, 2, 3), keepdim=True) / 2 + 0.5
+    difference = (result.perturbed - faces) / (result.perturbed - faces).abs().amax(
+        dim=(1, 2, 3), keepdim=True
+    ) / 2 + 0.5
     rows = [
         Row(names[i], [
             Tile(faces[i], f"age {ages[i]:.0f}, ranking {score[i]:.2f}"),

@@ -25,8 +25,8 @@ struct Access {
   template <typename T>
   using Vector = Pack<T, kElements>;
 
-  // Blocks that a multiprocessor holds if threads have 64 or 128 registers. As a launch bound it keeps the compiler from
-  // spilling registers for the sake of still more blocks.
+  // Blocks that a multiprocessor holds if threads have 64 or 128 registers. As a launch bound it keeps the compiler
+  // from spilling registers for the sake of still more blocks.
   static constexpr int kBlocksOf64 = std::max(1, 65536 / 64 / kThreads);
   static constexpr int kBlocksOf128 = std::max(1, 65536 / 128 / kThreads);
 };
@@ -34,21 +34,55 @@ struct Access {
 template <typename A, typename B>
 using narrower_t = std::conditional_t<(sizeof(B) < sizeof(A)), B, A>;
 
+// The machine's own types of 1 to 16 bytes.
+template <int kBytes>
+using word_t = std::conditional_t<
+    kBytes == 16, uint4,
+    std::conditional_t<kBytes == 8, uint2,
+                       std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
+
 template <typename Access, typename T>
-APEM_FAST_HOST_DEVICE typename Access::template Vector<T> load(const T* from) {
+__device__ __forceinline__ typename Access::template Vector<T> load(const T* from) {
+  using Vector = typename Access::template Vector<T>;
+  using Word = word_t<alignof(Vector)>;
+  Vector values;
   if constexpr (Access::kElements == 1) {
-    return {{*from}};
+    values[0] = *from;
   } else {
-    return *reinterpret_cast<const typename Access::template Vector<T>*>(from);
+    Word words[sizeof(Vector) / sizeof(Word)];
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Word)); ++i) {
+      words[i] = reinterpret_cast<const Word*>(from)[i];
+    }
+    memcpy(&values, words, sizeof(Vector));
   }
+  return values;
+}
+
+// One instruction: the compiler splits an assignment into its elements. No kernel reads what it stores like this, so
+// loads may move past it.
+__device__ __forceinline__ void store_word(uint4* to, const uint4& word) {
+#if defined(APEM_FAST_EMULATOR)
+  *to = word;
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+               "r"(word.w));
+#endif
 }
 
 template <typename Access, typename T>
-APEM_FAST_HOST_DEVICE void store(T* to, const typename Access::template Vector<T>& values) {
+__device__ __forceinline__ void store(T* to, const typename Access::template Vector<T>& values) {
   if constexpr (Access::kElements == 1) {
     *to = values[0];
   } else {
-    *reinterpret_cast<typename Access::template Vector<T>*>(to) = values;
+    constexpr int kWords = sizeof(values) / kAccessBytes;
+    static_assert(kWords * kAccessBytes == sizeof(values), "what is stored is never narrower than `Narrowest`");
+    uint4 words[kWords];
+    memcpy(words, &values, sizeof(values));
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
+    }
   }
 }
 

@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
   const A lower = static_cast<A>(a.lower), upper = static_cast<A>(a.upper);
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
     const E* epsilon = a.epsilon + n * a.epsilon_stride;
-    for (int64_t first = int64_t{blockIdx.z} * kStepsPerRead; first < a.K; first += int64_t{gridDim.z} * kStepsPerRead) {
+    for (int64_t first = int64_t{blockIdx.z} * kStepsPerRead; first < a.K;
+         first += int64_t{gridDim.z} * kStepsPerRead) {
       const int64_t last = first + kStepsPerRead < a.K ? first + kStepsPerRead : a.K;
       for (int64_t i = (int64_t{blockIdx.x} * Access::kBlock + threadIdx.x) * kElements; i < a.size;
            i += int64_t{gridDim.x} * Access::kBlock * kElements) {

@@ -40,8 +40,8 @@ void launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t z, int bloc
   if (x <= 0 || y <= 0 || z <= 0) {
     return;
   }
-  const dim3 grid(static_cast<unsigned>(std::min(x, GridLimit::x())), static_cast<unsigned>(std::min(y, GridLimit::yz())),
-                  static_cast<unsigned>(std::min(z, GridLimit::yz())));
+  const auto at_most = [](int64_t blocks, int64_t limit) { return static_cast<unsigned>(std::min(blocks, limit)); };
+  const dim3 grid(at_most(x, GridLimit::x()), at_most(y, GridLimit::yz()), at_most(z, GridLimit::yz()));
   launch_kernel(kernel, grid, block, stream, arguments);
 }
 

@@ -34,6 +34,14 @@ struct dim3 {
   dim3(unsigned x, unsigned y, unsigned z) : x(x), y(y), z(z) {}
 };
 
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
 using cudaStream_t = void*;
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;

@@ -15,7 +15,8 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
   const Cover cover(channels, pixels, map_channels, channels_last);
   const int64_t chunks = chunks_of(cover.pixels);
   Random random;
-  Buffer<T> map(n * map_size, offset), direction(n * size, offset), grad(n * size, offset), grad_map(n * map_size, offset);
+  Buffer<T> map(n * map_size, offset), direction(n * size, offset);
+  Buffer<T> grad(n * size, offset), grad_map(n * map_size, offset);
   Buffer<G> gradient(n * size, offset);
   Buffer<double> norm_chunks(n * chunks), along_chunks(n * chunks);
   map.fill([&](int64_t) { return static_cast<float>(random.below(9)) / 8; });

@@ -44,7 +44,8 @@ void test(int64_t channels, int64_t pixels, bool channels_last, int64_t image_ch
         values[keep ? at : pixel] += value;
       }
     }
-    const A low = *std::min_element(values.begin(), values.end()), high = *std::max_element(values.begin(), values.end());
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    const A low = *least, high = *most;
     for (int64_t i = 0; i < out_size; ++i) {
       const A expected = high == low ? (low == 0 ? A(0) : A(0.5)) : (values[i] - low) / (high - low);
       EXPECT(same(out[image * out_size + i], static_cast<T>(expected)));

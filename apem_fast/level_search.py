@@ -1,0 +1,441 @@
+"""Which level to probe next: the filter's search along the levels of one map, which knows nothing of models.
+
+The margin m(k, t) at grid step k and level t changes smoothly with both. At one level the first flip is found as
+`search.Isolate` finds it, but started from a neighbour's answer: two probes usually tell that nothing changed.
+Between two levels with the same flip, the way of the margins on either side of it is known to first order for every
+level from one gradient: the sum of what each zeroed value let through. What the second of the two levels was found to
+be off that way, times the safety factor, is how far the levels in between may be off; where that leaves every margin
+its sign, they have the same flip and need no probe. Most levels are settled like this.
+
+Searches are coroutines: they yield the probes they want and are sent what was measured, so that the engine can run
+any number of them side by side, and a test can answer them from a scripted surface of margins.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apem_fast.levels import IRRELEVANCE, RELEVANCE, Levels
+from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, State
+
+# A curve that other levels lean on is measured a little more finely than its own answer needs, so that it can move.
+RESERVE = 1.5
+GROWTH = 4  # a stride along the levels is at most this many times the one before
+FIRST_STRIDE = 64  # the first stride is the levels divided by this
+INEXACT = 0.25  # by which share of the way that a gradient predicts a margin may be off it, whatever was measured
+
+
+class LevelProbe(NamedTuple):
+    """A point of one ray at one level."""
+
+    ray: int  # RELEVANCE or IRRELEVANCE
+    level: int
+    step: int
+    gradient: bool = False  # asks how the margin there changes with the level, instead of the margin
+
+
+class LevelMargin(NamedTuple):
+    """What came of it."""
+
+    margin: float
+    flipped: bool
+    noise: float  # by how much it may jump from one level to the next by rounding alone
+    drift: NDArray[np.float64] | None = None  # (T + 1,) the way of the margin over all levels, to first order, a step
+
+
+R = TypeVar("R")
+LevelSearch = Generator[list[LevelProbe], Sequence[LevelMargin], R]
+Room = Callable[[], int]  # how many levels of a ray may be asked for at once
+
+
+def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
+    """Several searches side by side: their results in order."""
+    results: dict[int, R] = {}
+    waiting: dict[int, list[LevelProbe]] = {}
+
+    def advance(i: int, reply: Sequence[LevelMargin] | None) -> None:
+        try:
+            waiting[i] = next(searches[i]) if reply is None else searches[i].send(reply)
+        except StopIteration as end:
+            waiting.pop(i, None)
+            results[i] = end.value
+
+    for i in range(len(searches)):
+        advance(i, None)
+    while waiting:
+        reply = yield [probe for probes in waiting.values() for probe in probes]
+        at = 0
+        for i, probes in list(waiting.items()):
+            advance(i, reply[at : at + len(probes)])
+            at += len(probes)
+    return [results[i] for i in range(len(searches))]
+
+
+# -- one ray at one level ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is known of one ray at one level: where it flips first, and the points that show that not before."""
+
+    first_flip: int  # or CENSORED
+    step: NDArray[np.int64]  # (P,) unflipped points, ascending, from 0 to the one just before the flip
+    margin: NDArray[np.float64]  # (P,) at least this; measured at the first and the last point
+    flip: LevelMargin | None  # at `first_flip`
+    noise: float  # by how much the margins on either side of the flip may jump by rounding alone
+    safety: float  # as in Isolate
+
+    @cached_property
+    def slack(self) -> NDArray[np.float64]:
+        """(P - 1,) by how much both margins of each interval could fall together before it might hide a flip."""
+        length = np.diff(self.step)
+        fall = np.abs(np.diff(self.margin)) / length
+        around = np.concatenate([[0.0], fall, [0.0]])
+        bound = self.safety * np.maximum.reduce([fall, around[:-2], around[2:]])
+        either = (self.margin[:-1] + self.margin[1:] - bound * length) / 2
+        return np.where(length == 1, self.margin[1:], either)
+
+    def clear(self, allowance: float) -> int:
+        """How many intervals from the first still hide no flip if every margin may be lower by `allowance`."""
+        held = self.slack > allowance
+        return len(held) if held.all() else int(held.argmin())
+
+    def lowered(self, points: int, allowance: float) -> Curve:
+        """The first points alone (at least the one at 0), their margins lower by `allowance`, as if at another level."""
+        margin = self.margin[: max(points, 1)] - allowance
+        margin[0] = self.margin[0]  # the unperturbed image, whatever the level
+        return replace(self, first_flip=CENSORED, step=self.step[: max(points, 1)], margin=margin, flip=None)
+
+    @property
+    def edges(self) -> list[tuple[int, float]]:
+        """(step, margin) just before the flip and at it, of those two that are there and change with the level."""
+        before = [(int(self.step[-1]), float(self.margin[-1]))] if self.step[-1] else []
+        return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
+
+
+def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
+    """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
+    while state.first_flip[0] == UNDECIDED:
+        row, step = policy.ask(state, 1)
+        reply = yield [LevelProbe(ray, level, int(k)) for k in step]
+        points.update(zip(step.tolist(), reply))
+        margin, flipped = (np.array([getattr(m, name) for m in reply]) for name in ("margin", "flipped"))
+        state = policy.tell(state, Measured(row, step, margin, flipped))
+    return int(state.first_flip[0])
+
+
+def _curve(policy: Isolate, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
+    """The curve of a decided ray from the points that it took over and those that it measured."""
+    end = first_flip if first_flip != CENSORED else last_step + 1
+    lower = dict(zip(held.step.tolist(), held.margin.tolist()))
+    lower.update((k, p.margin) for k, p in points.items())
+    step = sorted(k for k in lower if k < end)
+    flip = None if first_flip == CENSORED else points[first_flip]
+    noise = max((points[k].noise for k in (end - 1, end) if k in points), default=0.0)
+    return Curve(first_flip, np.array(step), np.array([lower[k] for k in step]), flip, noise, policy.safety)
+
+
+def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
+    """The curve of one ray at one level, from nothing."""
+    fine = replace(policy, safety=policy.safety * RESERVE)
+    points: dict[int, LevelMargin] = {}
+    state = fine.start(np.array([margin]), np.array([slope]), last_step)
+    first_flip = yield from search_ray(fine, state, ray, level, points)
+    start = Curve(CENSORED, np.zeros(1, np.int64), np.array([margin]), None, 0.0, policy.safety)
+    return _curve(policy, first_flip, start, points, last_step)
+
+
+def warm(
+    policy: Isolate, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
+) -> LevelSearch[Curve]:
+    """The curve of one ray at one level, from that of a neighbouring level.
+
+    The two points on either side of the neighbour's flip are measured here; how much they moved, times the safety
+    factor, is how much the neighbour's other margins are taken to have fallen; at least they moved by `moved`. What
+    they still clear stays cleared.
+    """
+    hints = [k for k, _ in near.edges]
+    reply = yield [LevelProbe(ray, level, k) for k in hints]
+    points = dict(zip(hints, reply))
+    allowance = policy.safety * max(moved, *(abs(points[k].margin - margin) for k, margin in near.edges))
+    clear, before = near.clear(allowance), int(near.step[-1])
+    end = min((k for k in hints if points[k].flipped), default=last_step + 1)
+
+    fine = replace(policy, safety=policy.safety * RESERVE)
+    if clear == len(near.slack) and end > before:  # no flip before the neighbour's
+        held = near.lowered(len(near.step) - 1, allowance)
+        if end - 1 == before:
+            return _curve(policy, near.first_flip, held, points, last_step)
+        margin = points[before].margin if before else float(near.margin[0])
+        known = [(end, points[end].margin, True)] if end in points else []
+        if near.first_flip in points and not points[near.first_flip].flipped:
+            known.append((near.first_flip, points[near.first_flip].margin, False))
+        state = fine.resume(before, margin, _last_fall(held, slope), last_step, known)
+    else:
+        # The last point before a flip is always measured, never taken over.
+        kept = min(clear + 1, int(np.searchsorted(near.step, min(end - 1, before))))
+        held = near.lowered(kept, allowance)
+        known = [(k, p.margin, p.flipped) for k, p in points.items()]
+        cleared, margin = int(held.step[-1]), float(held.margin[-1])
+        state = fine.resume(cleared, margin, _last_fall(held, slope), last_step, known)
+    first_flip = yield from search_ray(fine, state, ray, level, points)
+    before = (first_flip if first_flip != CENSORED else last_step + 1) - 1
+    if before and before not in points:
+        reply = yield [LevelProbe(ray, level, before)]
+        points[before] = reply[0]
+        if points[before].flipped:  # the margin moved more than the bound allowed: trust nothing
+            return (yield from cold(policy, ray, level, float(near.margin[0]), slope, last_step))
+    return _curve(policy, first_flip, held, points, last_step)
+
+
+def _last_fall(curve: Curve, otherwise: float) -> float:
+    """Steepness of a curve's last interval, a step."""
+    if len(curve.step) < 2:
+        return otherwise
+    return abs(curve.margin[-1] - curve.margin[-2]) / (curve.step[-1] - curve.step[-2])
+
+
+# -- the levels of one map ---------------------------------------------------------------------------------------
+
+
+class Stop(enum.Enum):
+    """Why the filter went no further."""
+
+    DROPPED = "The score drops at the next level."
+    CENSORED = "At the next level a ray begins or ceases to be censored, so the scores cannot be compared."
+    WOULD_BE_EMPTY = "The next level would leave nothing of the map."
+
+
+class Flips(NamedTuple):
+    """First flips, or CENSORED, of both rays at one level."""
+
+    level: int
+    minus: int
+    plus: int
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The last level before the score drops, why no further, and the flips of every level: from one row of `changes`
+    to the next they stay as they are. Its first row is level 0; where the score dropped, the drop is its last."""
+
+    level: int
+    stop: Stop
+    changes: list[Flips]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Both rays at epsilon 0: the margin, and first-order estimates of how fast it falls a grid step."""
+
+    margin: float
+    slope: tuple[float, float]
+
+
+def stop_between(before: Flips, after: Flips, last_step: int, most_lost: int) -> Stop | None:
+    """Whether the filter stops before `after`. Scores are compared in whole grid steps, which do not round.
+
+    Args:
+        most_lost: a score that falls by more steps than this has dropped.
+    """
+    if (before.minus == CENSORED, before.plus == CENSORED) != (after.minus == CENSORED, after.plus == CENSORED):
+        return Stop.CENSORED
+
+    def score(at: Flips) -> int:
+        return (last_step if at.plus == CENSORED else at.plus) - (last_step if at.minus == CENSORED else at.minus)
+
+    return Stop.DROPPED if score(before) - score(after) > most_lost else None
+
+
+def filter_levels(
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: Room = lambda: 1,
+    settled: Callable[[int], None] = lambda level: None,
+) -> LevelSearch[Filtered]:
+    """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
+
+    Args:
+        policy: finds the first flip at one level.
+        start: both rays at epsilon 0.
+        last_step: a ray without a flip up to here is censored.
+        most_lost: the score has dropped if it fell by more grid steps than this from one level to the next.
+        room: how many levels of a ray may be asked for at once.
+        settled: called with each level up to which everything is known.
+    """
+    kind = _Follower if isinstance(policy, Isolate) else _Visitor
+    rays = [
+        kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)
+    ]
+    changes: list[Flips] = []
+    yield from together([ray.begin() for ray in rays])
+    while True:
+        known = min(ray.at for ray in rays)
+        for level in sorted({change for ray in rays for change in ray.flips if change <= known}):
+            if changes and level <= changes[-1].level:
+                continue
+            changes.append(Flips(level, *(ray.flip_at(level) for ray in rays)))
+            stop = stop_between(changes[-2], changes[-1], last_step, most_lost) if level else None
+            if stop is not None:
+                return Filtered(level - 1, stop, changes)
+        settled(known)
+        if known == levels.last:
+            return Filtered(known, Stop.WOULD_BE_EMPTY, changes)
+        # The ray that is behind; the other as well only if there is room to run ahead.
+        behind = [ray for ray in rays if ray.at == known or (room() > 1 and ray.at < levels.last)]
+        yield from together([ray.extend() for ray in behind])
+
+
+@dataclass
+class _Visitor:
+    """The first flips of one ray over the levels, each level searched from nothing."""
+
+    policy: Search
+    levels: Levels
+    ray: int
+    margin: float
+    slope: float
+    last_step: int
+    room: Room
+    at: int = -1  # the flips are known up to this level
+    flips: dict[int, int] = field(default_factory=dict)  # by the level from which they hold
+
+    def flip_at(self, level: int) -> int:
+        return self.flips[max(change for change in self.flips if change <= level)]
+
+    def begin(self) -> LevelSearch[None]:
+        return self.extend()
+
+    def extend(self) -> LevelSearch[None]:
+        block = range(self.at + 1, min(self.at + 1 + self.room(), self.levels.last + 1))
+        found = yield from together([
+            search_ray(
+                self.policy, self.policy.start(np.array([self.margin]), np.array([self.slope]), self.last_step),
+                self.ray, level, {},
+            )
+            for level in block
+        ])  # fmt: skip
+        for level, flip in zip(block, found):
+            self._settle(level, flip)
+
+    def _settle(self, level: int, flip: int) -> None:
+        if not self.flips or self.flip_at(level) != flip:
+            self.flips[level] = flip
+        self.at = level
+
+
+@dataclass
+class _Follower(_Visitor):
+    """The same by `Isolate`, each level from its neighbour and most of them without a probe."""
+
+    curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
+    stride: int = 0
+    drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin
+    drifted: bool = True  # whether the gradient behind `drift` is out of date
+    astray: float = 0.0  # how far off its predicted way a margin was last found, per length of the path
+
+    def begin(self) -> LevelSearch[None]:
+        self.curves[0] = yield from cold(self.policy, self.ray, 0, self.margin, self.slope, self.last_step)
+        self.stride = max(1, self.levels.last // FIRST_STRIDE)
+        self._settle(0, self.curves[0].first_flip)
+
+    def extend(self) -> LevelSearch[None]:
+        if self.drifted:
+            reply = yield [LevelProbe(self.ray, self.at, self.curves[self.at].edges[-1][0], gradient=True)]
+            self.drift, self.drifted = reply[0].drift, False
+            if self._clear():  # what was probed ahead may tell more now
+                return
+        wanted = self._next_levels()
+        near = {level: min(self.curves, key=lambda known: abs(known - level)) for level in wanted}
+        found = yield from together([
+            warm(
+                self.policy, self.ray, t, self.curves[near[t]], self._predicted_range(near[t], t), self.slope,
+                self.last_step,
+            )
+            for t in wanted
+        ])  # fmt: skip
+        self.curves.update(zip(wanted, found))
+        while not self.drifted and self._clear():
+            pass
+
+    def _predicted_range(self, level: int, other: int) -> float:
+        """How far apart the margins at the last known flip are predicted to come between two levels."""
+        between = self.drift[min(level, other) : max(level, other) + 1]
+        return float(np.ptp(between)) * self.curves[self.at].edges[-1][0]
+
+    @property
+    def _ahead(self) -> int | None:
+        return min((level for level in self.curves if level > self.at), default=None)
+
+    def _clear(self) -> bool:
+        """Moves on to the next probed level if no level before it can flip elsewhere."""
+        ahead = self._ahead
+        if ahead is None:
+            return False
+        adjacent = ahead == self.at + 1
+        alike = self.curves[self.at].first_flip == self.curves[ahead].first_flip
+        if not adjacent and not (alike and self._unchanged(ahead)):
+            return False
+        if alike:
+            self.astray = max(map(abs, self._misses(ahead))) / self._length(ahead)
+        self.drifted = not (adjacent and alike)
+        self.stride = GROWTH * (ahead - self.at)
+        del self.curves[self.at]
+        self._settle(ahead, self.curves[ahead].first_flip)
+        return True
+
+    def _length(self, ahead: int) -> float:
+        return float(self.levels.path[ahead, self.ray] - self.levels.path[self.at, self.ray])
+
+    def _misses(self, ahead: int) -> list[float]:
+        """How far off their predicted way the margins on either side of the same flip are found."""
+        way = self.drift[ahead] - self.drift[self.at]
+        edges = zip(self.curves[self.at].edges, self.curves[ahead].edges)
+        return [there - (here + k * way) for (k, here), (_, there) in edges]
+
+    def _unchanged(self, ahead: int) -> bool:
+        """Whether no level up to one with the same flip can flip elsewhere."""
+        here, there = self.curves[self.at], self.curves[ahead]
+        way = self.drift[self.at : ahead + 1] - self.drift[self.at]
+        spread = float(np.ptp(way))
+        off = max(*map(abs, self._misses(ahead)), self.astray * self._length(ahead))
+        for k, margin in here.edges:
+            sign = 1 if margin > 0 else -1
+            least = float((sign * (margin + k * way)).min())
+            if least - self.policy.safety * off - INEXACT * k * spread <= max(here.noise, there.noise):
+                return False
+        fall = self.policy.safety * (off + here.edges[-1][0] * spread)
+        return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
+
+    def _next_levels(self) -> list[int]:
+        """As far as the levels will be settled if the margins keep to their predicted way as well as they did, but no
+        further than half way to the next probed level; then, while there is room, speculatively, twice as far and on.
+        """
+        ahead, curve = self._ahead, self.curves[self.at]
+        end = self.levels.last + 1 if ahead is None else ahead
+        furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)
+        way = self.drift[self.at : self.at + furthest + 1] - self.drift[self.at]
+        spread = np.maximum.accumulate(way) - np.minimum.accumulate(way)
+        off = self.astray * (
+            self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
+        )
+        settled = self.policy.safety * (off + curve.edges[-1][0] * spread) < curve.slack.min(initial=np.inf)
+        for k, margin in curve.edges:
+            sign = 1 if margin > 0 else -1
+            least = np.minimum.accumulate(sign * (margin + k * way))
+            settled &= least - self.policy.safety * off - INEXACT * k * spread > curve.noise
+        stride = len(settled) - 1 if settled.all() else int(settled.argmin()) - 1
+        wanted = [self.at + max(stride, 1)]
+        while len(wanted) < self.room() and wanted[-1] < end:
+            wanted.append(wanted[-1] + max(stride, 1) * 2 ** len(wanted))
+        return [level for level in wanted if level < end]
