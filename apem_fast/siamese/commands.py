@@ -96,7 +96,7 @@ def explain(
             "perceptions": lambda: [e.perception_section(network, held_out)],
             "progressions": lambda: [e.progression_section(network, held_out, *longest, steps=100, step_size=2.0)],
             "maps": lambda: [e.maps_section(network, held_out, *shown, **attack)],
-            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=STEPS, step_size=STEP_SIZE)],
+            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=STEPS, step_size=STEP_SIZE / 4)],
             "recycling": lambda: [
                 e.recycling_section(network, held_out, *shown, steps=STEPS, step_size=STEP_SIZE / 10)
             ],
