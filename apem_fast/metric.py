@@ -7,11 +7,13 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
@@ -151,9 +153,11 @@ class Evaluator:
         """(N, C, H, W) int8: the sign of the gradient of the cross entropy of the prediction."""
         return self._clean.sign
 
-    def apem(
-        self, relevance: Mapping[str, Tensor], progress: Progress | None = None
-    ) -> dict[str, ApemResult]:
+    def rays(self, maps: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
+        """Two rays a map: 2m along map m's relevance, 2m + 1 along its irrelevance."""
+        return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+
+    def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:
         """The metric of several sets of maps of these images at once, packed into the same forward passes.
 
         Args:
@@ -175,7 +179,7 @@ class Evaluator:
 
             maps = torch.cat([relevance[name].detach() for name in names])
             image_of_map = np.tile(np.arange(len(self._images)), len(names))
-            rays = self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+            rays = self.rays(maps, image_of_map)
             flips = self._find(rays, report)
             decided, probes = decided + len(rays), probes + int(flips.probes.sum())
             for i, name in enumerate(names):

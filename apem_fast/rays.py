@@ -7,9 +7,9 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -114,7 +114,8 @@ def run_clean(model: nn.Module, images: Tensor) -> Clean:
 class Rays:
     """R rays over N images and their maps; nothing is stored per ray but a few numbers.
 
-    A ray's direction is v / norm * sign, with v the map, or 1 minus the map where `irrelevance`.
+    A ray's direction is v / norm * sign, with v the map, its values of at most `level` set to 0, or 1 minus that
+    where `irrelevance`.
     """
 
     images: Tensor  # (N, C, H, W)
@@ -125,6 +126,7 @@ class Rays:
     map: NDArray[np.int64]  # (R,) row of relevance
     irrelevance: NDArray[np.bool_]  # (R,)
     norm: NDArray[np.float64]  # (R,) l1 norm of what is applied, after the map is broadcast to the channels
+    level: NDArray[np.float64]  # (R,) filter level: values of the map up to this one count as 0; 0 filters nothing
     margin: NDArray[np.float64]  # (R,) at epsilon 0
     slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
     lower: float | None = None
@@ -170,6 +172,7 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
         map=np.repeat(np.arange(maps), 2),
         irrelevance=np.tile([False, True], maps),
         norm=norm,
+        level=np.zeros(2 * maps),
         margin=clean.margin[image],
         slope=np.stack([fall, whole - fall], axis=1).reshape(-1) / norm,
     )  # fmt: skip
@@ -181,7 +184,7 @@ def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], 
     return Rays(
         images, labels, direction.sign().to(torch.int8), direction.abs(),
         image=np.arange(rays), map=np.arange(rays), irrelevance=np.zeros(rays, bool), norm=np.ones(rays),
-        margin=margin, slope=np.zeros(rays),
+        level=np.zeros(rays), margin=margin, slope=np.zeros(rays),
     )  # fmt: skip
 
 
@@ -194,6 +197,7 @@ class Answers:
 
     margin: NDArray[np.float64]  # (M,)
     flipped: NDArray[np.bool_]  # (M,)
+    noise: NDArray[np.float64]  # (M,) how large a margin may be noise
     runs: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
 
 
@@ -208,7 +212,7 @@ class Prober:
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
         if not len(ray):
-            return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))
+            return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
         # Neighbours in a batch share image and map, which then stay in the cache.
         order = np.argsort(ray, kind="stable")
         # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
@@ -219,7 +223,19 @@ class Prober:
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], 1 + close[back])
+        return Answers(margin[back], flipped[back], answers[2][back], 1 + close[back])
+
+    def along(
+        self,
+        image: NDArray[np.int64],
+        irrelevance: NDArray[np.bool_],
+        norm: NDArray[np.float64],
+        level: NDArray[np.float64],
+        epsilon: NDArray[np.float64],
+    ) -> Answers:
+        """One probe on each of as many new rays of the same images and maps, map i being image i's; all are (M,)."""
+        self._rays = replace(self._rays, image=image, map=image, irrelevance=irrelevance, norm=norm, level=level)
+        return self(np.arange(len(image)), epsilon)
 
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
         at = 0
@@ -249,6 +265,7 @@ class Prober:
             map=np.zeros(1, np.int64),
             irrelevance=rays.irrelevance[[ray]],
             norm=rays.norm[[ray]],
+            level=rays.level[[ray]],
         )
         margin, flipped = _checked(self._measure(np.zeros(1, np.int64), np.array([epsilon]), one).cpu().numpy())
         return float(margin[0]), bool(flipped[0])
@@ -259,7 +276,7 @@ class Prober:
         with torch.no_grad():
             inputs = ops.perturb_probes(
                 rays.images, rays.relevance, rays.sign, self._put(rays.norm[ray]), image, self._put(rays.map[ray]),
-                self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(np.zeros(len(ray))),
+                self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(rays.level[ray]),
                 rays.lower, rays.upper,
             )  # fmt: skip
             logits = logits_of(self._model, inputs)
@@ -281,8 +298,8 @@ def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return answers[0].copy(), answers[1] != 0
 
 
-def best_plan(model: nn.Module, rays: Rays, batch_size: int | None) -> BatchPlan:
-    """The batch size asked for, or the one that measures best, with the memory format that does."""
+def best_plan(model: nn.Module, rays: Rays, batch_size: int | None, most: int | None = None) -> BatchPlan:
+    """The batch size asked for, or the one that measures best up to `most` (a probe of each ray), with its format."""
     if rays.images.shape[1] == 1:
         formats = (torch.contiguous_format,)  # with one channel the formats are the same
     else:
@@ -294,4 +311,4 @@ def best_plan(model: nn.Module, rays: Rays, batch_size: int | None) -> BatchPlan
         with torch.no_grad():
             model(batch)
 
-    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], len(rays), formats)
+    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], most or len(rays), formats)

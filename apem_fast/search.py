@@ -12,6 +12,7 @@ Because a policy sees margins only, it is tested with scripted margin curves and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -179,6 +180,18 @@ class Isolate:
             points=np.zeros(rays, np.int64),
         )
 
+    def resume(
+        self, cleared: int, margin: float, slope: float, last_step: int, measured: Sequence[tuple[int, float, bool]]
+    ) -> IsolateState:
+        """State of one ray of which something is known: no flip up to `cleared`, and (step, margin, flipped) beyond."""
+        state = self.start(np.array([margin]), np.array([slope]), last_step)
+        state.cleared[0] = cleared
+        row = np.zeros(1, np.int64)
+        for step, at, flipped in sorted(measured, reverse=True):
+            self._push(state, Measured(row, np.array([step]), np.array([at]), np.array([flipped])))
+        self._clear(state, row)
+        return state
+
     def ask(self, state: IsolateState, room: int) -> Probes:
         row = state.undecided
         return Probes(row, self._next_step(state, row))
@@ -275,5 +288,7 @@ def policy_of(search: str | Search) -> Search:
             raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
         return POLICIES[search]()
     if not isinstance(search, Search):
-        raise TypeError(f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
+        raise TypeError(
+            f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})"
+        )
     return search

@@ -44,6 +44,31 @@ def batch_size(value: int | None) -> None:
         raise ValueError(f"apem: batch_size must be at least 1 (got {value})")
 
 
+def levels(value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"apem: levels must be a whole number or None (got {_name(value)})")
+    if value < 1:
+        raise ValueError(f"apem: levels must be at least 1 (got {value})")
+
+
+def min_drop(value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"apem: min_drop must be a number (got {_name(value)})")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"apem: min_drop must be at least 0 and finite (got {value:g})")
+
+
+def contrast(of_relevance: Tensor) -> None:
+    """A map to filter ranks its pixels."""
+    flat = of_relevance.flatten(1)
+    constant = (flat.amin(dim=1) == flat.amax(dim=1)).nonzero()
+    if len(constant):
+        i = int(constant[0])
+        raise ValueError(f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} throughout at index {i})")  # fmt: skip
+
+
 def bounds(value: tuple[float | None, float | None]) -> None:
     if not isinstance(value, tuple) or len(value) != 2:
         raise TypeError(f"apem: bounds must be a pair (lower, upper) (got {value!r})")
