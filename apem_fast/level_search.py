@@ -2,9 +2,10 @@
 
 The margin m(k, t) at grid step k and level t changes smoothly with both. At one level the first flip is found as
 `search.Isolate` finds it, but started from a neighbour's answer: two probes usually tell that nothing changed.
-Between two levels with the same answers, the margins on either side of each flip bound the margins in between by the
-same argument as in epsilon, so most levels need no probe at all. A level is settled once its score is known in one
-of these ways; the first drop in level order ends the search, and what was probed beyond it is discarded.
+Between two levels with the same flip, the way of the margins on either side of it is known to first order for every
+level from one gradient: the sum of what each zeroed value let through. What the second of the two levels was found to
+be off that way, times the safety factor, is how far the levels in between may be off; where that leaves every margin
+its sign, they have the same flip and need no probe. Most levels are settled like this.
 
 Searches are coroutines: they yield the probes they want and are sent what was measured, so that the engine can run
 any number of them side by side, and a test can answer them from a scripted surface of margins.
@@ -13,9 +14,10 @@ any number of them side by side, and a test can answer them from a scripted surf
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Callable, Generator, NamedTuple, Sequence, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, Sta
 RESERVE = 1.5
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
+INEXACT = 0.25  # by which share of the way that a gradient predicts a margin may be off it, whatever was measured
 
 
 class LevelProbe(NamedTuple):
@@ -35,6 +38,7 @@ class LevelProbe(NamedTuple):
     ray: int  # RELEVANCE or IRRELEVANCE
     level: int
     step: int
+    gradient: bool = False  # asks how the margin there changes with the level, instead of the margin
 
 
 class LevelMargin(NamedTuple):
@@ -42,18 +46,13 @@ class LevelMargin(NamedTuple):
 
     margin: float
     flipped: bool
-    noise: float  # how large a margin may be noise
-
-
-class Reply(NamedTuple):
-    """The answers to what a search yielded, in order, and how many levels it may ask for at once."""
-
-    margins: Sequence[LevelMargin]
-    room: int
+    noise: float  # by how much it may jump from one level to the next by rounding alone
+    drift: NDArray[np.float64] | None = None  # (T + 1,) the way of the margin over all levels, to first order, a step
 
 
 R = TypeVar("R")
-LevelSearch = Generator[list[LevelProbe], Reply, R]
+LevelSearch = Generator[list[LevelProbe], Sequence[LevelMargin], R]
+Room = Callable[[], int]  # how many levels of a ray may be asked for at once
 
 
 def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
@@ -61,7 +60,7 @@ def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
     results: dict[int, R] = {}
     waiting: dict[int, list[LevelProbe]] = {}
 
-    def advance(i: int, reply: Reply | None) -> None:
+    def advance(i: int, reply: Sequence[LevelMargin] | None) -> None:
         try:
             waiting[i] = next(searches[i]) if reply is None else searches[i].send(reply)
         except StopIteration as end:
@@ -74,7 +73,7 @@ def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
         reply = yield [probe for probes in waiting.values() for probe in probes]
         at = 0
         for i, probes in list(waiting.items()):
-            advance(i, Reply(reply.margins[at : at + len(probes)], reply.room))
+            advance(i, reply[at : at + len(probes)])
             at += len(probes)
     return [results[i] for i in range(len(searches))]
 
@@ -90,7 +89,7 @@ class Curve:
     step: NDArray[np.int64]  # (P,) unflipped points, ascending, from 0 to the one just before the flip
     margin: NDArray[np.float64]  # (P,) at least this; measured at the first and the last point
     flip: LevelMargin | None  # at `first_flip`
-    noise: float  # how large the margins on either side of the flip may be and yet be noise
+    noise: float  # by how much the margins on either side of the flip may jump by rounding alone
     safety: float  # as in Isolate
 
     @cached_property
@@ -121,15 +120,13 @@ class Curve:
         return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
 
 
-def search_ray(
-    policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]
-) -> LevelSearch[int]:
+def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
     """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
         reply = yield [LevelProbe(ray, level, int(k)) for k in step]
-        points.update(zip(step.tolist(), reply.margins))
-        margin, flipped = (np.array([getattr(m, name) for m in reply.margins]) for name in ("margin", "flipped"))
+        points.update(zip(step.tolist(), reply))
+        margin, flipped = (np.array([getattr(m, name) for m in reply]) for name in ("margin", "flipped"))
         state = policy.tell(state, Measured(row, step, margin, flipped))
     return int(state.first_flip[0])
 
@@ -155,16 +152,19 @@ def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, las
     return _curve(policy, first_flip, start, points, last_step)
 
 
-def warm(policy: Isolate, ray: int, level: int, near: Curve, slope: float, last_step: int) -> LevelSearch[Curve]:
+def warm(
+    policy: Isolate, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
+) -> LevelSearch[Curve]:
     """The curve of one ray at one level, from that of a neighbouring level.
 
     The two points on either side of the neighbour's flip are measured here; how much they moved, times the safety
-    factor, is how much the neighbour's other margins are taken to have fallen. What they still clear stays cleared.
+    factor, is how much the neighbour's other margins are taken to have fallen; at least they moved by `moved`. What
+    they still clear stays cleared.
     """
     hints = [k for k, _ in near.edges]
     reply = yield [LevelProbe(ray, level, k) for k in hints]
-    points = dict(zip(hints, reply.margins))
-    allowance = policy.safety * max(abs(points[k].margin - margin) for k, margin in near.edges)
+    points = dict(zip(hints, reply))
+    allowance = policy.safety * max(moved, *(abs(points[k].margin - margin) for k, margin in near.edges))
     clear, before = near.clear(allowance), int(near.step[-1])
     end = min((k for k in hints if points[k].flipped), default=last_step + 1)
 
@@ -189,7 +189,7 @@ def warm(policy: Isolate, ray: int, level: int, near: Curve, slope: float, last_
     before = (first_flip if first_flip != CENSORED else last_step + 1) - 1
     if before and before not in points:
         reply = yield [LevelProbe(ray, level, before)]
-        points[before] = reply.margins[0]
+        points[before] = reply[0]
         if points[before].flipped:  # the margin moved more than the bound allowed: trust nothing
             return (yield from cold(policy, ray, level, float(near.margin[0]), slope, last_step))
     return _curve(policy, first_flip, held, points, last_step)
@@ -213,7 +213,7 @@ class Stop(enum.Enum):
     WOULD_BE_EMPTY = "The next level would leave nothing of the map."
 
 
-class Settled(NamedTuple):
+class Flips(NamedTuple):
     """First flips, or CENSORED, of both rays at one level."""
 
     level: int
@@ -223,14 +223,12 @@ class Settled(NamedTuple):
 
 @dataclass(frozen=True)
 class Filtered:
-    """The last level before the score drops, why, and every level at which something was seen to change or not.
-
-    Between two rows of `seen` nothing changes: the levels in between have the flips of the upper row.
-    """
+    """The last level before the score drops, why no further, and the flips of every level: from one row of `changes`
+    to the next they stay as they are. Its first row is level 0; where the score dropped, the drop is its last."""
 
     level: int
     stop: Stop
-    seen: list[Settled]
+    changes: list[Flips]
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ class Start:
     slope: tuple[float, float]
 
 
-def stop_between(before: Settled, after: Settled, last_step: int, most_lost: int) -> Stop | None:
+def stop_between(before: Flips, after: Flips, last_step: int, most_lost: int) -> Stop | None:
     """Whether the filter stops before `after`. Scores are compared in whole grid steps, which do not round.
 
     Args:
@@ -250,14 +248,19 @@ def stop_between(before: Settled, after: Settled, last_step: int, most_lost: int
     if (before.minus == CENSORED, before.plus == CENSORED) != (after.minus == CENSORED, after.plus == CENSORED):
         return Stop.CENSORED
 
-    def score(at: Settled) -> int:
+    def score(at: Flips) -> int:
         return (last_step if at.plus == CENSORED else at.plus) - (last_step if at.minus == CENSORED else at.minus)
 
     return Stop.DROPPED if score(before) - score(after) > most_lost else None
 
 
 def filter_levels(
-    policy: Search, levels: Levels, start: Start, last_step: int, most_lost: int, room: int = 1,
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: Room = lambda: 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
     """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
@@ -267,115 +270,172 @@ def filter_levels(
         start: both rays at epsilon 0.
         last_step: a ray without a flip up to here is censored.
         most_lost: the score has dropped if it fell by more grid steps than this from one level to the next.
-        room: how many levels may be asked for at once, until the first reply says.
+        room: how many levels of a ray may be asked for at once.
         settled: called with each level up to which everything is known.
     """
-    if isinstance(policy, Isolate):
-        return (yield from _follow_levels(policy, levels, start, last_step, most_lost, room, settled))
-    return (yield from _every_level(policy, levels, start, last_step, most_lost, room, settled))
-
-
-def _every_level(
-    policy: Search, levels: Levels, start: Start, last_step: int, most_lost: int, room: int,
-    settled: Callable[[int], None],
-) -> LevelSearch[Filtered]:
-    seen: list[Settled] = []
-    for first in range(0, levels.last + 1, room):
-        block = range(first, min(first + room, levels.last + 1))
-        flips = yield from together([
-            search_ray(policy, policy.start(np.array([start.margin]), np.array([start.slope[ray]]), last_step), ray, t, {})
-            for t in block for ray in (RELEVANCE, IRRELEVANCE)
-        ])  # fmt: skip
-        for t, minus, plus in zip(block, flips[0::2], flips[1::2]):
-            seen.append(Settled(t, minus, plus))
-            stop = stop_between(seen[-2], seen[-1], last_step, most_lost) if t else None
-            if stop is not None:
-                return Filtered(t - 1, stop, seen)
-            settled(t)
-    return Filtered(levels.last, Stop.WOULD_BE_EMPTY, seen)
-
-
-def _follow_levels(
-    policy: Isolate, levels: Levels, start: Start, last_step: int, most_lost: int, room: int,
-    settled: Callable[[int], None],
-) -> LevelSearch[Filtered]:
-    rays = (RELEVANCE, IRRELEVANCE)
-    curves: dict[int, list[Curve]] = {}  # by level: the last settled one, and those probed ahead of it
-    curves[0] = yield from together([cold(policy, ray, 0, start.margin, start.slope[ray], last_step) for ray in rays])
-    seen = [_settled(0, curves[0])]
-    at, stride = 0, max(1, levels.last // FIRST_STRIDE)
-    slope = np.zeros(2)  # of each ray's margins along its path, on the last interval that was cleared
-    while at < levels.last:
-        ahead = min((t for t in curves if t > at), default=None)
-        if ahead is not None:
-            length = levels.path[ahead] - levels.path[at]
-            steepness = np.array([_steepness(a, b, d) for a, b, d in zip(curves[at], curves[ahead], length)])
-            steepest = np.fmax(steepness, slope)  # NaN, where the flips differ, says nothing
-            if ahead == at + 1 or all(
-                _unchanged(a, b, policy.safety * s * d) for a, b, s, d in zip(curves[at], curves[ahead], steepest, length)
-            ):
-                seen.append(_settled(ahead, curves[ahead]))
-                stop = stop_between(seen[-2], seen[-1], last_step, most_lost)
-                if stop is not None:
-                    return Filtered(at, stop, seen)
-                slope = np.where(np.isnan(steepness), slope, steepness)
-                stride = GROWTH * max(ahead - at, 1)
-                del curves[at]
-                at = ahead
-                settled(at)
+    kind = _Follower if isinstance(policy, Isolate) else _Visitor
+    rays = [
+        kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)
+    ]
+    changes: list[Flips] = []
+    yield from together([ray.begin() for ray in rays])
+    while True:
+        known = min(ray.at for ray in rays)
+        for level in sorted({change for ray in rays for change in ray.flips if change <= known}):
+            if changes and level <= changes[-1].level:
                 continue
-            stride = min(stride, (ahead - at) // 2)
-        else:
-            steepest = slope
-        end = levels.last + 1 if ahead is None else ahead
-        wanted = _next_levels(policy, levels, curves[at], at, end, min(stride, end - at), steepest, room)
-        nearest = {t: curves[min(curves, key=lambda c: abs(c - t))] for t in wanted}
+            changes.append(Flips(level, *(ray.flip_at(level) for ray in rays)))
+            stop = stop_between(changes[-2], changes[-1], last_step, most_lost) if level else None
+            if stop is not None:
+                return Filtered(level - 1, stop, changes)
+        settled(known)
+        if known == levels.last:
+            return Filtered(known, Stop.WOULD_BE_EMPTY, changes)
+        # The ray that is behind; the other as well only if there is room to run ahead.
+        behind = [ray for ray in rays if ray.at == known or (room() > 1 and ray.at < levels.last)]
+        yield from together([ray.extend() for ray in behind])
+
+
+@dataclass
+class _Visitor:
+    """The first flips of one ray over the levels, each level searched from nothing."""
+
+    policy: Search
+    levels: Levels
+    ray: int
+    margin: float
+    slope: float
+    last_step: int
+    room: Room
+    at: int = -1  # the flips are known up to this level
+    flips: dict[int, int] = field(default_factory=dict)  # by the level from which they hold
+
+    def flip_at(self, level: int) -> int:
+        return self.flips[max(change for change in self.flips if change <= level)]
+
+    def begin(self) -> LevelSearch[None]:
+        return self.extend()
+
+    def extend(self) -> LevelSearch[None]:
+        block = range(self.at + 1, min(self.at + 1 + self.room(), self.levels.last + 1))
         found = yield from together([
-            warm(policy, ray, t, nearest[t][ray], start.slope[ray], last_step) for t in wanted for ray in rays
+            search_ray(
+                self.policy, self.policy.start(np.array([self.margin]), np.array([self.slope]), self.last_step),
+                self.ray, level, {},
+            )
+            for level in block
         ])  # fmt: skip
-        curves.update((t, found[2 * i : 2 * i + 2]) for i, t in enumerate(wanted))
-    return Filtered(levels.last, Stop.WOULD_BE_EMPTY, seen)
+        for level, flip in zip(block, found):
+            self._settle(level, flip)
+
+    def _settle(self, level: int, flip: int) -> None:
+        if not self.flips or self.flip_at(level) != flip:
+            self.flips[level] = flip
+        self.at = level
 
 
-def _settled(level: int, curves: Sequence[Curve]) -> Settled:
-    return Settled(level, curves[RELEVANCE].first_flip, curves[IRRELEVANCE].first_flip)
+@dataclass
+class _Follower(_Visitor):
+    """The same by `Isolate`, each level from its neighbour and most of them without a probe."""
 
+    curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
+    stride: int = 0
+    drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin
+    drifted: bool = True  # whether the gradient behind `drift` is out of date
+    astray: float = 0.0  # how far off its predicted way a margin was last found, per length of the path
 
-def _steepness(a: Curve, b: Curve, length: float) -> float:
-    """How fast the margins on either side of the flip change along the path; NaN if the flip is not the same."""
-    if a.first_flip != b.first_flip:
-        return np.nan
-    return max(abs(p - q) for (_, p), (_, q) in zip(a.edges, b.edges)) / length
+    def begin(self) -> LevelSearch[None]:
+        self.curves[0] = yield from cold(self.policy, self.ray, 0, self.margin, self.slope, self.last_step)
+        self.stride = max(1, self.levels.last // FIRST_STRIDE)
+        self._settle(0, self.curves[0].first_flip)
 
+    def extend(self) -> LevelSearch[None]:
+        if self.drifted:
+            reply = yield [LevelProbe(self.ray, self.at, self.curves[self.at].edges[-1][0], gradient=True)]
+            self.drift, self.drifted = reply[0].drift, False
+            if self._clear():  # what was probed ahead may tell more now
+                return
+        wanted = self._next_levels()
+        near = {level: min(self.curves, key=lambda known: abs(known - level)) for level in wanted}
+        found = yield from together([
+            warm(
+                self.policy, self.ray, t, self.curves[near[t]], self._predicted_range(near[t], t), self.slope,
+                self.last_step,
+            )
+            for t in wanted
+        ])  # fmt: skip
+        self.curves.update(zip(wanted, found))
+        while not self.drifted and self._clear():
+            pass
 
-def _unchanged(a: Curve, b: Curve, most: float) -> bool:
-    """Whether no level between can flip elsewhere if margins change by at most `most` from one to the other.
+    def _predicted_range(self, level: int, other: int) -> float:
+        """How far apart the margins at the last known flip are predicted to come between two levels."""
+        between = self.drift[min(level, other) : max(level, other) + 1]
+        return float(np.ptp(between)) * self.curves[self.at].edges[-1][0]
 
-    Between margins p and q of the same sign, p + q > most keeps the sign, and no margin in between is lower than the
-    nearer one by more than most / 2.
-    """
-    if a.first_flip != b.first_flip:
-        return False
-    noise = a.noise + b.noise
-    if any(abs(p) + abs(q) - noise <= most for (_, p), (_, q) in zip(a.edges, b.edges)):
-        return False
-    return a.clear(most / 2) == len(a.slack) and b.clear(most / 2) == len(b.slack)
+    @property
+    def _ahead(self) -> int | None:
+        return min((level for level in self.curves if level > self.at), default=None)
 
+    def _clear(self) -> bool:
+        """Moves on to the next probed level if no level before it can flip elsewhere."""
+        ahead = self._ahead
+        if ahead is None:
+            return False
+        adjacent = ahead == self.at + 1
+        alike = self.curves[self.at].first_flip == self.curves[ahead].first_flip
+        if not adjacent and not (alike and self._unchanged(ahead)):
+            return False
+        if alike:
+            self.astray = max(map(abs, self._misses(ahead))) / self._length(ahead)
+        self.drifted = not (adjacent and alike)
+        self.stride = GROWTH * (ahead - self.at)
+        del self.curves[self.at]
+        self._settle(ahead, self.curves[ahead].first_flip)
+        return True
 
-def _next_levels(
-    policy: Isolate, levels: Levels, curves: list[Curve], at: int, end: int, stride: int, slope: NDArray, room: int
-) -> list[int]:
-    """The next level, as far as the bound would clear if the margins went on changing as they did; then, while
-    there is room, speculatively, twice as far and so on."""
-    for ray, curve in enumerate(curves):
-        if slope[ray] > 0:
-            edge = max(0.0, min(abs(margin) for _, margin in curve.edges) - curve.noise)
-            slack = curve.slack.min(initial=np.inf)
-            march = min(2 * edge / ((policy.safety + 1) * slope[ray]), 2 * slack / (policy.safety * slope[ray]))
-            reach = np.searchsorted(levels.path[:, ray], levels.path[at, ray] + march, side="right") - 1
-            stride = min(stride, int(reach) - at)
-    stride = max(stride, 1)
-    wanted = [at + stride]
-    while len(wanted) < room:
-        wanted.append(wanted[-1] + stride * 2 ** len(wanted))
-    return [t for t in wanted if t < end] or [min(wanted[0], end - 1)]
+    def _length(self, ahead: int) -> float:
+        return float(self.levels.path[ahead, self.ray] - self.levels.path[self.at, self.ray])
+
+    def _misses(self, ahead: int) -> list[float]:
+        """How far off their predicted way the margins on either side of the same flip are found."""
+        way = self.drift[ahead] - self.drift[self.at]
+        edges = zip(self.curves[self.at].edges, self.curves[ahead].edges)
+        return [there - (here + k * way) for (k, here), (_, there) in edges]
+
+    def _unchanged(self, ahead: int) -> bool:
+        """Whether no level up to one with the same flip can flip elsewhere."""
+        here, there = self.curves[self.at], self.curves[ahead]
+        way = self.drift[self.at : ahead + 1] - self.drift[self.at]
+        spread = float(np.ptp(way))
+        off = max(*map(abs, self._misses(ahead)), self.astray * self._length(ahead))
+        for k, margin in here.edges:
+            sign = 1 if margin > 0 else -1
+            least = float((sign * (margin + k * way)).min())
+            if least - self.policy.safety * off - INEXACT * k * spread <= max(here.noise, there.noise):
+                return False
+        fall = self.policy.safety * (off + here.edges[-1][0] * spread)
+        return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
+
+    def _next_levels(self) -> list[int]:
+        """As far as the levels will be settled if the margins keep to their predicted way as well as they did, but no
+        further than half way to the next probed level; then, while there is room, speculatively, twice as far and on.
+        """
+        ahead, curve = self._ahead, self.curves[self.at]
+        end = self.levels.last + 1 if ahead is None else ahead
+        furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)
+        way = self.drift[self.at : self.at + furthest + 1] - self.drift[self.at]
+        spread = np.maximum.accumulate(way) - np.minimum.accumulate(way)
+        off = self.astray * (
+            self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
+        )
+        settled = self.policy.safety * (off + curve.edges[-1][0] * spread) < curve.slack.min(initial=np.inf)
+        for k, margin in curve.edges:
+            sign = 1 if margin > 0 else -1
+            least = np.minimum.accumulate(sign * (margin + k * way))
+            settled &= least - self.policy.safety * off - INEXACT * k * spread > curve.noise
+        stride = len(settled) - 1 if settled.all() else int(settled.argmin()) - 1
+        wanted = [self.at + max(stride, 1)]
+        while len(wanted) < self.room() and wanted[-1] < end:
+            wanted.append(wanted[-1] + max(stride, 1) * 2 ** len(wanted))
+        return [level for level in wanted if level < end]

@@ -23,6 +23,8 @@ class Levels:
     zeroed: NDArray[np.int64]  # (T + 1,) positive values that were set to 0
     norm: NDArray[np.float64]  # (T + 1, 2) l1 norms of relevance and irrelevance, after broadcast to the channels
     path: NDArray[np.float64]  # (T + 1, 2) how far each direction has turned: the l1 length of its way, increasing
+    values: NDArray[np.float64]  # (P,) all values of the map, ascending
+    order: NDArray[np.int64]  # (P,) where in the map they are
 
     @property
     def last(self) -> int:
@@ -32,6 +34,21 @@ class Levels:
     def removed_share(self) -> NDArray[np.float64]:
         """(T + 1,) share of the relevance that is gone."""
         return 1 - self.norm[:, RELEVANCE] / self.norm[0, RELEVANCE]
+
+    def along(self, weight: NDArray[np.float64], ray: int) -> NDArray[np.float64]:
+        """(T + 1,) the sum of `weight` (1 or C, H, W) over the map, or its inverse, divided by its norm, at each level:
+        to first order, a margin's way over all levels."""
+        ascending = weight.reshape(-1)[self.order]
+        gone = len(self.values) - np.count_nonzero(self.values > 0) + self.zeroed
+
+        def up_to_level(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.concatenate([[0.0], np.cumsum(terms)])[gone]
+
+        if ray == RELEVANCE:
+            terms = self.values * ascending
+            return (terms.sum() - up_to_level(terms)) / self.norm[:, ray]
+        terms = (1 - self.values) * ascending
+        return (terms.sum() - up_to_level(terms) + up_to_level(ascending)) / self.norm[:, ray]
 
 
 def count_levels(relevance: Tensor, steps: int | None = None) -> int:
@@ -69,7 +86,12 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
     # Zeroing a mass m turns the direction v / norm by about 2 m / norm, so the way is twice the logarithm of the norm.
     path = 2 * np.abs(np.log(norm / norm[0])) + 1e-12 * np.arange(groups)[:, None]
     threshold = np.where(taken > 0, values[taken - 1], 0).astype(np.float64)
-    return Levels(threshold, np.concatenate([[0], np.cumsum(count)])[taken], norm, np.maximum.accumulate(path))
+    every = relevance.detach().flatten().cpu().numpy()
+    order = np.argsort(every, kind="stable")
+    return Levels(
+        threshold, np.concatenate([[0], np.cumsum(count)])[taken], norm, np.maximum.accumulate(path),
+        every[order].astype(np.float64), order,
+    )  # fmt: skip
 
 
 def _sums_from_the_end(values: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -7,9 +7,9 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from apem_fast.batching import BatchPlan, is_out_of_memory, measured_plan
 # A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
 # (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
 NOISE = 2.0**-16
+GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 
 
 class ModelOutputError(ValueError):
@@ -237,6 +238,28 @@ class Prober:
         self._rays = replace(self._rays, image=image, map=image, irrelevance=irrelevance, norm=norm, level=level)
         return self(np.arange(len(image)), epsilon)
 
+    def margin_gradient(
+        self, image: int, irrelevance: bool, norm: float, level: float, epsilon: float
+    ) -> tuple[NDArray[np.float64], int]:
+        """How the margin at one probe grows with what each map value lets through, (1 or C, H, W) like the map: the
+        margin's gradient with respect to the model's input times the sign, summed over the channels that share a map
+        value; and its cost in model inputs."""
+        one = np.array([image])
+        rays = replace(
+            self._rays, image=one, map=one, irrelevance=np.array([irrelevance]), norm=np.array([norm]),
+            level=np.array([level]),
+        )  # fmt: skip
+        with torch.no_grad():
+            inputs = self._inputs(np.zeros(1, np.int64), np.array([epsilon]), rays)
+        with torch.enable_grad():
+            leaf = inputs.requires_grad_(True)
+            margin, _ = ops.label_margin(logits_of(self._model, leaf), rays.labels[image : image + 1])
+            (gradient,) = torch.autograd.grad(margin.sum(), leaf)
+        through = (gradient[0] * rays.sign[image]).double()
+        if rays.relevance.shape[1] == 1:
+            through = through.sum(dim=0, keepdim=True)
+        return through.contiguous().cpu().numpy(), GRADIENT_COST
+
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
         at = 0
         while at < len(ray):
@@ -272,18 +295,20 @@ class Prober:
 
     def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
-        image = self._put(rays.image[ray])
         with torch.no_grad():
-            inputs = ops.perturb_probes(
-                rays.images, rays.relevance, rays.sign, self._put(rays.norm[ray]), image, self._put(rays.map[ray]),
-                self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(rays.level[ray]),
-                rays.lower, rays.upper,
-            )  # fmt: skip
-            logits = logits_of(self._model, inputs)
-            labels = rays.labels[image]
+            logits = logits_of(self._model, self._inputs(ray, epsilon, rays))
+            labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
             noise = logits.abs().amax(dim=1) * NOISE
             return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+
+    def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
+        """(M, C, H, W): what the model receives."""
+        return ops.perturb_probes(
+            rays.images, rays.relevance, rays.sign, self._put(rays.norm[ray]), self._put(rays.image[ray]),
+            self._put(rays.map[ray]), self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(rays.level[ray]),
+            rays.lower, rays.upper,
+        )  # fmt: skip
 
     def _put(self, values: NDArray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))

@@ -70,7 +70,9 @@ def operators(repeats: int) -> dict:
     return results
 
 
-def plain_loop(ranker: SiameseRanker, first: Tensor, second: Tensor, target: float, steps: int, step_size: float) -> Tensor:
+def plain_loop(
+    ranker: SiameseRanker, first: Tensor, second: Tensor, target: float, steps: int, step_size: float
+) -> Tensor:
     """P3's Algorithm 2 as one would write it: one pair at a time, rank(A, B) at every step."""
     attacked = []
     for a, b in zip(first.split(1), second.split(1), strict=True):

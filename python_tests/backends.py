@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,46 +14,27 @@ import torch
 import apem_fast.ops  # noqa: F401  (registers the operators)
 from apem_fast.ops import load, reference
 
-OPERATORS = (
-    "directed_relevance",
-    "directed_relevance_backward",
-    "perturb",
-    "perturb_backward",
-    "perturb_probes",
-    "label_margin",
-    "label_margin_backward",
-    "first_flip",
-    "relevance_map",
-)
-
 
 @dataclass(frozen=True)
 class Backend:
-    """One callable per operator, for tensors on `device`."""
+    """The operators for tensors on `device`: an attribute each, taken from `source`."""
 
     name: str
     device: str
-    directed_relevance: Callable[..., Any]
-    directed_relevance_backward: Callable[..., Any]
-    perturb: Callable[..., Any]
-    perturb_backward: Callable[..., Any]
-    perturb_probes: Callable[..., Any]
-    label_margin: Callable[..., Any]
-    label_margin_backward: Callable[..., Any]
-    first_flip: Callable[..., Any]
-    relevance_map: Callable[..., Any]
+    source: Any
+
+    def __getattr__(self, operator: str) -> Callable[..., Any]:
+        if operator not in load.OPERATORS:
+            raise AttributeError(operator)
+        return getattr(self.source, operator)
 
     def __str__(self) -> str:
         return self.name
 
 
-def _backend(name: str, device: str, source: Any) -> Backend:
-    return Backend(name, device, **{operator: getattr(source, operator) for operator in OPERATORS})
-
-
-def _emulated() -> tuple[ModuleType | SimpleNamespace, str | None]:
+def _emulated() -> tuple[ModuleType | None, str | None]:
     if importlib.util.find_spec("emulated") is None:
-        return SimpleNamespace(**dict.fromkeys(OPERATORS)), "there is no emulator in this tree"
+        return None, "there is no emulator in this tree"
     import emulated
 
     return emulated, emulated.why_not()
@@ -71,11 +52,11 @@ def _parameter(backend: Backend, why_not: str | None, *marks: pytest.MarkDecorat
 
 
 _emulator, _why_no_emulator = _emulated()
-REFERENCE = _parameter(_backend("reference", "cpu", reference), None)
+REFERENCE = _parameter(Backend("reference", "cpu", reference), None)
 NATIVE = [
-    _parameter(_backend("cpu", "cpu", torch.ops.apem_fast), None if load.NATIVE else "nothing was compiled"),
-    _parameter(_backend("emulated", "cpu", _emulator), _why_no_emulator),
-    _parameter(_backend("cuda", "cuda", torch.ops.apem_fast), _why_no_cuda(), pytest.mark.cuda),
+    _parameter(Backend("cpu", "cpu", torch.ops.apem_fast), None if load.NATIVE else "nothing was compiled"),
+    _parameter(Backend("emulated", "cpu", _emulator), _why_no_emulator),
+    _parameter(Backend("cuda", "cuda", torch.ops.apem_fast), _why_no_cuda(), pytest.mark.cuda),
 ]
 
 # Parametrisations: everything; what is compared with the reference; devices of the registered operators.

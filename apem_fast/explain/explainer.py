@@ -77,6 +77,17 @@ class Explainer(ABC):
             ValueError: a wrong shape, NaN or infinity, a model in training mode or one that does not return logits.
             RuntimeError: the attribution came out with NaN or infinity.
         """
+        return self._in_batches(self.attribute, model, images, labels, progress)
+
+    def _in_batches(
+        self,
+        attribute: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """What `__call__` does around `attribute`; methods with a more detailed result have another one to hand in."""
         _check_model(self.name, model)
         _check_images(self.name, images)
         _check_labels(self.name, labels, images)
@@ -91,7 +102,7 @@ class Explainer(ABC):
                         chunk_labels = logits_of(model, chunk, self.name).argmax(dim=1)
                 else:
                     chunk_labels = torch.zeros(chunk.shape[0], dtype=torch.int64, device=chunk.device)
-                part = self.attribute(model, chunk, chunk_labels).detach()
+                part = attribute(model, chunk, chunk_labels).detach()
                 _check_attribution(self.name, part, chunk)
                 parts.append(part.to(images.dtype))
                 if progress is not None:
@@ -114,6 +125,28 @@ def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{name}: model must return logits of shape ({images.shape[0]}, classes) (got {came})")
     return logits
+
+
+def explainable_logits(model: nn.Module, images: Tensor, labels: Tensor, name: str) -> Tensor:
+    """`logits_of`, refused where they carry no gradient or lack one of the labels."""
+    logits = logits_of(model, images, name)
+    require_known_labels(logits, labels, name)
+    if not logits.requires_grad:
+        raise ValueError(f"{name}: model must be differentiable (got logits without a gradient)")
+    return logits
+
+
+def require_known_labels(logits: Tensor, labels: Tensor, name: str) -> None:
+    outside = labels[(labels < 0) | (labels >= logits.shape[1])]
+    if outside.numel():
+        raise ValueError(
+            f"{name}: labels must lie in [0, {logits.shape[1]}), the model's classes (got {int(outside[0])})"
+        )
+
+
+def require_at_least_one(name: str, argument: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: {argument} must be an integer of at least 1 (got {value!r})")
 
 
 def _check_model(name: str, model: nn.Module) -> None:

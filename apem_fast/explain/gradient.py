@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from apem_fast.explain.explainer import Explainer, logits_of
+from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
 from apem_fast.seeding import generator_for
 
 
@@ -17,15 +17,7 @@ def logit_gradient(model: nn.Module, images: Tensor, labels: Tensor, name: str) 
     from captum.attr import Saliency
 
     def logits(inputs: Tensor) -> Tensor:
-        output = logits_of(model, inputs, name)
-        outside = labels[(labels < 0) | (labels >= output.shape[1])]
-        if outside.numel():
-            raise ValueError(
-                f"{name}: labels must lie in [0, {output.shape[1]}), the model's classes (got {int(outside[0])})"
-            )
-        if not output.requires_grad:
-            raise ValueError(f"{name}: model must be differentiable (got logits without a gradient)")
-        return output
+        return explainable_logits(model, inputs, labels, name)
 
     return Saliency(logits).attribute(images.detach().requires_grad_(), target=labels, abs=False)
 
@@ -42,7 +34,7 @@ class Gradient(Explainer):
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_at_least_one(self.name, "batch_size", self.batch_size)
 
     @property
     def passes_per_image(self) -> float:
@@ -75,8 +67,8 @@ class SmoothGrad(Explainer):
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self.name, "samples", self.samples)
-        _require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_at_least_one(self.name, "samples", self.samples)
+        require_at_least_one(self.name, "batch_size", self.batch_size)
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"{self.name}: sigma must be finite and at least 0 (got {self.sigma})")
 
@@ -108,8 +100,3 @@ class SmoothGrad(Explainer):
         """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
         generator = generator_for(image, self.seed, sample)
         return torch.randn(image.shape, device="cpu", generator=generator) * self.sigma
-
-
-def _require_at_least_one(name: str, argument: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {argument} must be an integer of at least 1 (got {value!r})")

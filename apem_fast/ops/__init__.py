@@ -1,8 +1,6 @@
 """The fused operators, `torch.ops.apem_fast.*`, from Python."""
 
-from apem_fast.ops import functions as _functions  # isort: skip  (registers the operators first)
-from apem_fast.ops import autograd as _autograd
-from apem_fast.ops import fakes as _fakes  # noqa: F401
+from apem_fast.ops import autograd, fakes  # noqa: F401  (they register what they define)
 from apem_fast.ops.functions import (
     attack_penalty,
     attack_step,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from apem_fast.ops import load  # noqa: F401  (registers the operators)
 
 ops = torch.ops.apem_fast
 
 
 def _refuse(operator: str, *argument: str) -> Callable[..., None]:
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(f"{operator}: has no derivative; detach its inputs or use perturb and directed_relevance")
+        raise NotImplementedError(
+            f"{operator}: has no derivative; detach its inputs or use perturb and directed_relevance"
+        )
 
     return backward
 
@@ -75,5 +80,10 @@ register("apem_fast::label_margin", _label_margin_backward, setup_context=_save_
 register("apem_fast::attack_penalty", _attack_penalty_backward, setup_context=_save_attack_penalty)
 for _operator in ("perturb_probes", "relevance_map", "first_flip", "attack_step", "saliency_map"):
     register(f"apem_fast::{_operator}", _refuse(_operator))
-for _operator in ("directed_relevance_backward", "perturb_backward", "label_margin_backward", "attack_penalty_backward"):
+for _operator in (
+    "directed_relevance_backward",
+    "perturb_backward",
+    "label_margin_backward",
+    "attack_penalty_backward",
+):
     register(f"apem_fast::{_operator}", _refuse(_operator))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def _sizes(op: str, name: str, tensor: Tensor, *shape: int) -> None:
     _require(tuple(tensor.shape) == shape, op, name, f"have shape {expected}", _shape(tensor))
 
 
-def _device(op: str, first: tuple[str, Tensor], others: Sequence[tuple[str, Optional[Tensor]]]) -> None:
+def _device(op: str, first: tuple[str, Tensor], others: Sequence[tuple[str, Tensor | None]]) -> None:
     for name, tensor in others:
         if tensor is not None:
             _require(tensor.device == first[1].device, op, name, f"be on the device of {first[0]}, {first[1].device}", tensor.device)  # fmt: skip
@@ -62,7 +62,7 @@ def _map_of(op: str, name: str, relevance: Tensor, maps: int, like_name: str, li
     _require(fits, op, name, f"match {like_name} {_shape(like)} in all but the channels, which may be 1", _shape(relevance))  # fmt: skip
 
 
-def _bounds(op: str, lower: Optional[float], upper: Optional[float]) -> None:
+def _bounds(op: str, lower: float | None, upper: float | None) -> None:
     if lower is not None and upper is not None:
         _require(lower <= upper, op, "lower", f"be at most upper={upper:g}", f"{lower:g}")
 
@@ -98,8 +98,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
+    lower: float | None,
+    upper: float | None,
     op: str = "perturb",
 ) -> None:
     _dim(op, "images", images, "(N, C, H, W)", 4)
@@ -119,8 +119,8 @@ def perturb_backward(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
+    lower: float | None,
+    upper: float | None,
 ) -> None:
     op = "perturb_backward"
     perturb(images, direction, epsilon, lower, upper, op)
@@ -140,9 +140,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
-    dtype: Optional[torch.dtype],
+    lower: float | None,
+    upper: float | None,
+    dtype: torch.dtype | None,
 ) -> None:
     op = "perturb_probes"
     _dim(op, "images", images, "(N, C, H, W)", 4)
@@ -208,9 +208,7 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> None:
     _device(op, ("predicted", predicted), [("labels", labels), ("epsilon", epsilon)])
 
 
-def relevance_map(
-    attribution: Tensor, images: Optional[Tensor], percentile: Optional[float], channels: str
-) -> None:
+def relevance_map(attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str) -> None:
     op = "relevance_map"
     _dim(op, "attribution", attribution, "(N, C, H, W)", 4)
     _floating(op, "attribution", attribution)
@@ -242,11 +240,11 @@ def attack_penalty_backward(grad_penalty: Tensor, perturbed: Tensor, original: T
 def attack_step(
     perturbed: Tensor,
     gradient: Tensor,
-    previous: Optional[Tensor],
-    region: Optional[Tensor],
-    lower: Optional[float],
-    upper: Optional[float],
-    original: Optional[Tensor],
+    previous: Tensor | None,
+    region: Tensor | None,
+    lower: float | None,
+    upper: float | None,
+    original: Tensor | None,
     zero: float,
 ) -> None:
     op = "attack_step"

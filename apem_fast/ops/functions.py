@@ -8,7 +8,7 @@ space of the tensor that the model receives: after normalisation, if the images 
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> Tensor:
     """x' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
 
@@ -65,9 +65,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    dtype: Optional[torch.dtype] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The M model inputs of one forward pass, each with an image, map, polarity, filter level and epsilon of its own.
 
@@ -128,8 +128,8 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
 
 def relevance_map(
     attribution: Tensor,
-    images: Optional[Tensor] = None,
-    percentile: Optional[float] = 99.0,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
     """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
@@ -151,9 +151,7 @@ def relevance_map(
     return _ops.relevance_map(attribution, images, percentile, channels)
 
 
-def attack_penalty(
-    perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
-) -> tuple[Tensor, Tensor]:
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
     """The bias of an attack, tv * TVNorm(E) + zero * NonzeroCount(E) + diff * MSE(A', A), E = A' - A (P3 equation 25).
 
     TVNorm is equation 24 as it is written: the absolute differences to the neighbour below and to the neighbour on
@@ -177,13 +175,13 @@ def attack_penalty(
 def attack_step(
     perturbed: Tensor,
     gradient: Tensor,
-    previous: Optional[Tensor],
-    region: Optional[Tensor],
+    previous: Tensor | None,
+    region: Tensor | None,
     step_size: float,
     damping: float,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    original: Optional[Tensor] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    original: Tensor | None = None,
     zero: float = 0.0,
 ) -> Tensor:
     """One step of an attack, A' - (step_size * gradient + damping * previous) (P3 equation 26, Algorithm 3 line 12).

@@ -11,8 +11,6 @@ they do not sum.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -86,7 +84,7 @@ def directed_relevance_backward(
 # -- perturb -----------------------------------------------------------------------------------------------------
 
 
-def _clamp(value: Tensor, lower: Optional[float], upper: Optional[float]) -> Tensor:
+def _clamp(value: Tensor, lower: float | None, upper: float | None) -> Tensor:
     return value if lower is None and upper is None else value.clamp(lower, upper)
 
 
@@ -100,8 +98,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> Tensor:
     checks.perturb(images, direction, epsilon, lower, upper)
     perturbed = _clamp(_unclamped(images, direction, epsilon), lower, upper).to(images.dtype)  # (N, K, C, H, W)
@@ -115,8 +113,8 @@ def perturb_backward(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `images` and `direction`: sums over K in order of k, zero where the bound was active."""
     checks.perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper)
@@ -150,9 +148,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    dtype: Optional[torch.dtype] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     checks.perturb_probes(
         images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
@@ -233,8 +231,8 @@ def percentile_of(values: Tensor, percentile: float) -> Tensor:
 
 def relevance_map(
     attribution: Tensor,
-    images: Optional[Tensor] = None,
-    percentile: Optional[float] = 99.0,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
     channels: str = "sum",
 ) -> Tensor:
     checks.relevance_map(attribution, images, percentile, channels)
@@ -269,9 +267,7 @@ def _neighbour_differences(perturbation: Tensor) -> tuple[Tensor, Tensor]:
     return corner - perturbation[:, :, 1:, :-1], corner - perturbation[:, :, :-1, 1:]
 
 
-def attack_penalty(
-    perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
-) -> tuple[Tensor, Tensor]:
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
     checks.attack_penalty(perturbed, original)
     arithmetic = arithmetic_dtype(perturbed.dtype)
     perturbation = perturbed.to(arithmetic) - original.to(arithmetic)
@@ -307,13 +303,13 @@ def attack_penalty_backward(
 def attack_step(
     perturbed: Tensor,
     gradient: Tensor,
-    previous: Optional[Tensor],
-    region: Optional[Tensor],
+    previous: Tensor | None,
+    region: Tensor | None,
     step_size: float,
     damping: float,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    original: Optional[Tensor] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    original: Tensor | None = None,
     zero: float = 0.0,
 ) -> Tensor:
     checks.attack_step(perturbed, gradient, previous, region, lower, upper, original, zero)

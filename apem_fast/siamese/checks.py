@@ -34,7 +34,9 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
     if goal.dim() > 1 or goal.numel() not in (1, len(first)):
         raise ValueError(f"{call}: target must be one number or ({len(first)},) (got shape {tuple(goal.shape)})")
     if not bool(((goal >= 0) & (goal <= 1)).all()):
-        raise ValueError(f"{call}: target must lie in [0, 1] (got min={float(goal.min()):g}, max={float(goal.max()):g})")
+        raise ValueError(
+            f"{call}: target must lie in [0, 1] (got min={float(goal.min()):g}, max={float(goal.max()):g})"
+        )
     return goal.reshape(-1).expand(len(first))
 
 
@@ -62,4 +64,6 @@ def embed_images(call: str, ranker: Ranker, images: Tensor) -> Tensor:
         raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{call}: images must be of a size that ranker takes (got {tuple(images.shape)}: {reason})") from error
+        raise ValueError(
+            f"{call}: images must be of a size that ranker takes (got {tuple(images.shape)}: {reason})"
+        ) from error

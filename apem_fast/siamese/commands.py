@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +19,13 @@ HELD_OUT, SPLIT_SEED = 0.2, 0
 STEPS, STEP_SIZE = 300, 20.0  # of the attacks on digits, whose rankings change by some hundredths per pixel value
 
 
-class Images(str, Enum):
+class Images(StrEnum):
     digits = "digits"
     mnist = "mnist"
     utkface = "utkface"
 
 
-class Regime(str, Enum):
+class Regime(StrEnum):
     simultaneous = "simultaneous"
     autoencoder_first = "autoencoder-first"
     mirroring = "mirroring"
@@ -63,7 +63,9 @@ def train(
             ranker, network, architecture, size, images=images.value, regime=regime.value, steps=steps, seed=seed,
             mean_deviation=judged.mean_deviation,
         )  # fmt: skip
-        console.print(f"mean deviation {judged.mean_deviation:.3f} on {len(held_out)} held-out images (P3 asks for .05)")
+        console.print(
+            f"mean deviation {judged.mean_deviation:.3f} on {len(held_out)} held-out images (P3 asks for .05)"
+        )
         console.print(f"right order in {judged.order_accuracy:.1%} of the pairs without a tie")
         console.print(f"reconstruction error {judged.reconstruction_error:.3f} (root mean square, in pixel values)")
         console.print(f"written to {ranker}; see it: apem-fast siamese explain --ranker {ranker}")
@@ -94,8 +96,10 @@ def explain(
             "perceptions": lambda: [e.perception_section(network, held_out)],
             "progressions": lambda: [e.progression_section(network, held_out, *longest, steps=100, step_size=2.0)],
             "maps": lambda: [e.maps_section(network, held_out, *shown, **attack)],
-            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=STEPS, step_size=STEP_SIZE)],
-            "recycling": lambda: [e.recycling_section(network, held_out, *shown, steps=STEPS, step_size=STEP_SIZE / 10)],
+            "forces": lambda: [e.advanced_section(network, held_out, *some, steps=STEPS, step_size=STEP_SIZE / 4)],
+            "recycling": lambda: [
+                e.recycling_section(network, held_out, *shown, steps=STEPS, step_size=STEP_SIZE / 10)
+            ],
         }
         if faces:
             tasks["faces"] = _face_sections
@@ -215,7 +219,9 @@ def _trained(path: Path, folder: Path | None):
     from apem_fast.siamese import checkpoints
 
     if not path.exists():
-        raise ValueError(f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})")
+        raise ValueError(
+            f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})"
+        )
     network, facts = checkpoints.load_ranker(path)
     return network, facts, _split(_images(Images(facts["images"]), folder))[1]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apem_fast.siamese.networks import ScoreRanker
 
-__all__ = ["FaceAge", "SAMPLE_FACES", "align_face", "face_age_ranker", "sample_face"]
+__all__ = ["SAMPLE_FACES", "FaceAge", "align_face", "face_age_ranker", "sample_face"]
 
 PIXELS = 64
 SAMPLE_FACES = ("astronaut", "naval officer")
@@ -91,7 +91,9 @@ def align_face(photograph: Tensor) -> Tensor:
     if not len(faces):
         raise ValueError("align_face: photograph must show a frontal face (got none)")
     predictor = dlib.shape_predictor(str(folder / manifest["shape_predictor"]["artifact"]["filename"]))
-    details = dlib.get_face_chip_details(predictor(image, faces[0]), PIXELS, manifest["preprocessing"]["face_chip_padding"])
+    details = dlib.get_face_chip_details(
+        predictor(image, faces[0]), PIXELS, manifest["preprocessing"]["face_chip_padding"]
+    )
     return torch.from_numpy(dlib.extract_image_chip(image, details)).permute(2, 0, 1).to(torch.float32) / 255
 
 

@@ -160,9 +160,7 @@ class JointTail(nn.Module):
     "concatenate" is the texts', with 2 * size_e inputs; "difference" gives the tables' size_e.
     """
 
-    def __init__(
-        self, size: int, hidden: int, connector: Literal["concatenate", "difference"] = "concatenate"
-    ) -> None:
+    def __init__(self, size: int, hidden: int, connector: Literal["concatenate", "difference"] = "concatenate") -> None:
         super().__init__()
         self.connector = connector
         inputs = 2 * size if connector == "concatenate" else size

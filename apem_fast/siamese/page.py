@@ -77,7 +77,9 @@ class Section:
     numbers: dict = field(default_factory=dict)
 
 
-def write_page(path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]) -> Path:
+def write_page(
+    path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> Path:
     """Writes `path` and, beside it, the numbers of all sections as JSON."""
     templates = Environment(
         loader=PackageLoader("apem_fast.siamese", "templates"), autoescape=select_autoescape(), trim_blocks=True,

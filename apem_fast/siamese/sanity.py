@@ -48,7 +48,8 @@ class SanityCheck:
     def verdict(self, name: str, criterion: float = CRITERION) -> str:
         """One sentence for a report."""
         mean, outcome = float(self.mean(name)[-1]), "passes" if self.passes(name, criterion) else "fails"
-        at_once = " from the first stage on" if bool((self.mean(name).abs() <= criterion).all()) else ""
+        throughout = len(self.stages) > 1 and bool((self.mean(name).abs() <= criterion).all())
+        at_once = " from the first stage on" if throughout else ""
         return (
             f"The {name} map {outcome}{at_once if outcome == 'passes' else ''}: mean rank correlation {mean:.2f} "
             f"with everything randomised (criterion: at most {criterion:.2f})."
@@ -79,7 +80,7 @@ def cascading_randomisation(
             layer.reset_parameters()
             for name, maps in explain(randomised, first, second).items():
                 collected[name].append(rank_correlation(reference[name], maps))
-    stages = tuple(f"{name} {type(layer).__name__}".strip() for name, layer in reversed(layers))
+    stages = tuple(f"{type(layer).__name__} {name}".strip() for name, layer in reversed(layers))
     return SanityCheck(stages, {name: torch.stack(rows) for name, rows in collected.items()})
 
 
