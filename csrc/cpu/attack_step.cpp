@@ -62,7 +62,8 @@ APEM_FAST_VECTOR_VERSIONS void put_back(T* out, const A* moved, const T* origina
 template <typename T>
 APEM_FAST_VECTOR_VERSIONS void keep_outside(T* out, const T* perturbed, const bool* region, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = region[i] ? out[i] : perturbed[i];
+    const T kept = perturbed[i], moved = out[i];  // read whatever the mask says: a branch on it would not be foreseen
+    out[i] = region[i] ? moved : kept;
   }
 }
 
