@@ -27,7 +27,9 @@ def small_ranker(seed: int = 0, channels: int = 1, dtype: torch.dtype = torch.fl
     return ranker.to(dtype).eval()
 
 
-def small_pairs(count: int, seed: int = 1, channels: int = 1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def small_pairs(
+    count: int, seed: int = 1, channels: int = 1, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.rand((2, count, channels, PIXELS, PIXELS), generator=generator, dtype=dtype))
 

@@ -232,6 +232,7 @@ def test_nothing_of_the_users_is_changed(fails: bool) -> None:
     calls = []
     hook = ranker.branch.register_forward_hook(lambda *_: calls.append(1))
     if fails:
+
         def fail(*_: object) -> None:
             if len(calls) > 3:
                 raise ArithmeticError("the network fails in the middle")

@@ -113,7 +113,9 @@ def test_cascading_randomisation_goes_up_from_the_deepest_layer() -> None:
     before, seen = copy.deepcopy(ranker.state_dict()), []
 
     def explain(randomised, a, b):
-        changed = [n for n, v in randomised.state_dict().items() if v.is_floating_point() and not torch.equal(v, before[n])]
+        changed = [
+            n for n, v in randomised.state_dict().items() if v.is_floating_point() and not torch.equal(v, before[n])
+        ]
         seen.append({name.rsplit(".", 1)[0] for name in changed})
         return _explain(randomised, a, b)
 
@@ -133,7 +135,9 @@ def test_the_verdict_follows_its_criterion() -> None:
     constant = sanity.SanityCheck(("a",), {"attack": torch.tensor([[math.nan, math.nan]]).double()})
     assert not alike.passes("attack") and unlike.passes("attack") and not constant.passes("attack")
     assert alike.verdict("attack").startswith("The attack map fails: mean rank correlation 0.85")
-    assert unlike.verdict("attack").startswith("The attack map passes from the first stage on: mean rank correlation -0.10")
+    assert unlike.verdict("attack").startswith(
+        "The attack map passes from the first stage on: mean rank correlation -0.10"
+    )
     ranker, pair = small_ranker(), small_pairs(3)
     same = sanity.label_randomisation(ranker, copy.deepcopy(ranker), *pair, _explain)
     torch.testing.assert_close(same.correlation["attack"], torch.ones(1, 3).double())

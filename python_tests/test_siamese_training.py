@@ -54,7 +54,9 @@ def test_layer_sizes_are_those_of_tables_2_to_4_and_5_to_7() -> None:
 
 def test_targets_of_equations_13_15_32_and_37() -> None:
     a, b = torch.tensor([150.0, 8.0, 3.0]), torch.tensor([200.0, 5.0, 3.0])
-    assert float(pairs.metric_target(torch.tensor(100.0), torch.tensor(200.0), 50, 400)) == pytest.approx(0.357, abs=1e-3)
+    assert float(pairs.metric_target(torch.tensor(100.0), torch.tensor(200.0), 50, 400)) == pytest.approx(
+        0.357, abs=1e-3
+    )
     torch.testing.assert_close(pairs.metric_target(a[1:], b[1:], 0, 9), torch.tensor([3 / 18 + 0.5, 0.5]))
     assert pairs.binary_target(a, b).tolist() == [0.0, 1.0, 1.0]  # a tie counts as A above B
 
@@ -84,7 +86,9 @@ def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
     assert data.images.shape == (2, 3, 16, 16) and data.images.dtype == torch.uint8
     assert data.values.tolist() == [30, 7]
     assert data.skipped == ("12.jpg", "200_0_0_1.jpg", "44_0_0_2017.jpg", "old_0_0_1.jpg")
-    torch.testing.assert_close(data.batch(slice(0, 1))[0, :, 8, 8], torch.tensor([200, 100, 50]) / 255, rtol=0, atol=0.02)
+    torch.testing.assert_close(
+        data.batch(slice(0, 1))[0, :, 8, 8], torch.tensor([200, 100, 50]) / 255, rtol=0, atol=0.02
+    )
     with pytest.raises(ValueError, match="utkface: folder must be a folder of images"):
         pairs.utkface(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
@@ -125,7 +129,9 @@ def test_a_regime_trains_its_part_and_nothing_else(regime: str) -> None:
     results = run(ranker, stripes(), FEW)
     for result in results if isinstance(results, tuple) else (results,):
         assert result.losses.shape == (6,) and result.losses.isfinite().all()
-    changed = {name.split(".")[0] for name, value in ranker.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0] for name, value in ranker.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == parts
     assert not any(module.training for module in ranker.modules())
     assert all(p.grad is None for p in ranker.parameters())
@@ -159,7 +165,9 @@ def test_training_resumes_to_the_same_numbers(regime, tmp_path: Path, monkeypatc
     resumed = small_ranker(dtype=torch.float32)
     result = regime(resumed, stripes(), options)
     assert (result[0] if isinstance(result, tuple) else result).resumed_from == 3
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 def test_a_checkpoint_of_something_else_gets_one_sentence(tmp_path: Path) -> None:
@@ -185,7 +193,9 @@ def test_saved_rankers_come_back(tmp_path: Path) -> None:
     assert torch.equal(again.rank(images, images.flip(0)), ranker.rank(images, images.flip(0)))
     content = torch.load(tmp_path / "ranker.pt", weights_only=True)
     torch.save(content | {"size": 5}, tmp_path / "ranker.pt")
-    with pytest.raises(ValueError, match=r"load_ranker: checkpoint must be of the architecture of ranker, whose branch"):
+    with pytest.raises(
+        ValueError, match=r"load_ranker: checkpoint must be of the architecture of ranker, whose branch"
+    ):
         load_ranker(tmp_path / "ranker.pt")
     with pytest.raises(ValueError, match="load_ranker: checkpoint must be a file that exists"):
         load_ranker(tmp_path / "absent.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -13,6 +14,7 @@ from apem_fast.experiment.figures import boxplots
 from apem_fast.experiment.pictures import coloured, data_uri
 from apem_fast.experiment.store import RunStore
 from apem_fast.experiment.table import summary, totals
+from apem_fast.explain import BASELINES
 from apem_fast.relevance import STAGES
 
 MAP_SIDE = 160
@@ -36,14 +38,41 @@ def write_page(store: RunStore, shown_images: int = 24) -> Path:
         made_with=store.record["made_with"],
         explainers=store.record["explainers"],
         stages=[STAGES[name] for name in store.options.stages],
-        table=table.to_dict("records"),
+        table=[row | {"baseline": _is_baseline(row["explainer"])} for row in table.to_dict("records")],
         best={stage: rows["median"].max() for stage, rows in table.groupby("stage")},
         totals=totals(table),
+        findings=_findings(table),
         image_count=len(store.images()),
         correct_count=int(store.images()["correct"].sum()),
         boxplots=Markup(boxplots(store)),
     )
     return store.write_file(store.folder / "index.html", page)
+
+
+def _is_baseline(key: str) -> bool:
+    return key.split(":")[0] in BASELINES
+
+
+def _findings(table: pandas.DataFrame) -> list[str]:
+    """What the table says, in sentences: who scores highest, how the baselines do, and what readability costs."""
+
+    def number(value: float) -> str:
+        return f"{value:,.1f}".replace("-", "−")
+
+    stages = list(dict.fromkeys(table["stage"]))
+    first = table[table["stage"] == stages[0]]
+    best = first.loc[first["median"].idxmax()]
+    sentences = [f"At the {stages[0]} stage {best['name']} has the highest median score, {number(best['median'])}."]
+    baselines = first[[_is_baseline(key) for key in first["explainer"]]]
+    if len(baselines) and len(baselines) < len(first):
+        low, high = baselines["median"].min(), baselines["median"].max()
+        span = f"score {number(low)}" if low == high else f"score between {number(low)} and {number(high)}"
+        sentences.append(f"The baselines, which know nothing of the network, {span}.")
+    if len(stages) > 1:
+        medians = table[table["explainer"] == best["explainer"]].set_index("stage")["median"]
+        course = ", ".join(f"{number(medians[stage])} at {stage}" for stage in stages if stage in medians)
+        sentences.append(f"{best['name']}, stage by stage: {course}.")
+    return sentences
 
 
 def _data(store: RunStore, shown_images: int) -> dict[str, Any]:

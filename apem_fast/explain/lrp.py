@@ -107,7 +107,7 @@ class LRP(Explainer):
 
     @property
     def passes_per_image(self) -> float:
-        return 10.0 if self.rule == "alpha-beta" else 5.0
+        return 15.0 if self.rule == "alpha-beta" else 6.0
 
     @property
     def options(self) -> dict[str, Any]:

@@ -162,12 +162,9 @@ class LayerRules(TorchFunctionMode):
             scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
             shift = (0 if bias is None else bias) - running_mean * scale
             scale, shift = scale.to(input.dtype), shift.to(input.dtype)
-            remembered, version, inputs, layer = self._layers.get(id(input), (None, 0, input, None))
-            if (
-                remembered is input
-                and input._version == version
-                and (input.dim() == 2 or layer.product is not F.linear)
-            ):
+            _, version, inputs, layer = self._layers.get(id(input), (None, -1, input, None))
+            channels_first = layer is not None and (layer.product is not F.linear or input.dim() == 2)
+            if channels_first and input._version == version:  # a layer's output, not changed in place since
                 layer = layer.folded(scale, shift)
             else:
                 per_channel = (-1,) + (1,) * (input.dim() - 2)

@@ -21,6 +21,7 @@ function sortTable(table, column) {
   };
   const rows = [...table.tBodies[0].rows].sort((a, b) => (ascending ? compare(a, b) : compare(b, a)));
   table.tBodies[0].append(...rows);
+  table.classList.toggle("sorted", column > 0);
 }
 
 const scores = document.getElementById("scores");

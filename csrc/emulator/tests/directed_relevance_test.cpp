@@ -80,4 +80,5 @@ int main() {
   test_shapes<float, float>();
   test_shapes<double, int8_t>();
   test_shapes<BFloat16, int8_t>();
+  return result();
 }

@@ -74,4 +74,5 @@ int main() {
   test_reductions<64>();
   test_reductions<256>();
   test_vectors_where_they_fit();
+  return result();
 }

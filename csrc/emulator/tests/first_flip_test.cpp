@@ -41,4 +41,5 @@ int main() {
       }
     }
   }
+  return result();
 }

@@ -68,4 +68,5 @@ int main() {
       test<BFloat16>(classes, offset);
     }
   }
+  return result();
 }

@@ -73,4 +73,5 @@ int main() {
   test_shapes<float, int8_t, BFloat16>();
   test_shapes<double, int8_t, double>();
   test_shapes<BFloat16, BFloat16, BFloat16>();
+  return result();
 }

@@ -59,4 +59,5 @@ int main() {
   test_shapes<float, float>();
   test_shapes<double, double>();
   test_shapes<BFloat16, double>();
+  return result();
 }

@@ -69,4 +69,5 @@ int main() {
       }
     }
   }
+  return result();
 }
