@@ -238,7 +238,9 @@ class _Run:
         level, minus, plus = (torch.tensor(column) for column in zip(*filtered.changes))
 
         def epsilon(first_flip: Tensor) -> Tensor:
-            return torch.where(first_flip == CENSORED, self._options.last_step, first_flip).double() * self._options.step
+            return (
+                torch.where(first_flip == CENSORED, self._options.last_step, first_flip).double() * self._options.step
+            )
 
         curve = ScoreCurve(
             level, torch.from_numpy(levels.zeroed)[level], epsilon(minus), epsilon(plus),

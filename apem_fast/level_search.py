@@ -126,9 +126,7 @@ class Curve:
         return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
 
 
-def search_ray(
-    policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]
-) -> LevelSearch[int]:
+def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
     """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
@@ -264,7 +262,12 @@ def stop_between(before: Flips, after: Flips, last_step: int, most_lost: int) ->
 
 
 def filter_levels(
-    policy: Search, levels: Levels, start: Start, last_step: int, most_lost: int, room: Room = lambda: 1,
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: Room = lambda: 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
     """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
@@ -278,7 +281,9 @@ def filter_levels(
         settled: called with each level up to which everything is known.
     """
     kind = _Follower if isinstance(policy, Isolate) else _Visitor
-    rays = [kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)]
+    rays = [
+        kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)
+    ]
     changes: list[Flips] = []
     yield from together([ray.begin() for ray in rays])
     while True:
@@ -431,7 +436,9 @@ class _Follower(_Visitor):
         furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)
         way = self.drift[self.at : self.at + furthest + 1] - self.drift[self.at]
         spread = np.maximum.accumulate(way) - np.minimum.accumulate(way)
-        off = self.astray * (self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray])
+        off = self.astray * (
+            self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
+        )
         dip = np.minimum(way, 0) - np.minimum.accumulate(way)
         fall = self.policy.safety * (off + curve.edges[-1][0] * dip) + INEXACT * curve.edges[-1][0] * spread
         settled = fall < curve.slack.min(initial=np.inf)

@@ -35,7 +35,6 @@ class Levels:
         """(T + 1,) share of the relevance that is gone."""
         return 1 - self.norm[:, RELEVANCE] / self.norm[0, RELEVANCE]
 
-
     def along(self, weight: NDArray[np.float64], ray: int) -> NDArray[np.float64]:
         """(T + 1,) the sum of `weight` (1 or C, H, W) over the map, or its inverse, divided by its norm, at each level:
         to first order, a margin's way over all levels."""

@@ -81,9 +81,13 @@ def test_equals_the_literal_algorithm(case, search):
         assert torch.equal(result.relevance[i], best)
         kept = len(scores) - (1 if ended == "empty" else 2)
         assert result.levels_removed[i] == kept and result.levels[i] == len(maps[i][maps[i] > 0].unique())
-        assert result.score_before[i] == scores[0] * grid["step"] and result.score_after[i] == scores[kept] * grid["step"]
+        assert (
+            result.score_before[i] == scores[0] * grid["step"] and result.score_after[i] == scores[kept] * grid["step"]
+        )
         assert result.removed[i] == ((maps[i] > 0) & (best == 0)).sum()
-        assert result.removed_share[i] == pytest.approx(float(1 - best.double().sum() / maps[i].double().sum()), abs=1e-12)
+        assert result.removed_share[i] == pytest.approx(
+            float(1 - best.double().sum() / maps[i].double().sum()), abs=1e-12
+        )
         curve = result.curves[i]
         seen = dict(zip(curve.level.tolist(), (curve.score / grid["step"]).round().tolist()))
         assert all(seen[t] == score for t, score in changes(scores) if score is not None)
@@ -158,7 +162,9 @@ def scripted(surface, policy, last_step, most_lost=0, room=1):
     """Runs the level search on margins surface[ray](k, t); the answer and the probes it took."""
     relevance = torch.linspace(0.001, 1, surface.levels + 1).view(1, 1, -1)
     levels = levels_of(relevance, 1)
-    start = Start(surface(0, 0, 0), (abs(surface(0, 1, 0) - surface(0, 0, 0)), abs(surface(1, 1, 0) - surface(1, 0, 0))))
+    start = Start(
+        surface(0, 0, 0), (abs(surface(0, 1, 0) - surface(0, 0, 0)), abs(surface(1, 1, 0) - surface(1, 0, 0)))
+    )
     search = filter_levels(policy, levels, start, last_step, most_lost, lambda: room)
     probes, wanted = 0, next(search)
     while True:
