@@ -56,16 +56,17 @@ def wants_cuda(cuda_home: str | None) -> bool:
     return not missing
 
 
-def extension():
-    cuda_home = find_cuda_home()
-    if cuda_home:
-        os.environ["CUDA_HOME"] = cuda_home  # before torch looks for itself
+def extension(cuda_home: str | None):
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     os.environ.setdefault("MAX_JOBS", str(min(4, os.cpu_count() or 1)))
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     cuda = wants_cuda(cuda_home)
-    sources = ["csrc/ops.cpp", "csrc/python.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    sources = [
+        "csrc/ops.cpp",
+        "csrc/python.cpp",
+        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+    ]
     # No contraction and no fast-math: every backend rounds alike.
     host = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     flags = {"cxx": host}
@@ -76,7 +77,7 @@ def extension():
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         ]  # fmt: skip
         flags["cxx"] = host + ["-DUSE_CUDA"]
-    headers = [str(p.relative_to(ROOT)) for p in (*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"))]
+    headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
     kind = CUDAExtension if cuda else CppExtension
     print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)
     return kind(
@@ -95,10 +96,13 @@ def build_options() -> dict:
             raise SystemExit("apem_fast: FORCE_CUDA=1, but no C++ compiler was found")
         print("apem_fast: no C++ compiler was found, so the slower reference backend will serve", file=sys.stderr)
         return {}
+    cuda_home = find_cuda_home()
+    if cuda_home:
+        os.environ["CUDA_HOME"] = cuda_home  # torch looks for itself when cpp_extension is first imported
     from torch.utils.cpp_extension import BuildExtension
 
     return {
-        "ext_modules": [extension()],
+        "ext_modules": [extension(cuda_home)],
         "cmdclass": {"build_ext": BuildExtension},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }

@@ -1,10 +1,16 @@
 """How reliable is a visual explanation? APEM, its filter, and adversarial explanations of ranking networks."""
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from apem_fast import ops
 from apem_fast.filtering import FilterResult, ScoreCurve, filter_relevance
 from apem_fast.level_search import Stop
 from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
-from apem_fast.ops import backend, relevance_map
+from apem_fast.ops import backend
+from apem_fast.relevance import relevance_map
 
 __version__ = "0.1.0"
 
@@ -17,8 +23,16 @@ __all__ = [
     "Stop",
     "apem",
     "backend",
+    "explain",
     "filter_relevance",
     "minimum_epsilon",
     "ops",
     "relevance_map",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`apem_fast.explain` is loaded when it is first used: the libraries behind it take a second or two."""
+    if name == "explain":
+        return importlib.import_module("apem_fast.explain")
+    raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")

@@ -6,8 +6,9 @@ On a CPU a larger batch can be several times slower per image, and channels-last
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Callable, ContextManager, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def measured_plan(
     forward: Callable[[Tensor], object],
-    prepared: Callable[[Format], ContextManager[None]],
+    prepared: Callable[[Format], AbstractContextManager[None]],
     image: Tensor,
     most: int,
     formats: Sequence[Format],

@@ -14,9 +14,10 @@ any number of them side by side, and a test can answer them from a scripted surf
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Callable, Generator, NamedTuple, Sequence, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray

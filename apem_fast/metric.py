@@ -7,8 +7,9 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -156,9 +157,7 @@ class Evaluator:
         """Two rays a map: 2m along map m's relevance, 2m + 1 along its irrelevance."""
         return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
 
-    def apem(
-        self, relevance: Mapping[str, Tensor], progress: Progress | None = None
-    ) -> dict[str, ApemResult]:
+    def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:
         """The metric of several sets of maps of these images at once, packed into the same forward passes.
 
         Args:

@@ -7,9 +7,9 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 import numpy as np
 import torch

@@ -12,8 +12,9 @@ Because a policy sees margins only, it is tested with scripted margin curves and
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, Sequence, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -287,5 +288,7 @@ def policy_of(search: str | Search) -> Search:
             raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
         return POLICIES[search]()
     if not isinstance(search, Search):
-        raise TypeError(f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
+        raise TypeError(
+            f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})"
+        )
     return search

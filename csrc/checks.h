@@ -256,4 +256,61 @@ inline void relevance_map(const Tensor& attribution, const std::optional<Tensor>
   require(channels == "sum" || channels == "keep", op, "channels", "be \"sum\" or \"keep\"", "\"" + channels + "\"");
 }
 
+inline void same_image(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  sizes(op, name, tensor, {like.size(0), like.size(1), like.size(2), like.size(3)});
+  dtype(op, name, tensor, {like.scalar_type()});
+}
+
+inline void attack_penalty(const Tensor& perturbed, const Tensor& original, const char* op = "attack_penalty") {
+  dim(op, "perturbed", perturbed, "(N, C, H, W)", {4});
+  floating(op, "perturbed", perturbed);
+  same_image(op, "original", original, perturbed);
+  same_device(op, "perturbed", perturbed, {{"original", &original}});
+}
+
+inline void attack_penalty_backward(const Tensor& grad_penalty, const Tensor& perturbed, const Tensor& original) {
+  const char* op = "attack_penalty_backward";
+  attack_penalty(perturbed, original, op);
+  sizes(op, "grad_penalty", grad_penalty, {perturbed.size(0)});
+  dtype(op, "grad_penalty", grad_penalty, {ScalarType::Double});
+  same_device(op, "perturbed", perturbed, {{"grad_penalty", &grad_penalty}});
+}
+
+inline Bounds attack_step(const Tensor& perturbed, const Tensor& gradient, const std::optional<Tensor>& previous,
+                          const std::optional<Tensor>& region, std::optional<double> lower,
+                          std::optional<double> upper, const std::optional<Tensor>& original, double zero) {
+  const char* op = "attack_step";
+  dim(op, "perturbed", perturbed, "(N, C, H, W)", {4});
+  floating(op, "perturbed", perturbed);
+  same_image(op, "gradient", gradient, perturbed);
+  same_device(op, "perturbed", perturbed, {{"gradient", &gradient}});
+  if (previous) {
+    same_image(op, "previous", *previous, perturbed);
+    same_device(op, "perturbed", perturbed, {{"previous", &*previous}});
+  }
+  if (original) {
+    same_image(op, "original", *original, perturbed);
+    same_device(op, "perturbed", perturbed, {{"original", &*original}});
+  }
+  if (region) {
+    map_of(op, "region", *region, region->dim() ? region->size(0) : 0, "perturbed", perturbed);
+    require(region->size(0) == 1 || region->size(0) == perturbed.size(0), op, "region",
+            "hold 1 mask or " + std::to_string(perturbed.size(0)) + ", one for each image", region->size(0));
+    dtype(op, "region", *region, {ScalarType::Bool});
+    same_device(op, "perturbed", perturbed, {{"region", &*region}});
+  }
+  const Bounds result = bounds(op, lower, upper);
+  require(zero >= 0, op, "zero", "be at least 0", number(zero));
+  require(zero == 0 || original.has_value(), op, "original", "be given where zero is not 0", "None");
+  return result;
+}
+
+inline void saliency_map(const Tensor& original, const Tensor& perturbed) {
+  const char* op = "saliency_map";
+  dim(op, "original", original, "(N, C, H, W)", {4});
+  floating(op, "original", original);
+  same_image(op, "perturbed", perturbed, original);
+  same_device(op, "original", original, {{"perturbed", &perturbed}});
+}
+
 }  // namespace apem_fast::checks

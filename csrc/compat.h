@@ -25,7 +25,7 @@ using torch::stable::Tensor;
 // (setup.py) every version rounds alike.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__) && !defined(__CUDACC__)
-#define APEM_FAST_VECTOR_VERSIONS __attribute__((target_clones("avx512f", "avx2", "default")))
+#define APEM_FAST_VECTOR_VERSIONS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define APEM_FAST_VECTOR_VERSIONS
 #endif

@@ -31,7 +31,7 @@ APEM_FAST_HOST_DEVICE A sign_of(G gradient) {
     return static_cast<A>((gradient > 0) - (gradient < 0));
   } else {
     const arithmetic_t<G> value = static_cast<arithmetic_t<G>>(gradient);
-    return static_cast<A>((value > 0) - (value < 0));
+    return value > 0 ? A(1) : value < 0 ? A(-1) : A(0);
   }
 }
 
@@ -271,6 +271,20 @@ APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
     return extent.low == 0 ? A(0) : A(0.5);
   }
   return (value - extent.low) / (extent.high - extent.low);
+}
+
+// -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------
+
+// What one step of an attack takes away from a value; `damped` is damping * the previous gradient, or 0.
+template <typename A>
+APEM_FAST_HOST_DEVICE A attack_stepped(A value, A step_size, A gradient, A damped) {
+  return value - (step_size * gradient + damped);
+}
+
+// The derivative of a penalty at a value: `signs` is that of the total variation, `perturbation` that of the square.
+template <typename A>
+APEM_FAST_HOST_DEVICE A penalty_gradient(A variation, A signs, A squared, A perturbation) {
+  return variation * signs + squared * perturbation;
 }
 
 }  // namespace apem_fast

@@ -23,4 +23,13 @@ STABLE_TORCH_LIBRARY(apem_fast, m) {
   m.def(
       "relevance_map(Tensor attribution, Tensor? images=None, float? percentile=99., str channels=\"sum\") "
       "-> Tensor");
+  m.def(
+      "attack_penalty(Tensor perturbed, Tensor original, float tv, float zero, float diff) -> (Tensor, Tensor)");
+  m.def(
+      "attack_penalty_backward(Tensor grad_penalty, Tensor perturbed, Tensor original, "
+      "float tv, float zero, float diff) -> Tensor");
+  m.def(
+      "attack_step(Tensor perturbed, Tensor gradient, Tensor? previous, Tensor? region, float step_size, "
+      "float damping, float? lower=None, float? upper=None, Tensor? original=None, float zero=0.) -> Tensor");
+  m.def("saliency_map(Tensor original, Tensor perturbed) -> Tensor");
 }

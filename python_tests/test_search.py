@@ -58,7 +58,9 @@ CURVES = {
     "never": 1 + 0.1 * np.sin(k / 30),
     "falls, but never through": 0.3 + 2 * np.exp(-k / 40),
     "flips and comes back": 1 - 1.2 * np.exp(-(((k - 150) / 40) ** 2)),
-    "two dips, the first too shallow": 1 - 0.9 * np.exp(-(((k - 80) / 30) ** 2)) - 1.3 * np.exp(-(((k - 250) / 30) ** 2)),
+    "two dips, the first too shallow": 1
+    - 0.9 * np.exp(-(((k - 80) / 30) ** 2))
+    - 1.3 * np.exp(-(((k - 250) / 30) ** 2)),
     "waves that reach down": 1.2 - k / 300 + 0.5 * np.cos(k / 25),
     "constant": np.full(LAST + 1, 0.7),
 }

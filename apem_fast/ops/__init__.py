@@ -1,19 +1,22 @@
 """The fused operators, `torch.ops.apem_fast.*`, from Python."""
 
-from apem_fast.ops import functions as _functions  # isort: skip  (registers the operators first)
-from apem_fast.ops import autograd as _autograd
-from apem_fast.ops import fakes as _fakes  # noqa: F401
+from apem_fast.ops import autograd, fakes  # noqa: F401  (they register what they define)
 from apem_fast.ops.functions import (
+    attack_penalty,
+    attack_step,
     directed_relevance,
     first_flip,
     label_margin,
     perturb,
     perturb_probes,
     relevance_map,
+    saliency_map,
 )
 from apem_fast.ops.load import backend
 
 __all__ = [
+    "attack_penalty",
+    "attack_step",
     "backend",
     "directed_relevance",
     "first_flip",
@@ -21,4 +24,5 @@ __all__ = [
     "perturb",
     "perturb_probes",
     "relevance_map",
+    "saliency_map",
 ]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def _sizes(op: str, name: str, tensor: Tensor, *shape: int) -> None:
     _require(tuple(tensor.shape) == shape, op, name, f"have shape {expected}", _shape(tensor))
 
 
-def _device(op: str, first: tuple[str, Tensor], others: Sequence[tuple[str, Optional[Tensor]]]) -> None:
+def _device(op: str, first: tuple[str, Tensor], others: Sequence[tuple[str, Tensor | None]]) -> None:
     for name, tensor in others:
         if tensor is not None:
             _require(tensor.device == first[1].device, op, name, f"be on the device of {first[0]}, {first[1].device}", tensor.device)  # fmt: skip
@@ -62,7 +62,7 @@ def _map_of(op: str, name: str, relevance: Tensor, maps: int, like_name: str, li
     _require(fits, op, name, f"match {like_name} {_shape(like)} in all but the channels, which may be 1", _shape(relevance))  # fmt: skip
 
 
-def _bounds(op: str, lower: Optional[float], upper: Optional[float]) -> None:
+def _bounds(op: str, lower: float | None, upper: float | None) -> None:
     if lower is not None and upper is not None:
         _require(lower <= upper, op, "lower", f"be at most upper={upper:g}", f"{lower:g}")
 
@@ -98,8 +98,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
+    lower: float | None,
+    upper: float | None,
     op: str = "perturb",
 ) -> None:
     _dim(op, "images", images, "(N, C, H, W)", 4)
@@ -119,8 +119,8 @@ def perturb_backward(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
+    lower: float | None,
+    upper: float | None,
 ) -> None:
     op = "perturb_backward"
     perturb(images, direction, epsilon, lower, upper, op)
@@ -140,9 +140,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float],
-    upper: Optional[float],
-    dtype: Optional[torch.dtype],
+    lower: float | None,
+    upper: float | None,
+    dtype: torch.dtype | None,
 ) -> None:
     op = "perturb_probes"
     _dim(op, "images", images, "(N, C, H, W)", 4)
@@ -208,9 +208,7 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> None:
     _device(op, ("predicted", predicted), [("labels", labels), ("epsilon", epsilon)])
 
 
-def relevance_map(
-    attribution: Tensor, images: Optional[Tensor], percentile: Optional[float], channels: str
-) -> None:
+def relevance_map(attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str) -> None:
     op = "relevance_map"
     _dim(op, "attribution", attribution, "(N, C, H, W)", 4)
     _floating(op, "attribution", attribution)
@@ -221,3 +219,60 @@ def relevance_map(
     if percentile is not None:
         _require(0 <= percentile <= 100, op, "percentile", "lie in [0, 100]", f"{percentile:g}")
     _require(channels in ("sum", "keep"), op, "channels", 'be "sum" or "keep"', f'"{channels}"')
+
+
+def attack_penalty(perturbed: Tensor, original: Tensor, op: str = "attack_penalty") -> None:
+    _dim(op, "perturbed", perturbed, "(N, C, H, W)", 4)
+    _floating(op, "perturbed", perturbed)
+    _sizes(op, "original", original, *perturbed.shape)
+    _dtype(op, "original", original, perturbed.dtype)
+    _device(op, ("perturbed", perturbed), [("original", original)])
+
+
+def attack_penalty_backward(grad_penalty: Tensor, perturbed: Tensor, original: Tensor) -> None:
+    op = "attack_penalty_backward"
+    attack_penalty(perturbed, original, op)
+    _sizes(op, "grad_penalty", grad_penalty, perturbed.shape[0])
+    _dtype(op, "grad_penalty", grad_penalty, torch.float64)
+    _device(op, ("perturbed", perturbed), [("grad_penalty", grad_penalty)])
+
+
+def attack_step(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Tensor | None,
+    region: Tensor | None,
+    lower: float | None,
+    upper: float | None,
+    original: Tensor | None,
+    zero: float,
+) -> None:
+    op = "attack_step"
+    _dim(op, "perturbed", perturbed, "(N, C, H, W)", 4)
+    _floating(op, "perturbed", perturbed)
+    for name, tensor in (("gradient", gradient), ("previous", previous), ("original", original)):
+        if tensor is not None:
+            _sizes(op, name, tensor, *perturbed.shape)
+            _dtype(op, name, tensor, perturbed.dtype)
+    if region is not None:
+        _map_of(op, "region", region, region.shape[0] if region.dim() else 0, "perturbed", perturbed)
+        _require(
+            region.shape[0] in (1, perturbed.shape[0]), op, "region",
+            f"hold 1 mask or {perturbed.shape[0]}, one for each image", region.shape[0],
+        )  # fmt: skip
+        _dtype(op, "region", region, torch.bool)
+    _bounds(op, lower, upper)
+    _require(zero >= 0, op, "zero", "be at least 0", f"{zero:g}")
+    _require(zero == 0 or original is not None, op, "original", "be given where zero is not 0", "None")
+    _device(op, ("perturbed", perturbed), [
+        ("gradient", gradient), ("previous", previous), ("region", region), ("original", original),
+    ])  # fmt: skip
+
+
+def saliency_map(original: Tensor, perturbed: Tensor) -> None:
+    op = "saliency_map"
+    _dim(op, "original", original, "(N, C, H, W)", 4)
+    _floating(op, "original", original)
+    _sizes(op, "perturbed", perturbed, *original.shape)
+    _dtype(op, "perturbed", perturbed, original.dtype)
+    _device(op, ("original", original), [("perturbed", perturbed)])

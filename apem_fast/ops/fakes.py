@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
-from apem_fast.ops import checks
+from apem_fast.ops import checks, load  # noqa: F401  (load registers the operators)
 from apem_fast.ops.reference import image_format
 
 register_fake = torch.library.register_fake
 
 
-def _like(images: Tensor, shape: tuple[int, ...], dtype: Optional[torch.dtype] = None) -> Tensor:
-    return torch.empty(
-        shape, dtype=dtype or images.dtype, device=images.device, memory_format=image_format(images)
-    )
+def _like(images: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty(shape, dtype=dtype or images.dtype, device=images.device, memory_format=image_format(images))
 
 
 @register_fake("apem_fast::directed_relevance")
@@ -33,7 +29,7 @@ def _(grad_direction: Tensor, relevance: Tensor, gradient: Tensor, irrelevance: 
 
 @register_fake("apem_fast::perturb")
 def _(
-    images: Tensor, direction: Tensor, epsilon: Tensor, lower: Optional[float] = None, upper: Optional[float] = None
+    images: Tensor, direction: Tensor, epsilon: Tensor, lower: float | None = None, upper: float | None = None
 ) -> Tensor:
     checks.perturb(images, direction, epsilon, lower, upper)
     n, k = images.shape[0], epsilon.shape[-1]
@@ -46,8 +42,8 @@ def _(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     checks.perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper)
     return _like(images, tuple(images.shape)), _like(images, tuple(images.shape))
@@ -64,9 +60,9 @@ def _(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    dtype: Optional[torch.dtype] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     checks.perturb_probes(
         images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
@@ -96,10 +92,47 @@ def _(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
 @register_fake("apem_fast::relevance_map")
 def _(
     attribution: Tensor,
-    images: Optional[Tensor] = None,
-    percentile: Optional[float] = 99.0,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
     channels: str = "sum",
 ) -> Tensor:
     checks.relevance_map(attribution, images, percentile, channels)
     n, c, h, w = attribution.shape
     return _like(attribution, (n, 1 if channels == "sum" else c, h, w))
+
+
+@register_fake("apem_fast::attack_penalty")
+def _(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
+    checks.attack_penalty(perturbed, original)
+    n = perturbed.shape[0]
+    return perturbed.new_empty(n, dtype=torch.float64), perturbed.new_empty((n, 3), dtype=torch.float64)
+
+
+@register_fake("apem_fast::attack_penalty_backward")
+def _(grad_penalty: Tensor, perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> Tensor:
+    checks.attack_penalty_backward(grad_penalty, perturbed, original)
+    return _like(perturbed, tuple(perturbed.shape))
+
+
+@register_fake("apem_fast::attack_step")
+def _(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Tensor | None,
+    region: Tensor | None,
+    step_size: float,
+    damping: float,
+    lower: float | None = None,
+    upper: float | None = None,
+    original: Tensor | None = None,
+    zero: float = 0.0,
+) -> Tensor:
+    checks.attack_step(perturbed, gradient, previous, region, lower, upper, original, zero)
+    return _like(perturbed, tuple(perturbed.shape))
+
+
+@register_fake("apem_fast::saliency_map")
+def _(original: Tensor, perturbed: Tensor) -> Tensor:
+    checks.saliency_map(original, perturbed)
+    n, _, h, w = original.shape
+    return _like(original, (n, 1, h, w))

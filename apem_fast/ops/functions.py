@@ -8,7 +8,7 @@ space of the tensor that the model receives: after normalisation, if the images 
 
 from __future__ import annotations
 
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> Tensor:
     """x' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
 
@@ -65,9 +65,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    dtype: Optional[torch.dtype] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The M model inputs of one forward pass, each with an image, map, polarity, filter level and epsilon of its own.
 
@@ -128,8 +128,8 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
 
 def relevance_map(
     attribution: Tensor,
-    images: Optional[Tensor] = None,
-    percentile: Optional[float] = 99.0,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
     """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
@@ -149,3 +149,75 @@ def relevance_map(
         out as 0 where it is 0 throughout, else as one half. An image with a NaN comes out as NaN. Not differentiable.
     """
     return _ops.relevance_map(attribution, images, percentile, channels)
+
+
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
+    """The bias of an attack, tv * TVNorm(E) + zero * NonzeroCount(E) + diff * MSE(A', A), E = A' - A (P3 equation 25).
+
+    TVNorm is equation 24 as it is written: the absolute differences to the neighbour below and to the neighbour on
+    the right, summed over the pixels that have both, and over the channels. NonzeroCount counts pixels, not values:
+    one whose colour changed in any channel counts once. MSE is the mean over all values of an image.
+
+    Args:
+        perturbed: A', (N, C, H, W).
+        original: A, of the shape and dtype of `perturbed`.
+        tv, zero, diff: TVForce, ZeroForce and DiffForce.
+
+    Returns:
+        penalty (N,) and the three terms before their forces (N, 3), both float64 whatever the inputs: a count of
+        pixels does not fit in half precision. The penalty is differentiable in both images; the count is piecewise
+        constant, so ZeroForce adds nothing to the derivative (`attack_step` descends it by its proximal operator).
+        The derivative of an absolute difference of 0 is taken as 0.
+    """
+    return _ops.attack_penalty(perturbed, original, tv, zero, diff)
+
+
+def attack_step(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Tensor | None,
+    region: Tensor | None,
+    step_size: float,
+    damping: float,
+    lower: float | None = None,
+    upper: float | None = None,
+    original: Tensor | None = None,
+    zero: float = 0.0,
+) -> Tensor:
+    """One step of an attack, A' - (step_size * gradient + damping * previous) (P3 equation 26, Algorithm 3 line 12).
+
+    The texts add the step; a loss has to be descended, so it is subtracted here.
+
+    Args:
+        perturbed: A', (N, C, H, W).
+        gradient: of the loss with respect to A', of the shape and dtype of `perturbed`.
+        previous: the gradient of the previous step, or None in the first one, where the momentum is zero.
+        region: bool, (N or 1, 1 or C, H, W); A' is left exactly as it is where it is False. None for everywhere.
+        step_size: lambda, in units of A' per unit of gradient. As in the texts it does not multiply the momentum.
+        damping: what multiplies the previous gradient.
+        lower, upper: optional bounds to which A' is clamped, within the region.
+        original: A, needed where `zero` is not 0.
+        zero: ZeroForce. The step is followed by the proximal operator of step_size * zero * NonzeroCount(A' - A):
+            a pixel whose squared perturbation, over its channels, is at most 2 * step_size * zero returns to A.
+
+    Returns:
+        The new A', of the dtype of `perturbed`. Not differentiable.
+    """
+    return _ops.attack_step(
+        perturbed, gradient, previous, region, step_size, damping, lower, upper, original, zero
+    )  # fmt: skip
+
+
+def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
+    """How far each pixel moved, rescaled to [0, 1] (P3 equations 28 and 29; on perceptions, equation 31).
+
+    Args:
+        original: (N, C, H, W).
+        perturbed: of the shape and dtype of `original`.
+
+    Returns:
+        (N, 1, H, W): the Euclidean distance between the colours of each pixel, minus the least of its image, over
+        their range. A map without contrast ranks no pixel above another: it comes out as 0 where nothing changed,
+        else as one half. An image with a NaN comes out as NaN. Not differentiable.
+    """
+    return _ops.saliency_map(original, perturbed)

@@ -25,6 +25,10 @@ OPERATORS = (
     "label_margin_backward",
     "first_flip",
     "relevance_map",
+    "attack_penalty",
+    "attack_penalty_backward",
+    "attack_step",
+    "saliency_map",
 )
 
 # Registrations last as long as these objects.

@@ -11,8 +11,6 @@ they do not sum.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -86,7 +84,7 @@ def directed_relevance_backward(
 # -- perturb -----------------------------------------------------------------------------------------------------
 
 
-def _clamp(value: Tensor, lower: Optional[float], upper: Optional[float]) -> Tensor:
+def _clamp(value: Tensor, lower: float | None, upper: float | None) -> Tensor:
     return value if lower is None and upper is None else value.clamp(lower, upper)
 
 
@@ -100,8 +98,8 @@ def perturb(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> Tensor:
     checks.perturb(images, direction, epsilon, lower, upper)
     perturbed = _clamp(_unclamped(images, direction, epsilon), lower, upper).to(images.dtype)  # (N, K, C, H, W)
@@ -115,8 +113,8 @@ def perturb_backward(
     images: Tensor,
     direction: Tensor,
     epsilon: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
+    lower: float | None = None,
+    upper: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `images` and `direction`: sums over K in order of k, zero where the bound was active."""
     checks.perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper)
@@ -150,9 +148,9 @@ def perturb_probes(
     probe_irrelevance: Tensor,
     probe_epsilon: Tensor,
     probe_level: Tensor,
-    lower: Optional[float] = None,
-    upper: Optional[float] = None,
-    dtype: Optional[torch.dtype] = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     checks.perturb_probes(
         images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
@@ -233,8 +231,8 @@ def percentile_of(values: Tensor, percentile: float) -> Tensor:
 
 def relevance_map(
     attribution: Tensor,
-    images: Optional[Tensor] = None,
-    percentile: Optional[float] = 99.0,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
     channels: str = "sum",
 ) -> Tensor:
     checks.relevance_map(attribution, images, percentile, channels)
@@ -258,3 +256,98 @@ def relevance_map(
     relevance = torch.where(high == low, flat, (value - low) / (high - low))
     relevance = torch.where(missing[:, None, None, None], torch.nan, relevance)
     return _as(relevance, attribution.dtype, image_format(attribution))
+
+
+# -- attack_penalty ----------------------------------------------------------------------------------------------
+
+
+def _neighbour_differences(perturbation: Tensor) -> tuple[Tensor, Tensor]:
+    """E[i, j] - E[i+1, j] and E[i, j] - E[i, j+1] for i < height and j < width, the range of P3 equation 24."""
+    corner = perturbation[:, :, :-1, :-1]
+    return corner - perturbation[:, :, 1:, :-1], corner - perturbation[:, :, :-1, 1:]
+
+
+def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
+    checks.attack_penalty(perturbed, original)
+    arithmetic = arithmetic_dtype(perturbed.dtype)
+    perturbation = perturbed.to(arithmetic) - original.to(arithmetic)
+    below, right = _neighbour_differences(perturbation)
+    image = (1, 2, 3)
+    variation = below.abs().sum(image, dtype=torch.float64) + right.abs().sum(image, dtype=torch.float64)
+    changed = (perturbation != 0).any(dim=1).sum(dim=(1, 2)).double()
+    squared = (perturbation * perturbation).sum(image, dtype=torch.float64) / max(perturbed[:1].numel(), 1)
+    penalty = tv * variation + zero * changed + diff * squared
+    return penalty, torch.stack([variation, changed, squared], dim=1)
+
+
+def attack_penalty_backward(
+    grad_penalty: Tensor, perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float
+) -> Tensor:
+    """The derivative with respect to `perturbed`. The count of changed pixels is piecewise constant: it adds none."""
+    checks.attack_penalty_backward(grad_penalty, perturbed, original)
+    arithmetic = arithmetic_dtype(perturbed.dtype)
+    perturbation = perturbed.to(arithmetic) - original.to(arithmetic)
+    below, right = (difference.sign() for difference in _neighbour_differences(perturbation))
+    signs = torch.zeros_like(perturbation)
+    signs[:, :, :-1, :-1] += below + right
+    signs[:, :, 1:, :-1] -= below
+    signs[:, :, :-1, 1:] -= right
+    variation = (grad_penalty * tv).to(arithmetic)[:, None, None, None]
+    squared = (grad_penalty * (2 * diff / max(perturbed[:1].numel(), 1))).to(arithmetic)[:, None, None, None]
+    return _as(variation * signs + squared * perturbation, perturbed.dtype, image_format(perturbed))
+
+
+# -- attack_step -------------------------------------------------------------------------------------------------
+
+
+def attack_step(
+    perturbed: Tensor,
+    gradient: Tensor,
+    previous: Tensor | None,
+    region: Tensor | None,
+    step_size: float,
+    damping: float,
+    lower: float | None = None,
+    upper: float | None = None,
+    original: Tensor | None = None,
+    zero: float = 0.0,
+) -> Tensor:
+    checks.attack_step(perturbed, gradient, previous, region, lower, upper, original, zero)
+    arithmetic = arithmetic_dtype(perturbed.dtype)
+    value = perturbed.to(arithmetic)
+    step = step_size * gradient.to(arithmetic)
+    if previous is not None:
+        step = step + damping * previous.to(arithmetic)
+    moved = _clamp(value - step, lower, upper)
+    if zero > 0:
+        start = original.to(arithmetic)
+        perturbation = moved - start
+        squared = perturbation[:, :1] * perturbation[:, :1]
+        for c in range(1, perturbation.shape[1]):  # in order, so that every backend rounds alike
+            squared = squared + perturbation[:, c : c + 1] * perturbation[:, c : c + 1]
+        moved = torch.where(squared <= 2 * step_size * zero, start, moved)
+    if region is not None:
+        moved = torch.where(region, moved, value)
+    return _as(moved, perturbed.dtype, image_format(perturbed))
+
+
+# -- saliency_map ------------------------------------------------------------------------------------------------
+
+
+def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
+    checks.saliency_map(original, perturbed)
+    n, channels, height, width = original.shape
+    if original.numel() == 0:
+        return original.new_empty((n, 1, height, width))
+    arithmetic = arithmetic_dtype(original.dtype)
+    difference = original.to(arithmetic) - perturbed.to(arithmetic)
+    squared = difference[:, :1] * difference[:, :1]
+    for c in range(1, channels):  # in order, so that every backend rounds alike
+        squared = squared + difference[:, c : c + 1] * difference[:, c : c + 1]
+    distance = squared.sqrt()
+    low = distance.reshape(n, -1).amin(dim=1)[:, None, None, None]  # NaN where a pixel is NaN
+    high = distance.reshape(n, -1).amax(dim=1)[:, None, None, None]
+    # A map without contrast ranks no pixel above another: 0 where nothing changed at all, else one half.
+    flat = torch.where(low == 0, 0.0, 0.5).to(arithmetic)
+    saliency = torch.where(high == low, flat, (distance - low) / (high - low))
+    return _as(saliency, original.dtype, image_format(original))

@@ -6,9 +6,9 @@ namespace apem_fast {
 namespace {
 
 template <typename T, typename G, typename A>
-APEM_FAST_VECTOR_VERSIONS void write_directions(T* out, const G* gradient, const A* quotient, int64_t count) {
+APEM_FAST_VECTOR_VERSIONS void write_directions(T* direction, const A* quotient, const G* gradient, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = static_cast<T>(quotient[i] * sign_of<A>(gradient[i]));
+    direction[i] = static_cast<T>(quotient[i] * sign_of<A>(gradient[i]));
   }
 }
 
@@ -16,7 +16,7 @@ Tensor directed_relevance(const Tensor& relevance, const Tensor& gradient, bool 
   checks::directed_relevance(relevance, gradient);
   const MemoryFormat format = image_format(gradient);
   const int64_t images = gradient.size(0);
-  Tensor out = empty_image(relevance, {images, gradient.size(1), gradient.size(2), gradient.size(3)},
+  Tensor out = empty_output(relevance, {images, gradient.size(1), gradient.size(2), gradient.size(3)},
                            relevance.scalar_type(), format);
   if (out.numel() == 0) {
     return out;
@@ -28,19 +28,21 @@ Tensor directed_relevance(const Tensor& relevance, const Tensor& gradient, bool 
   dispatch_floating(relevance.scalar_type(), [&](auto value) {
     using T = decltype(value);
     using A = arithmetic_t<T>;
-    const std::vector<A> norms = perturbation_norms(data_of<T>(r), images, t, irrelevance);
+    const T* maps = data_of<T>(r);
+    T* directions = mutable_data_of<T>(out);
+    const std::vector<A> norms = perturbation_norms(maps, images, t, irrelevance);
     dispatch_gradient<T>(gradient.scalar_type(), [&](auto gradient_value) {
       using G = decltype(gradient_value);
+      const G* signs = data_of<G>(g);
       torch::stable::parallel_for(0, images * t.tiles, tile_grain(t), [&](int64_t begin, int64_t end) {
         TileBuffer<A> buffer(t);
         for (int64_t i = begin; i < end; ++i) {
           const int64_t n = i / t.tiles, tile = i % t.tiles;
           buffer.fill(tile, [&](A* to, int64_t at, int64_t count) {
-            fill_quotients(to, data_of<T>(r) + n * t.map_size + at, count, norms[n], kNoLevel<A>, irrelevance);
+            fill_quotients(to, maps + n * t.map_size + at, count, norms[n], kNoLevel<A>, irrelevance);
           });
           buffer.for_each_run(tile, [&](int64_t at, int64_t count, const A* quotient) {
-            write_directions(mutable_data_of<T>(out) + n * t.size + at, data_of<G>(g) + n * t.size + at, quotient,
-                             count);
+            write_directions(directions + n * t.size + at, quotient, signs + n * t.size + at, count);
           });
         }
       });
@@ -67,7 +69,7 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
   checks::directed_relevance_backward(grad_direction, relevance, gradient);
   const MemoryFormat format = image_format(relevance);
   const int64_t images = gradient.size(0);
-  Tensor out = empty_image(relevance, {images, relevance.size(1), relevance.size(2), relevance.size(3)},
+  Tensor out = empty_output(relevance, {images, relevance.size(1), relevance.size(2), relevance.size(3)},
                            relevance.scalar_type(), format);
   if (gradient.numel() == 0) {
     return torch::stable::zero_(out);
@@ -81,6 +83,7 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
     using T = decltype(value);
     using A = arithmetic_t<T>;
     const T* maps = data_of<T>(r);
+    T* grad_relevance = mutable_data_of<T>(out);
     const std::vector<A> norms = perturbation_norms(maps, images, t, irrelevance);
     dispatch_gradient<T>(gradient.scalar_type(), [&](auto gradient_value) {
       using G = decltype(gradient_value);
@@ -102,7 +105,7 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
             directed_grad += static_cast<A>(grads[j]) * sign_of<A>(signs[j]);
           }
           const A v = applied_relevance(static_cast<A>(maps[i]), irrelevance);
-          mutable_data_of<T>(out)[i] = static_cast<T>(relevance_gradient(
+          grad_relevance[i] = static_cast<T>(relevance_gradient(
               directed_grad, v, static_cast<A>(along[n]), static_cast<A>(shared), norms[n], irrelevance));
         }
       });

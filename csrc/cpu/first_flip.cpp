@@ -5,6 +5,25 @@
 namespace apem_fast {
 namespace {
 
+template <typename E>
+APEM_FAST_VECTOR_VERSIONS E first_flip_of(const int64_t* predicted, int64_t label, const E* epsilon, int64_t count) {
+  E lane[kLanes];
+  std::fill(lane, lane + kLanes, std::numeric_limits<E>::infinity());
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      lane[l] = earlier_flip(lane[l], flip_epsilon(predicted[k + l], label, epsilon[k + l]));
+    }
+  }
+  for (; k < count; ++k) {
+    lane[0] = earlier_flip(lane[0], flip_epsilon(predicted[k], label, epsilon[k]));
+  }
+  for (int l = 1; l < kLanes; ++l) {
+    lane[0] = earlier_flip(lane[0], lane[l]);
+  }
+  return lane[0];
+}
+
 Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& epsilon) {
   checks::first_flip(predicted, labels, epsilon);
   const int64_t rays = predicted.size(0), count = predicted.size(1);
@@ -17,15 +36,12 @@ Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& e
   const auto run = [&](auto value) {
     using E = decltype(value);
     const int64_t grain = std::max<int64_t>(1, kGrainValues / std::max<int64_t>(count, 1));
+    const int64_t *predictions = data_of<int64_t>(p), *own = data_of<int64_t>(l);
+    const E* epsilons = data_of<E>(e);
+    E* first = mutable_data_of<E>(out);
     torch::stable::parallel_for(0, rays, grain, [&](int64_t begin, int64_t end) {
       for (int64_t ray = begin; ray < end; ++ray) {
-        const int64_t label = data_of<int64_t>(l)[ray], *prediction = data_of<int64_t>(p) + ray * count;
-        const E* steps = data_of<E>(e) + ray * epsilons_per_ray;
-        E first = std::numeric_limits<E>::infinity();
-        for (int64_t k = 0; k < count; ++k) {
-          first = earlier_flip(first, flip_epsilon(prediction[k], label, steps[k]));
-        }
-        mutable_data_of<E>(out)[ray] = first;
+        first[ray] = first_flip_of(predictions + ray * count, own[ray], epsilons + ray * epsilons_per_ray, count);
       }
     });
   };

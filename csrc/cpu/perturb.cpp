@@ -35,7 +35,7 @@ Tensor perturb(const Tensor& images, const Tensor& direction, const Tensor& epsi
   const MemoryFormat format = image_format(images);
   const int64_t n = images.size(0), k = epsilon.size(epsilon.dim() - 1);
   const int64_t c = images.size(1), h = images.size(2), w = images.size(3), size = c * h * w;
-  Tensor out = empty_image(images, {n * k, c, h, w}, images.scalar_type(), format);
+  Tensor out = empty_output(images, {n * k, c, h, w}, images.scalar_type(), format);
   const Tensor result = torch::stable::view(out, {n, k, c, h, w});
   if (out.numel() == 0) {
     return result;
@@ -48,14 +48,16 @@ Tensor perturb(const Tensor& images, const Tensor& direction, const Tensor& epsi
     using T = decltype(value);
     using A = arithmetic_t<T>;
     const std::vector<A> epsilons = epsilons_of<A>(epsilon, n);
+    const T *from = data_of<T>(x), *directions = data_of<T>(d);
+    T* to = mutable_data_of<T>(out);
     const int64_t grain = std::max<int64_t>(1, kGrainValues / (std::min(kTileValues, size) * k));
     torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / tiles, first = i % tiles * kTileValues, count = std::min(kTileValues, size - first);
         for (int64_t step = image * k; step < (image + 1) * k; ++step) {
-          write_perturbed(mutable_data_of<T>(out) + step * size + first, data_of<T>(x) + image * size + first,
-                          data_of<T>(d) + image * size + first, count, epsilons[step], static_cast<A>(bounds.lower),
-                          static_cast<A>(bounds.upper));
+          const int64_t at = image * size + first;
+          write_perturbed(to + step * size + first, from + at, directions + at, count, epsilons[step],
+                          static_cast<A>(bounds.lower), static_cast<A>(bounds.upper));
         }
       }
     });
@@ -81,8 +83,8 @@ std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const 
   const MemoryFormat format = image_format(images);
   const int64_t n = images.size(0), k = epsilon.size(epsilon.dim() - 1);
   const int64_t c = images.size(1), h = images.size(2), w = images.size(3), size = c * h * w;
-  Tensor grad_images = empty_image(images, {n, c, h, w}, images.scalar_type(), format);
-  Tensor grad_direction = empty_image(images, {n, c, h, w}, images.scalar_type(), format);
+  Tensor grad_images = empty_output(images, {n, c, h, w}, images.scalar_type(), format);
+  Tensor grad_direction = empty_output(images, {n, c, h, w}, images.scalar_type(), format);
   if (images.numel() == 0) {
     return {grad_images, grad_direction};
   }
@@ -95,21 +97,23 @@ std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const 
     using T = decltype(value);
     using A = arithmetic_t<T>;
     const std::vector<A> epsilons = epsilons_of<A>(epsilon, n);
-    torch::stable::parallel_for(0, n * tiles, std::max<int64_t>(1, kGrainValues / (kTileValues * std::max<int64_t>(k, 1))),
-                                [&](int64_t begin, int64_t end) {
+    const T *grads = data_of<T>(grad), *from = data_of<T>(x), *directions = data_of<T>(d);
+    T *to_images = mutable_data_of<T>(grad_images), *to_direction = mutable_data_of<T>(grad_direction);
+    const int64_t grain = std::max<int64_t>(1, kGrainValues / (kTileValues * std::max<int64_t>(k, 1)));
+    torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t begin, int64_t end) {
       std::vector<A> sums(2 * kTileValues);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / tiles, first = i % tiles * kTileValues, count = std::min(kTileValues, size - first);
         const int64_t at = image * size + first;
         std::fill(sums.begin(), sums.end(), A(0));
         for (int64_t step = image * k; step < (image + 1) * k; ++step) {
-          add_gradients(sums.data(), sums.data() + kTileValues, data_of<T>(grad) + step * size + first,
-                        data_of<T>(x) + at, data_of<T>(d) + at, count, epsilons[step], static_cast<A>(bounds.lower),
+          add_gradients(sums.data(), sums.data() + kTileValues, grads + step * size + first, from + at,
+                        directions + at, count, epsilons[step], static_cast<A>(bounds.lower),
                         static_cast<A>(bounds.upper));
         }
         for (int64_t j = 0; j < count; ++j) {
-          mutable_data_of<T>(grad_images)[at + j] = static_cast<T>(sums[j]);
-          mutable_data_of<T>(grad_direction)[at + j] = static_cast<T>(sums[kTileValues + j]);
+          to_images[at + j] = static_cast<T>(sums[j]);
+          to_direction[at + j] = static_cast<T>(sums[kTileValues + j]);
         }
       }
     });

@@ -1,19 +1,32 @@
 // perturb_probes on the CPU. Tiles are the outer loop and probes the inner one, so that an image's tile is still in the
-// cache for its next probe; the quotients R / norm are kept for as long as consecutive probes lie on one ray.
+// cache for its next probe; the quotients R / norm are kept for as long as consecutive probes use the same.
 
 #include "tiles.h"
 
 namespace apem_fast {
 namespace {
 
-template <typename T, typename G, typename O, typename A>
+template <bool kBounded, typename T, typename G, typename O, typename A>
 APEM_FAST_VECTOR_VERSIONS void write_probe(O* out, const T* image, const G* gradient, const A* quotient, int64_t count,
                                            A epsilon, A lower, A upper) {
   for (int64_t i = 0; i < count; ++i) {
     const A direction = quotient[i] * sign_of<A>(gradient[i]);
-    out[i] = static_cast<O>(clamped(perturbed(static_cast<A>(image[i]), epsilon, direction), lower, upper));
+    const A value = perturbed(static_cast<A>(image[i]), epsilon, direction);
+    out[i] = static_cast<O>(kBounded ? clamped(value, lower, upper) : value);
   }
 }
+
+// One of the (M,) arguments, read often.
+template <typename V>
+class PerProbe {
+ public:
+  explicit PerProbe(const Tensor& tensor) : tensor_(torch::stable::contiguous(tensor)), data_(data_of<V>(tensor_)) {}
+  V operator[](int64_t m) const { return data_[m]; }
+
+ private:
+  const Tensor tensor_;
+  const V* data_;
+};
 
 Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient, const Tensor& norm,
                       const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
@@ -25,50 +38,47 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
   const MemoryFormat format = image_format(images);
   const int64_t probes = norm.size(0);
   const ScalarType out_dtype = dtype.value_or(images.scalar_type());
-  Tensor out = empty_image(images, {probes, images.size(1), images.size(2), images.size(3)}, out_dtype, format);
+  Tensor out = empty_output(images, {probes, images.size(1), images.size(2), images.size(3)}, out_dtype, format);
   if (out.numel() == 0) {
     return out;
   }
   const Tensor x = torch::stable::contiguous(images, format);     // [N, C, H, W]
   const Tensor r = torch::stable::contiguous(relevance, format);  // [maps, 1 or C, H, W]
   const Tensor g = torch::stable::contiguous(gradient, format);   // [N, C, H, W]
-  const Tensor norms = torch::stable::contiguous(norm);           // [M], as the five below
-  const Tensor rows = torch::stable::contiguous(probe_image);
-  const Tensor maps = torch::stable::contiguous(probe_map);
-  const Tensor inverted = torch::stable::contiguous(probe_irrelevance);
-  const Tensor epsilons = torch::stable::contiguous(probe_epsilon);
-  const Tensor levels = torch::stable::contiguous(probe_level);
+  const PerProbe<double> norms(norm), epsilons(probe_epsilon), levels(probe_level);
+  const PerProbe<int64_t> rows(probe_image), maps(probe_map);
+  const PerProbe<bool> inverted(probe_irrelevance);
   const TiledImage t = tiled_image(x, r, format);
+  const bool bounded = lower || upper;
 
-  const auto on_one_ray = [&](int64_t a, int64_t b) {
-    return data_of<int64_t>(maps)[a] == data_of<int64_t>(maps)[b] &&
-           data_of<double>(norms)[a] == data_of<double>(norms)[b] &&
-           data_of<double>(levels)[a] == data_of<double>(levels)[b] &&
-           data_of<bool>(inverted)[a] == data_of<bool>(inverted)[b];
+  const auto same_quotients = [&](int64_t a, int64_t b) {
+    return maps[a] == maps[b] && norms[a] == norms[b] && levels[a] == levels[b] && inverted[a] == inverted[b];
   };
   dispatch_floating(images.scalar_type(), [&](auto value) {
     using T = decltype(value);
     using A = arithmetic_t<T>;
+    const T *image = data_of<T>(x), *map = data_of<T>(r);
     dispatch_gradient<T>(gradient.scalar_type(), [&](auto gradient_value) {
       using G = decltype(gradient_value);
+      const G* sign = data_of<G>(g);
       const auto run = [&](auto out_value) {
         using O = decltype(out_value);
+        O* to = mutable_data_of<O>(out);
+        const auto write = bounded ? write_probe<true, T, G, O, A> : write_probe<false, T, G, O, A>;
         torch::stable::parallel_for(0, t.tiles * probes, tile_grain(t), [&](int64_t begin, int64_t end) {
-          TileBuffer<A> buffer(t);
+          TileBuffer<A> quotients(t);
           for (int64_t i = begin; i < end; ++i) {
             const int64_t tile = i / probes, m = i % probes;
-            if (i == begin || m == 0 || !on_one_ray(m - 1, m)) {
-              const T* map = data_of<T>(r) + data_of<int64_t>(maps)[m] * t.map_size;
-              buffer.fill(tile, [&](A* to, int64_t at, int64_t count) {
-                fill_quotients(to, map + at, count, static_cast<A>(data_of<double>(norms)[m]),
-                               static_cast<A>(data_of<double>(levels)[m]), data_of<bool>(inverted)[m]);
+            if (i == begin || m == 0 || !same_quotients(m - 1, m)) {
+              quotients.fill(tile, [&](A* quotient, int64_t at, int64_t count) {
+                fill_quotients(quotient, map + maps[m] * t.map_size + at, count, static_cast<A>(norms[m]),
+                               static_cast<A>(levels[m]), inverted[m]);
               });
             }
-            const int64_t row = data_of<int64_t>(rows)[m] * t.size;
-            buffer.for_each_run(tile, [&](int64_t at, int64_t count, const A* quotient) {
-              write_probe(mutable_data_of<O>(out) + m * t.size + at, data_of<T>(x) + row + at,
-                          data_of<G>(g) + row + at, quotient, count, static_cast<A>(data_of<double>(epsilons)[m]),
-                          static_cast<A>(bounds.lower), static_cast<A>(bounds.upper));
+            const int64_t row = rows[m] * t.size;
+            quotients.for_each_run(tile, [&](int64_t at, int64_t count, const A* quotient) {
+              write(to + m * t.size + at, image + row + at, sign + row + at, quotient, count,
+                    static_cast<A>(epsilons[m]), static_cast<A>(bounds.lower), static_cast<A>(bounds.upper));
             });
           }
         });

@@ -4,15 +4,18 @@
 
 #include "../checks.h"
 #include "../math.h"
+#include "output.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 namespace apem_fast {
 
-constexpr int64_t kTileValues = 4096;    // of one buffer: it and what is read with it stay in the second-nearest cache
+constexpr int64_t kTileValues = 4096;    // all channels: they and what is read with them stay in the nearest cache
+constexpr int64_t kTileStep = 64;        // pixels; a multiple of any vector
 constexpr int64_t kGrainValues = 16384;  // work below this is not worth a second thread
 constexpr int kLanes = 32;  // partial results that wait for nothing, so that any vector width can hold them
 
@@ -31,8 +34,7 @@ inline TiledImage tiled_image(const Tensor& images, const Tensor& map, MemoryFor
   t.map_size = map.size(1) * t.pixels;
   t.map_has_channels = map.size(1) == t.channels;
   t.channels_last = format == MemoryFormat::ChannelsLast;
-  const bool one_buffer_per_channel = t.channels_last || (t.map_has_channels && t.channels > 1);
-  t.tile_pixels = std::max<int64_t>(1, kTileValues / (one_buffer_per_channel ? std::max<int64_t>(t.channels, 1) : 1));
+  t.tile_pixels = std::max<int64_t>(kTileStep, kTileValues / std::max<int64_t>(t.channels, 1) / kTileStep * kTileStep);
   t.tiles = (t.pixels + t.tile_pixels - 1) / t.tile_pixels;
   return t;
 }
@@ -55,6 +57,22 @@ APEM_FAST_VECTOR_VERSIONS void repeat_per_channel(A* repeated, const A* values, 
     }
   }
 }
+
+// Uninitialised values that begin on a cache line, so that no vector straddles two.
+template <typename A>
+class AlignedBuffer {
+ public:
+  explicit AlignedBuffer(int64_t size) : lines_(new Line[size / kPerLine + 1]) {}
+  A* data() { return lines_[0].value; }
+  const A* data() const { return lines_[0].value; }
+
+ private:
+  static constexpr int64_t kPerLine = 64 / sizeof(A);
+  struct alignas(64) Line {
+    A value[kPerLine];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
 
 // One thread's buffer for what a map gives to a tile.
 template <typename A>
@@ -98,7 +116,7 @@ class TileBuffer {
 
  private:
   const TiledImage& t_;
-  std::vector<A> values_;
+  AlignedBuffer<A> values_;
 };
 
 // R / norm of consecutive map values.

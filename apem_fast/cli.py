@@ -1,0 +1,171 @@
+"""The command `apem-fast`. Each subcommand imports what it needs only when it runs: help does not wait for it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apem_fast.siamese import commands as siamese
+
+app = typer.Typer(
+    name="apem-fast",
+    help="Measure how reliable visual explanations of a deep network are.",
+    epilog="Start with: apem-fast evaluate --output my-first-run",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
+
+
+app.add_typer(siamese.app, name="siamese")
+
+
+@app.command()
+def evaluate(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER",
+            help="Where results go. Give the folder of a stopped run to continue it.",
+        ),
+    ],
+    network: Annotated[
+        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
+    ] = "efficientnet-lite0",
+    explainers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Explanations to compare, separated by commas, options after colons: "
+            "gradient,smooth-grad:samples=50. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
+            "guided-grad-cam, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
+            "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: all]",
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What a map looks like when it is measured: 3-channel, 1-channel, times-image.  [default: all]",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Evaluate only the first N photographs.  [default: all 14]")
+    ] = None,
+    max_epsilon: Annotated[
+        float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
+    ] = 4096.0,
+    step: Annotated[float, typer.Option(metavar="E", help="Precision: every epsilon is a multiple of it.")] = 1.0,
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="isolate: fast. exhaustive: every epsilon in turn, as the papers define it; very slow."
+        ),
+    ] = "isolate",
+    percentile: Annotated[
+        float, typer.Option(metavar="P", help="Clip each explanation's values at this percentile.")
+    ] = 99.0,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory."),
+    ] = None,
+    block: Annotated[
+        int, typer.Option(metavar="N", help="How many photographs are in memory at once, and finished together.")
+    ] = 32,
+) -> None:  # fmt: skip
+    """Compare explanations of a network's decisions on photographs.
+
+    Explains each photograph with each method, measures every map (APEM: how much further the network can be pushed
+    where the map says "irrelevant" than where it says "relevant"), prints a table, and writes CSV files, the maps
+    and a page to open in a browser.
+
+    A run that is stopped continues where it was when the same command is given again.
+    """
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with _user_errors("evaluate"):
+        import torch
+
+        from apem_fast.experiment.console import ConsoleProgress, summary_table, totals_line
+        from apem_fast.experiment.evaluate import evaluate as run
+        from apem_fast.experiment.options import RunOptions
+        from apem_fast.experiment.page import write_page
+        from apem_fast.experiment.table import summary, write_csv
+
+        chosen = {"explainers": _names(explainers, "--explainers"), "stages": _names(stages, "--stages")}
+        options = RunOptions(
+            network=network,
+            limit=limit,
+            max_epsilon=max_epsilon,
+            step=step,
+            search=search,
+            percentile=percentile,
+            device=_device(device, torch.cuda.is_available()),
+            batch_size=batch_size,
+            block=block,
+            **{name: names for name, names in chosen.items() if names is not None},
+        )
+        try:
+            with ConsoleProgress(console) as progress:
+                store = run(options, output, progress=progress)
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    write_csv(store)
+    page = write_page(store)
+    table = summary(store)
+    console.print()
+    console.print(summary_table(table))
+    console.print()
+    console.print(totals_line(table), highlight=False)
+    console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
+
+
+class _user_errors:
+    """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (ValueError, FileNotFoundError)) and str(error):
+            typer.echo(f"apem-fast {self.command}: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+def _names(text: str | None, option: str) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"{option} must name at least one (got {text!r})")
+    return names
+
+
+def _device(name: str, cuda: bool) -> str:
+    if name == "auto":
+        return "cuda" if cuda else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ValueError(f"--device must be cpu, cuda, cuda:N or auto (got {name!r})")
+    if kind == "cuda" and not cuda:
+        raise ValueError("--device cuda needs an NVIDIA GPU that torch can use (none was found)")
+    return name
+
+
+def main() -> None:
+    """The entry point: as a program, not as a library."""
+    app(prog_name="apem-fast", args=sys.argv[1:])

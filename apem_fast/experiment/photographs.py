@@ -1,0 +1,91 @@
+"""Photographs to evaluate: a record for one of any origin, and the real ones that ship with installed packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One photograph, or a crop of one.
+
+    Args:
+        name: unique within a run; used in file names.
+        subject: what a person would call it.
+        categories: the network's category names that a person would accept, the best first; empty if it has none.
+        source: where it comes from.
+        path: the image file.
+        box: left, upper, right, lower in pixels of the file; None for the whole picture.
+    """
+
+    name: str
+    subject: str
+    categories: tuple[str, ...]
+    source: str
+    path: Path
+    box: tuple[int, int, int, int] | None = None
+
+    def open(self) -> Image.Image:
+        """The picture, RGB, cropped.
+
+        Raises:
+            OSError: the file is missing or is not an image.
+        """
+        with Image.open(self.path) as picture:
+            picture = picture.convert("RGB")
+        return picture.crop(self.box) if self.box else picture
+
+
+def bundled_photographs() -> tuple[Photograph, ...]:
+    """Fourteen photographs and crops that scikit-image, scikit-learn and matplotlib ship, grey and colour, easy and
+    hard: a few show things that ImageNet's categories do not name.
+
+    Raises:
+        FileNotFoundError: one of the packages is missing.
+    """
+    return tuple(
+        Photograph(name, subject, categories, f"{source}, {file}", _folder(source) / file, box)
+        for name, subject, categories, source, file, box in _BUNDLED
+    )
+
+
+_FOLDERS = {
+    "scikit-image": ("skimage", "data"),
+    "scikit-learn": ("sklearn", "datasets/images"),
+    "matplotlib": ("matplotlib", "mpl-data/sample_data"),
+}
+
+
+def _folder(source: str) -> Path:
+    package, folder = _FOLDERS[source]
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise FileNotFoundError(f"the bundled photographs need {source}: pip install {source}")
+    return Path(found.origin).parent / folder
+
+
+_CATS = ("tabby", "tiger cat", "Egyptian cat")
+_MOTORCYCLES = ("moped", "motor scooter")
+_ROCKETS = ("missile", "projectile")
+
+# name, subject, categories, source, file, box
+_BUNDLED = (
+    ("cat", "cat", _CATS, "scikit-image", "chelsea.png", None),
+    ("cat-nose", "cat, close up", _CATS, "scikit-image", "chelsea.png", (230, 100, 410, 280)),
+    ("coffee", "espresso", ("espresso", "cup"), "scikit-image", "coffee.png", None),
+    ("rocket", "rocket", _ROCKETS, "scikit-image", "rocket.jpg", (239, 43, 580, 384)),
+    ("motorcycle", "motorcycle", _MOTORCYCLES, "scikit-image", "motorcycle_left.png", None),
+    ("front-wheel", "motorcycle, front", _MOTORCYCLES, "scikit-image", "motorcycle_left.png", (412, 137, 637, 362)),
+    ("astronaut", "astronaut", (), "scikit-image", "astronaut.png", None),
+    ("helmet", "space helmet", ("crash helmet",), "scikit-image", "astronaut.png", (282, 282, 512, 512)),
+    ("shuttle", "model of a space shuttle", ("space shuttle",), "scikit-image", "astronaut.png", (344, 86, 512, 254)),
+    ("photographer", "man behind a tripod", ("tripod",), "scikit-image", "camera.png", None),
+    ("palace", "palace", ("palace",), "scikit-learn", "china.jpg", (0, 86, 341, 427)),
+    ("lake", "lake shore", ("lakeside",), "scikit-learn", "china.jpg", (384, 42, 640, 298)),
+    ("flower", "flower", ("daisy",), "scikit-learn", "flower.jpg", (59, 64, 400, 405)),
+    ("officer", "naval officer", ("military uniform",), "matplotlib", "grace_hopper.jpg", (0, 22, 512, 534)),
+)

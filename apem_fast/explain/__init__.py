@@ -1,0 +1,36 @@
+"""Explanation methods behind one protocol: `method(model, images, labels=None) -> attribution (N, C, H, W)`.
+
+    attribution = af.explain.SmoothGrad(samples=100, sigma=0.2)(model, images)
+
+Options are constructor arguments; `.name` and `.options` are recorded with every result.
+"""
+
+from apem_fast.explain.adapted import from_callable, from_captum
+from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
+from apem_fast.explain.explainer import Explainer
+from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
+from apem_fast.explain.gradient import Gradient, SmoothGrad
+from apem_fast.explain.guided import GuidedBackprop
+from apem_fast.explain.lrp import LRP, LrpResult
+from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of
+
+__all__ = [
+    "BASELINES",
+    "EXPLAINERS",
+    "LRP",
+    "CenteredGaussian",
+    "Edge",
+    "Explainer",
+    "GradCAM",
+    "Gradient",
+    "GuidedBackprop",
+    "GuidedGradCAM",
+    "LrpResult",
+    "Random",
+    "SmoothGrad",
+    "Uniform",
+    "explainer_from",
+    "from_callable",
+    "from_captum",
+    "key_of",
+]

@@ -1,0 +1,86 @@
+"""Maps that know nothing of the model: what an explanation method has to beat.
+
+A metric is sane if Random and Uniform score near 0; Edge and CenteredGaussian show how much of a method's score is had
+by looking at the picture, or at where photographers put things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast.explain.explainer import Explainer
+from apem_fast.seeding import generator_for
+
+
+class Baseline(Explainer):
+    """An explainer that ignores the model."""
+
+    needs_model: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Random(Baseline):
+    """Every value drawn uniformly from [0, 1), for each image from a generator of its own.
+
+    Args:
+        seed: any integer; with the image's values it seeds that image's generator.
+    """
+
+    name: ClassVar[str] = "Random"
+    seed: int = 0
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        drawn = [torch.rand(image.shape, device="cpu", generator=generator_for(image, self.seed)) for image in images]
+        return torch.stack(drawn).to(images)
+
+
+@dataclass(frozen=True)
+class Uniform(Baseline):
+    """The same value everywhere. `relevance_map` makes it one half, so relevance and irrelevance are one ray and the
+    score is exactly 0."""
+
+    name: ClassVar[str] = "Uniform"
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return torch.ones_like(images)
+
+
+@dataclass(frozen=True)
+class Edge(Baseline):
+    """The magnitude of each channel's Sobel gradient: where the picture has edges."""
+
+    name: ClassVar[str] = "Edge"
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        from skimage.filters import sobel
+
+        edges = [torch.from_numpy(sobel(channel.double().cpu().numpy())) for channel in images.flatten(0, 1)]
+        return torch.stack(edges).view(images.shape).to(images)
+
+
+@dataclass(frozen=True)
+class CenteredGaussian(Baseline):
+    """A bell in the middle of the picture, exp(-r^2 / (2 s^2)).
+
+    Args:
+        width: s as a share of the picture's shorter side.
+    """
+
+    name: ClassVar[str] = "Centred Gaussian"
+    width: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < float("inf"):
+            raise ValueError(f"{self.name}: width must be finite and greater than 0 (got {self.width})")
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        down = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
+        across = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+        squared_radius = down[:, None] ** 2 + across[None, :] ** 2
+        bell = torch.exp(-squared_radius / (2 * (self.width * min(height, width)) ** 2))
+        return bell.to(images).expand(images.shape).clone()

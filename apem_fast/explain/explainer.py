@@ -1,0 +1,189 @@
+"""What every explanation method has in common: one call, options that are recorded, and a model left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Explainer(ABC):
+    """An explanation method: a frozen dataclass whose fields are the method's options.
+
+    A method defines `attribute`, which explains a few images at a time; calling the object does the rest: it checks
+    the arguments, finds the labels, splits the images, and leaves the model, the images and torch's global random
+    state as they were, also when something fails.
+    """
+
+    name: ClassVar[str]
+    """What the method is called in a table."""
+    needs_model: ClassVar[bool] = True
+    """Whether the explanation depends on the model and the label; it does not for most baselines."""
+
+    @abstractmethod
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The attribution of at most `images_at_once` images: (N, C, H, W), signed, any scale.
+
+        Args:
+            model: in evaluation mode; returns logits (N, classes).
+            images: (N, C, H, W), a copy that the method may change.
+            labels: (N,) int64, the class to explain in each image.
+        """
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images `attribute` gets in one call."""
+        return getattr(self, "batch_size", 16)
+
+    @property
+    def passes_per_image(self) -> float:
+        """About how many forward passes one image's explanation costs: for estimates of the time left."""
+        return 0.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor arguments, to be recorded with every result."""
+        return dataclasses.asdict(self) if dataclasses.is_dataclass(self) else {}
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Explain each image's prediction, or the classes named by `labels`.
+
+        Args:
+            model: in evaluation mode; returns logits (N, classes).
+            images: (N, C, H, W), as the model receives them (normalised, if it expects that), on the model's device.
+            labels: (N,) int64; None explains the model's own predictions.
+            progress: called as progress(images_done, images_total).
+
+        Returns:
+            The attribution, (N, C, H, W), signed, of the images' dtype and device; `relevance_map` makes a relevance
+            map of it.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: a wrong shape, NaN or infinity, a model in training mode or one that does not return logits.
+            RuntimeError: the attribution came out with NaN or infinity.
+        """
+        return self._in_batches(self.attribute, model, images, labels, progress)
+
+    def _in_batches(
+        self,
+        attribute: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """What `__call__` does around `attribute`; methods with a more detailed result have another one to hand in."""
+        _check_model(self.name, model)
+        _check_images(self.name, images)
+        _check_labels(self.name, labels, images)
+        parts = []
+        with untouched(images):
+            for start in range(0, images.shape[0], self.images_at_once):
+                chunk = images.detach()[start : start + self.images_at_once].clone()
+                if labels is not None:
+                    chunk_labels = labels[start : start + self.images_at_once].clone()
+                elif self.needs_model:
+                    with torch.no_grad():
+                        chunk_labels = logits_of(model, chunk, self.name).argmax(dim=1)
+                else:
+                    chunk_labels = torch.zeros(chunk.shape[0], dtype=torch.int64, device=chunk.device)
+                part = attribute(model, chunk, chunk_labels).detach()
+                _check_attribution(self.name, part, chunk)
+                parts.append(part.to(images.dtype))
+                if progress is not None:
+                    progress(start + chunk.shape[0], images.shape[0])
+        return torch.cat(parts) if parts else torch.empty_like(images)
+
+
+@contextlib.contextmanager
+def untouched(images: Tensor) -> Iterator[None]:
+    """Gradients on, whatever the caller's context, and torch's random state as it was afterwards."""
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        yield
+
+
+def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    """The model's output, refused in one sentence where it is not (N, classes)."""
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images.shape[0]:
+        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{name}: model must return logits of shape ({images.shape[0]}, classes) (got {came})")
+    return logits
+
+
+def explainable_logits(model: nn.Module, images: Tensor, labels: Tensor, name: str) -> Tensor:
+    """`logits_of`, refused where they carry no gradient or lack one of the labels."""
+    logits = logits_of(model, images, name)
+    require_known_labels(logits, labels, name)
+    if not logits.requires_grad:
+        raise ValueError(f"{name}: model must be differentiable (got logits without a gradient)")
+    return logits
+
+
+def require_known_labels(logits: Tensor, labels: Tensor, name: str) -> None:
+    outside = labels[(labels < 0) | (labels >= logits.shape[1])]
+    if outside.numel():
+        raise ValueError(
+            f"{name}: labels must lie in [0, {logits.shape[1]}), the model's classes (got {int(outside[0])})"
+        )
+
+
+def require_at_least_one(name: str, argument: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: {argument} must be an integer of at least 1 (got {value!r})")
+
+
+def _check_model(name: str, model: nn.Module) -> None:
+    if not callable(model):
+        raise TypeError(f"{name}: model must be a torch module (got {type(model).__name__})")
+    training = [
+        path or "the model itself" for path, module in getattr(model, "named_modules", tuple)() if module.training
+    ]
+    if training:
+        raise ValueError(f"{name}: model must be in evaluation mode: call model.eval() first (training: {training[0]})")
+
+
+def _check_images(name: str, images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name}: images must be a tensor (got {type(images).__name__})")
+    if images.dtype not in FLOATING:
+        raise TypeError(f"{name}: images must be floating point (got {images.dtype})")
+    if images.dim() != 4:
+        raise ValueError(f"{name}: images must have shape (N, C, H, W) (got {tuple(images.shape)})")
+    if not images.isfinite().all():
+        raise ValueError(f"{name}: images must be finite (got NaN or infinity)")
+
+
+def _check_labels(name: str, labels: Tensor | None, images: Tensor) -> None:
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: labels must be an int64 tensor (got {came})")
+    if tuple(labels.shape) != (images.shape[0],):
+        raise ValueError(f"{name}: labels must have shape ({images.shape[0]},) (got {tuple(labels.shape)})")
+    if labels.device != images.device:
+        raise ValueError(f"{name}: labels must be on the device of images, {images.device} (got {labels.device})")
+
+
+def _check_attribution(name: str, attribution: Tensor, images: Tensor) -> None:
+    if attribution.shape != images.shape:
+        raise ValueError(f"{name}: attribute must return shape {tuple(images.shape)} (got {tuple(attribution.shape)})")
+    if not attribution.isfinite().all():
+        raise RuntimeError(f"{name}: the attribution must be finite (got NaN or infinity)")

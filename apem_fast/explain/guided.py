@@ -1,0 +1,100 @@
+"""Guided Backpropagation: the gradient, with negative entries stopped at every ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
+from apem_fast.explain.intercepted import is_relu, nodes_behind, require_visible, running_under
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Explainer):
+    """The gradient of the label's logit in which negative entries are set to zero on the way back through a ReLU unit
+    (P1 section IV-A), signed.
+
+    ReLU units are recognised by what the model calls, so it does not matter whether it uses modules, `F.relu`,
+    `torch.relu` or methods, in place or not, one module for many places or one for each. ReLU6 and other ReLUs with a
+    ceiling (a clamp from 0 upwards) are ReLU units too. Other activations (leaky ReLU, GELU, SiLU, tanh, ...) are not,
+    so the gradient passes them as it is; a model with no ReLU at all is refused, because what would come out is the
+    plain gradient under another name.
+
+    Args:
+        batch_size: the most images in one forward and backward pass.
+
+    Raises:
+        ValueError: on a call, for a model without a ReLU, or with ReLUs in scripted code or other threads.
+    """
+
+    name: ClassVar[str] = "Guided Backpropagation"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self.name, "batch_size", self.batch_size)
+
+    @property
+    def passes_per_image(self) -> float:
+        return 3.0
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return guided_gradient(model, images, labels, self.name)
+
+
+def guided_gradient(model: nn.Module, images: Tensor, labels: Tensor, name: str) -> Tensor:
+    """The guided gradient of logit[label] with respect to the images, signed: (N, C, H, W)."""
+    require_visible(model, name)
+    guide = _GuidedReLUs()
+    inputs = images.detach().requires_grad_()
+    with running_under(guide):
+        logits = explainable_logits(model, inputs, labels, name)
+    if any(node.name().startswith("ReluBackward") for node in nodes_behind(logits)):
+        raise ValueError(f"{name}: model must run its ReLUs as plain PyTorch in this thread (got one out of reach)")
+    if guide.count == 0:
+        raise ValueError(f"{name}: model must have ReLUs, or the result is the plain gradient (got a model without)")
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), inputs)
+    return gradient
+
+
+class _GuidedReLUs(TorchFunctionMode):
+    """Replaces every ReLU that lies between the images and the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if not is_relu(function, args, kwargs):
+            return function(*args, **kwargs)
+        rest = dict(kwargs)
+        inputs = args[0] if args else rest.pop("input")
+        if not inputs.requires_grad:
+            return function(*args, **kwargs)
+        self.count += 1
+        scratch = inputs.detach().clone()
+        rectified = _GuidedReLU.apply(inputs, function(scratch, *args[1:], **rest))
+        in_place = scratch._version > 0
+        return inputs.copy_(rectified) if in_place else rectified
+
+
+class _GuidedReLU(torch.autograd.Function):
+    """A ReLU that hands back an entry of the gradient only where the unit is active and the entry is positive.
+
+    The unit is active where it hands on its input: above 0 and below the ceiling, if there is one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, rectified: Tensor) -> Tensor:
+        ctx.save_for_backward((rectified == inputs) & (rectified > 0))
+        return rectified
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (active,) = ctx.saved_tensors
+        return torch.where(active, gradient.clamp(min=0), 0.0), None

@@ -1,0 +1,223 @@
+"""Which rule each call of a forward pass obeys in Layer-wise Relevance Propagation, and which calls have none.
+
+* Convolutions and linear layers: the chosen rule; a batch norm is folded into the layer before it, or is a scaling of
+  its own where none is.
+* Activations with f(0) = 0: relevance passes unchanged.
+* Everything whose plain gradient already is the rule (see `lrp_rules`): additions, averages, maxima, reshapings.
+* Anything else has no rule, and is reported with the modules that called it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
+
+from apem_fast.explain.intercepted import CONVOLUTIONS, is_relu, nodes_behind
+from apem_fast.explain.lrp_rules import LinearLayer, Rule
+
+_ACTIVATIONS = frozenset(
+    {
+        F.leaky_relu, F.leaky_relu_, F.prelu, F.elu, F.elu_, F.selu, F.selu_, F.celu, F.celu_, F.gelu, F.silu, F.mish,
+        F.hardswish, F.hardtanh, F.hardtanh_, F.softsign, F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_,
+    }
+)  # fmt: skip
+
+_OWN_NODES = frozenset({"_LinearLayerBackward", "_ActivationBackward"})
+_PLAIN_NODES = frozenset(
+    {
+        "AccumulateGrad", "Add", "Sub", "Neg", "Mean", "Sum", "AvgPool1D", "AvgPool2D", "AvgPool3D",
+        "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
+        "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Amax", "Max", "View", "UnsafeView", "ReshapeAlias", "AsStrided",
+        "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Repeat", "Slice", "Select", "Index",
+        "Split", "SplitWithSizes", "Unbind", "Cat", "Stack", "Clone", "ToCopy", "CopyBackwards", "ConstantPadNd",
+        "UpsampleNearest2D", "UpsampleBilinear2D",
+    }
+)  # fmt: skip
+_PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # a scaling; a product of two things that depend on the image is not
+
+
+class LayerRules(TorchFunctionMode):
+    """Runs a model with every layer replaced by one that hands relevance back; notes what has no rule.
+
+    Args:
+        model: to name the modules that have no rule.
+        images: the input, (N, C, H, W), a leaf of the autograd graph.
+        rule: of the convolutions and linear layers.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, rule: Rule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.kept_by_biases: list[Tensor] = []
+        self.without_rule: dict[str, str] = {}
+        self._paths = {id(module): path for path, module in getattr(model, "named_modules", tuple)()}
+        self._image_node = torch.autograd.graph.get_gradient_edge(images).node
+        self._seen: set[Node] = set()
+        self._depends: dict[Node, bool] = {}
+        self._layers: dict[int, tuple[Tensor, int, Tensor, LinearLayer]] = {}
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in CONVOLUTIONS:
+            result = self._convolution(function, *args, **kwargs)
+        elif function is F.linear:
+            result = self._linear(*args, **kwargs)
+        elif function is F.batch_norm:
+            result = self._batch_norm(*args, **kwargs)
+        elif function in _ACTIVATIONS or is_relu(function, args, kwargs):
+            result = self._activation(function, *args, **kwargs)
+        else:
+            result = function(*args, **kwargs)
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            self.admit(tensor)
+        return result
+
+    def depends_on_images(self, value: Any) -> bool:
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return False
+        self.admit(value)
+        node = value.grad_fn or torch.autograd.graph.get_gradient_edge(value).node
+        return self._depends.get(node, node is self._image_node)
+
+    def admit(self, value: Any) -> None:
+        """Look through the nodes that this result added to the graph; note those that have no rule."""
+        if not isinstance(value, Tensor) or value.grad_fn is None:
+            return
+        waiting = list(nodes_behind(value, seen=self._seen))
+        # A node comes after those it leads back to, so settle them in order of that dependence.
+        while waiting:
+            node = waiting[-1]
+            pending = [back for back, _ in node.next_functions if back is not None and back not in self._depends]
+            if pending:
+                waiting.extend(pending)
+                continue
+            waiting.pop()
+            if node not in self._depends:
+                inner = [self._depends[back] for back, _ in node.next_functions if back is not None]
+                self._depends[node] = node is self._image_node or any(inner)
+                if self._depends[node] and not _has_rule(node.name(), sum(inner)):
+                    self._note(_operation(node.name()))
+
+    def _note(self, operation: str) -> None:
+        path, kind = self._caller()
+        where = f"{path} ({kind})" if path else kind
+        self.without_rule.setdefault(f"{operation} in {where}", path)
+
+    def _caller(self) -> tuple[str, str]:
+        """The innermost module whose code is running."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            caller = frame.f_locals.get("self")
+            if isinstance(caller, nn.Module) and id(caller) in self._paths:
+                return self._paths[id(caller)], type(caller).__name__
+            frame = frame.f_back
+        return "", "the model"
+
+    def _convolution(
+        self, function: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        def product(x: Tensor, w: Tensor) -> Tensor:
+            return function(x, w, None, *args, **kwargs)
+
+        if bias is not None:
+            bias = bias.detach().view((-1,) + (1,) * (input.dim() - 2))
+        return self._layer(product, input, weight, bias)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self._layer(F.linear, input, weight, None if bias is None else bias.detach())
+
+    def _layer(
+        self, product: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        if self.depends_on_images(weight):
+            self._note("weights that depend on the image")
+        with torch.no_grad():
+            sums = product(inputs, weight)
+        layer = LinearLayer(product, inputs.detach(), weight.detach(), sums, bias)
+        outputs = _LinearLayer.apply(inputs, layer, self.rule, self.kept_by_biases)
+        self._layers[id(outputs)] = (outputs, outputs._version, inputs, layer)
+        return outputs
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training:  # statistics of the batch: not a linear layer
+            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        with torch.no_grad():
+            scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+            shift = (0 if bias is None else bias) - running_mean * scale
+            scale, shift = scale.to(input.dtype), shift.to(input.dtype)
+            _, version, inputs, layer = self._layers.get(id(input), (None, -1, input, None))
+            channels_first = layer is not None and (layer.product is not F.linear or input.dim() == 2)
+            if channels_first and input._version == version:  # a layer's output, not changed in place since
+                layer = layer.folded(scale, shift)
+            else:
+                per_channel = (-1,) + (1,) * (input.dim() - 2)
+                scale, shift, inputs = scale.view(per_channel), shift.view(per_channel), input
+                layer = LinearLayer(torch.mul, input.detach(), scale, input * scale, shift)
+        return _LinearLayer.apply(inputs, layer, self.rule, self.kept_by_biases)
+
+    def _activation(self, function: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scratch = input.detach().clone()
+        with torch.no_grad():
+            activated = function(scratch, *args, **kwargs)
+        in_place = scratch._version > 0
+        passed = _Activation.apply(input, activated)
+        return input.copy_(passed) if in_place else passed
+
+
+class _LinearLayer(torch.autograd.Function):
+    """A linear layer whose backward pass takes multipliers of its outputs to multipliers of its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: LinearLayer, rule: Rule, kept_by_biases: list[Tensor]) -> Tensor:
+        ctx.layer, ctx.rule, ctx.kept_by_biases = layer, rule, kept_by_biases
+        return layer.outputs()
+
+    @staticmethod
+    def backward(ctx: Any, multiplier: Tensor) -> tuple[Tensor, None, None, None]:
+        redistributed, kept = ctx.rule.redistribute(ctx.layer, multiplier)
+        ctx.kept_by_biases.append(kept)
+        return redistributed, None, None, None
+
+
+class _Activation(torch.autograd.Function):
+    """An activation that passes relevance unchanged: a * m_a = z * m_z."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, activated: Tensor) -> Tensor:
+        zero = inputs == 0  # no value, so no relevance
+        ctx.save_for_backward((activated / inputs.masked_fill(zero, 1)).masked_fill(zero, 0))
+        return activated
+
+    @staticmethod
+    def backward(ctx: Any, multiplier: Tensor) -> tuple[Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return multiplier * slope, None
+
+
+def _has_rule(node_name: str, inputs_that_depend: int) -> bool:
+    if node_name in _OWN_NODES:
+        return True
+    operation = _operation(node_name)
+    return operation in _PLAIN_NODES or operation in _PLAIN_IF_CONSTANT and inputs_that_depend == 1
+
+
+def _operation(node_name: str) -> str:
+    """ "MulBackward0" -> "Mul"."""
+    return node_name.rsplit("::", 1)[-1].rstrip("0123456789").removesuffix("Backward")

@@ -1,0 +1,133 @@
+"""Explanation methods by name, for the command line and for run records: "smooth-grad:samples=50:sigma=0.1".
+
+A name with dots is imported: "captum.attr.IntegratedGradients:n_steps=20", "my_package.my_module.my_method:strength=3".
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from apem_fast.explain.adapted import Adapted, from_callable, from_captum
+from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
+from apem_fast.explain.explainer import Explainer
+from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
+from apem_fast.explain.gradient import Gradient, SmoothGrad
+from apem_fast.explain.guided import GuidedBackprop
+from apem_fast.explain.lrp import LRP
+
+EXPLAINERS: dict[str, type[Explainer]] = {
+    "gradient": Gradient,
+    "smooth-grad": SmoothGrad,
+    "lrp": LRP,
+    "grad-cam": GradCAM,
+    "guided-backprop": GuidedBackprop,
+    "guided-grad-cam": GuidedGradCAM,
+    "random": Random,
+    "uniform": Uniform,
+    "edge": Edge,
+    "centered-gaussian": CenteredGaussian,
+}
+BASELINES = ("random", "uniform", "edge", "centered-gaussian")
+
+
+def explainer_from(specification: str) -> Explainer:
+    """The explainer that "NAME" or "NAME:OPTION=VALUE:OPTION=VALUE" describes.
+
+    A NAME with dots is the import path of a class of Captum or of a function (see `from_captum` and `from_callable`);
+    its options are Python literals, and words where they are not.
+
+    Raises:
+        ValueError: an unknown name or option, or a value the option does not take.
+    """
+    name, *assignments = specification.strip().split(":")
+    texts: dict[str, str] = {}
+    for assignment in assignments:
+        option, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{name}: options are written OPTION=VALUE (got {assignment!r})")
+        texts[option] = text
+    if name in EXPLAINERS:
+        return _own(name, texts)
+    if "." in name:
+        return _imported(name, texts)
+    raise ValueError(f"unknown explainer {name!r}; {_suggestion(name, EXPLAINERS)}")
+
+
+def key_of(explainer: Explainer) -> str:
+    """The shortest specification that `explainer_from` turns into an equal explainer.
+
+    Raises:
+        ValueError: an explainer of a function that cannot be imported, so that no name describes it.
+    """
+    if isinstance(explainer, Adapted):
+        name = explainer.path
+        if not name:
+            raise ValueError(f"{explainer.name}: function must be importable to have a name (got one that is not)")
+        values = {"seed": explainer.seed, "batch_size": explainer.batch_size, "name": explainer.title}
+        defaults = {"seed": 0, "batch_size": 1, "name": name.rpartition(".")[2]}
+        values.update(explainer.method_options)
+    else:
+        name = next(key for key, method in EXPLAINERS.items() if type(explainer) is method)
+        values = {field.name: getattr(explainer, field.name) for field in dataclasses.fields(explainer)}
+        defaults = {field.name: field.default for field in dataclasses.fields(explainer)}
+    changed = {option: value for option, value in values.items() if option not in defaults or value != defaults[option]}
+    return ":".join([name, *(f"{option}={_written(value)}" for option, value in changed.items())])
+
+
+def _own(name: str, texts: dict[str, str]) -> Explainer:
+    method = EXPLAINERS[name]
+    types = {field.name: get_type_hints(method)[field.name] for field in dataclasses.fields(method)}
+    options: dict[str, Any] = {}
+    for option, text in texts.items():
+        if option not in types:
+            known = _suggestion(option, types) if types else "it has none"
+            raise ValueError(f"{name}: unknown option {option!r}; {known}")
+        read, words = _readers[types[option]]
+        try:
+            options[option] = read(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"{name}: {option} must be {words} (got {text!r})") from None
+    return method(**options)
+
+
+def _imported(path: str, texts: dict[str, str]) -> Explainer:
+    module, _, name = path.rpartition(".")
+    try:
+        method = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"unknown explainer {path!r}; it cannot be imported: {error}") from None
+    adapt = from_captum if isinstance(method, type) and hasattr(method, "attribute") else from_callable
+    try:
+        return adapt(method, **{option: _literal(text) for option, text in texts.items()})
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) and _literal(value) == value else repr(value)
+
+
+_readers: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "an integer"),
+    float: (float, "a number"),
+    str: (str, "a word"),
+    str | None: (str, "a word"),
+    bool: ({"True": True, "true": True, "False": False, "false": False}.__getitem__, "True or False"),
+}
+
+
+def _suggestion(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + "known: " + ", ".join(known)

@@ -1,0 +1,119 @@
+"""From an attribution to a relevance map in [0, 1], at the papers' three stages; its irrelevance; its shuffles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apem_fast import ops
+from apem_fast.seeding import generator_for
+
+
+def relevance_map(
+    attribution: Tensor,
+    images: Tensor | None = None,
+    percentile: float | None = 99.0,
+    channels: Literal["sum", "keep"] = "sum",
+) -> Tensor:
+    """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
+
+    The absolute values are clipped at the image's own percentile, multiplied by the image's pixels if there are any,
+    summed over the channels or not, and rescaled so that each map's least value is 0 and its greatest 1. A map
+    without contrast comes out as 0 where it is 0 throughout, else as one half.
+
+    Args:
+        attribution: (N, C, H, W), (N, 1, H, W) or (N, H, W), signed, any scale, any floating dtype.
+        images: pixels to multiply by, not normalised, best in [0, 1]: (N, C, H, W) or (N, 1, H, W); None leaves the
+            product out.
+        percentile: in [0, 100], over all values of an image, interpolated as by `numpy.percentile`; None does not clip.
+        channels: "sum" for a map (N, 1, H, W), "keep" for (N, C, H, W).
+
+    Returns:
+        The relevance, of the attribution's dtype and device.
+
+    Raises:
+        TypeError: a tensor of the wrong type or dtype.
+        ValueError: a wrong shape or option, NaN or infinity.
+    """
+    if not isinstance(attribution, Tensor):
+        raise TypeError(f"relevance_map: attribution must be a tensor (got {type(attribution).__name__})")
+    if attribution.dim() == 3:
+        attribution = attribution[:, None]
+    for name, values in (("attribution", attribution), ("images", images)):
+        if values is None:
+            continue
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            came = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise TypeError(f"relevance_map: {name} must be a floating-point tensor (got {came})")
+        if not values.isfinite().all():
+            raise ValueError(f"relevance_map: {name} must be finite (got NaN or infinity)")
+    if images is not None:
+        images = images.to(attribution.dtype)
+    try:
+        return ops.relevance_map(attribution, images, percentile, channels)
+    except RuntimeError as error:
+        if str(error).startswith("relevance_map: "):
+            raise ValueError(str(error).splitlines()[0]) from None
+        raise
+
+
+def irrelevance(relevance: Tensor) -> Tensor:
+    """1 - R (P1 section III-A)."""
+    return 1 - relevance
+
+
+def shuffled(relevance: Tensor, seed: int = 0, shuffle: int = 0) -> Tensor:
+    """Each map's values in random order: same distribution, no explanation left (P2 section 5.2).
+
+    The order is drawn from a generator seeded by the map itself, `seed` and `shuffle`, so the other maps of a batch
+    do not change it.
+
+    Args:
+        relevance: (N, 1, H, W) or (N, C, H, W).
+        seed: any integer.
+        shuffle: which of several shuffles of the same map.
+    """
+    maps = []
+    for values in relevance:
+        order = torch.randperm(values.numel(), device="cpu", generator=generator_for(values, seed, shuffle))
+        maps.append(values.flatten()[order.to(values.device)].view(values.shape))
+    return torch.stack(maps) if maps else relevance.clone()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of turning an attribution into a picture people can read (P1 section IV-C, P2 section 4.4).
+
+    Each stage is easier on the eye than the one before and, the papers found, says less about the model. All start
+    with the 99th percentile clip. The third multiplies each colour's values by that colour's pixels and then sums
+    (P1 section IV-A); where P1 section IV-C multiplies by the grey image, pass grey pixels, (N, 1, H, W).
+    """
+
+    name: str
+    channels: Literal["sum", "keep"]
+    times_image: bool
+    title: str
+
+    def __call__(self, attribution: Tensor, pixels: Tensor, percentile: float | None = 99.0) -> Tensor:
+        """The relevance (N, 1 or C, H, W) in [0, 1] of an attribution (N, C, H, W) of images with these pixels.
+
+        Args:
+            attribution: (N, C, H, W).
+            pixels: (N, C, H, W) or (N, 1, H, W) in [0, 1], before normalisation.
+            percentile: see `relevance_map`.
+        """
+        return relevance_map(attribution, pixels if self.times_image else None, percentile, self.channels)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("3-channel", "keep", False, "One value for each colour of each pixel"),
+        Stage("1-channel", "sum", False, "Colours summed: one value for each pixel"),
+        Stage("times-image", "sum", True, "Multiplied by the photograph, colours summed"),
+    )
+}
+"""The papers' three stages in their order, by name."""

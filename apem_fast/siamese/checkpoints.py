@@ -1,0 +1,74 @@
+"""Files of trained and half-trained rankers. Everything loads with `weights_only=True`: a checkpoint cannot run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from apem_fast.siamese.networks import RANKERS, SiameseRanker
+
+__all__ = ["load_ranker", "save_ranker"]
+
+TRAINING = "apem_fast siamese training, 1"
+RANKER = "apem_fast siamese ranker, 1"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes beside `path` and then renames, so that a stopped run leaves the previous checkpoint whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def read(path: Path, kind: str, of: str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{of}: checkpoint must be a file that exists (got {path})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{of}: checkpoint must be one that apem_fast wrote (got {path}: {reason})") from None
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        came = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f'{of}: checkpoint must be of kind "{kind}" (got {path}: {came})')
+    return content
+
+
+def require_same_architecture(module: nn.Module, state: dict[str, torch.Tensor], of: str, path: Path) -> None:
+    """One sentence that names the first difference, in the order of the network."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    came = {name: tuple(value.shape) for name, value in state.items()}
+    for name in [*expected, *came]:
+        if expected.get(name) != came.get(name):
+            raise ValueError(
+                f"{of}: checkpoint must be of the architecture of ranker, whose {name} is "
+                f"{expected.get(name, 'absent')} (got {came.get(name, 'none')} in {path})"
+            )
+
+
+def save_ranker(path: str | Path, ranker: SiameseRanker, architecture: str, size: int, **facts: Any) -> None:
+    """Writes a ranker of one of P3's architectures (a name of `RANKERS`) and `facts` about it (numbers, strings)."""
+    if architecture not in RANKERS:
+        raise ValueError(f"save_ranker: architecture must be one of {', '.join(RANKERS)} (got {architecture})")
+    content = {"kind": RANKER, "architecture": architecture, "size": size, "facts": facts}
+    write(Path(path), content | {"state": ranker.state_dict()})
+
+
+def load_ranker(path: str | Path) -> tuple[SiameseRanker, dict[str, Any]]:
+    """The ranker that `save_ranker` wrote, in evaluation mode, and the facts (with its architecture and size)."""
+    content = read(Path(path), RANKER, "load_ranker")
+    if content["architecture"] not in RANKERS:
+        known = ", ".join(RANKERS)
+        raise ValueError(f"load_ranker: architecture must be one of {known} (got {content['architecture']} in {path})")
+    with torch.random.fork_rng(devices=[]):
+        ranker = RANKERS[content["architecture"]](content["size"])
+    require_same_architecture(ranker, content["state"], "load_ranker", Path(path))
+    ranker.load_state_dict(content["state"])
+    facts = content["facts"] | {"architecture": content["architecture"], "size": content["size"]}
+    return ranker.eval(), facts

@@ -1,0 +1,136 @@
+"""One-step attacks: the same procedure with a single step, so that every gradient belongs to the original (P3 section 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from apem_fast import ops
+from apem_fast.siamese.attack import AttackOptions, AttackResult, in_batches, join_results
+from apem_fast.siamese.bracketing import meet_target
+from apem_fast.siamese.checks import check_pairs, check_region, embed_images
+from apem_fast.siamese.networks import Ranker
+
+__all__ = ["one_step_attack"]
+
+FIRST_DISTANCE, GROWTH = 1e-3, 1.5  # of the search for a distance
+
+
+def one_step_attack(
+    ranker: Ranker,
+    first: Tensor,
+    second: Tensor,
+    target: float | Tensor,
+    *,
+    distance: float | Tensor | None = None,
+    max_distance: float = 100.0,
+    region: Tensor | None = None,
+    precision: float = 1e-4,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> AttackResult:
+    """One step against the gradient of (rank(A, B) - target)^2 at A, of a given length.
+
+    Args:
+        ranker, first, second, target, region, precision, batch_size, progress: as `attack`'s.
+        distance: the l2 length of the step in input space, one number or (N,): `distance` of a many-step attack gives
+            the comparison of P3 section 5.3.4. None searches for the length at which the target is met (the "correct
+            step value" of section 4.5): lengths growing by half until the score crosses the target, then bracketing.
+        max_distance: where that search gives up; such a pair has gone that far and is not `reached`.
+
+    Returns:
+        AttackResult with one step. A pair without any gradient stays where it is, at distance 0.
+    """
+    goal = check_pairs("one_step_attack", ranker, first, second, target)
+    region = check_region("one_step_attack", region, first)
+    lengths = None if distance is None else torch.as_tensor(distance, dtype=first.dtype, device=first.device)
+    if lengths is not None:
+        if lengths.numel() not in (1, len(first)) or not bool((lengths >= 0).all() and lengths.isfinite().all()):
+            raise ValueError(
+                f"one_step_attack: distance must be one number or ({len(first)},), at least 0 (got {distance})"
+            )
+        lengths = lengths.reshape(-1).expand(len(first))
+
+    def run(rows: slice) -> AttackResult:
+        mask = region[rows] if region is not None and len(region) > 1 else region
+        length = None if lengths is None else lengths[rows]
+        with torch.inference_mode(False), torch.no_grad():
+            return _step(ranker, first[rows], second[rows], goal[rows], length, max_distance, mask, precision)
+
+    return join_results(in_batches(run, len(first), batch_size, "one-step attack" if progress else None))
+
+
+def _step(
+    ranker: Ranker,
+    first: Tensor,
+    second: Tensor,
+    target: Tensor,
+    length: Tensor | None,
+    max_distance: float,
+    region: Tensor | None,
+    precision: float,
+) -> AttackResult:
+    other = embed_images("one_step_attack", ranker, second)
+    original = first.detach().clone()
+    with torch.enable_grad():
+        point = original.detach().requires_grad_()
+        before = ranker.rank_embeddings(ranker.embed(point), other)
+        # The sign of (score - target) times the gradient of the score: that of the squared error, without vanishing
+        # as the score nears the target.
+        (gradient,) = torch.autograd.grad(((before - target).detach().sign() * before).sum(), point)
+    before = before.detach()
+    if region is not None:
+        gradient = torch.where(region, gradient, 0)
+    norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    direction = gradient / torch.where(norm > 0, norm, 1)[:, None, None, None]
+
+    def go(length: Tensor) -> Tensor:
+        return ops.attack_step(original, direction * length[:, None, None, None], None, region, 1.0, 0.0)
+
+    def score_of(images: Tensor) -> Tensor:
+        return ranker.rank_embeddings(ranker.embed(images), other)
+
+    if length is None:
+        perturbed, after = _search(ranker, go, score_of, before, other, target, max_distance, precision)
+    else:
+        perturbed = go(length)
+        after = score_of(perturbed)
+    return AttackResult(
+        perturbed, torch.stack([before, after], dim=1), target, (after - target).abs() <= precision,
+        torch.ones(len(first), dtype=torch.int64, device=first.device),
+        torch.linalg.vector_norm((perturbed - original).flatten(1), dim=1),
+        *ops.attack_penalty(perturbed, original, 0.0, 0.0, 0.0)[1].unbind(1), None,
+        AttackOptions(steps=1, step_size=1.0, precision=precision),
+    )  # fmt: skip
+
+
+def _search(
+    ranker: Ranker,
+    go: Callable[[Tensor], Tensor],
+    score_of: Callable[[Tensor], Tensor],
+    before: Tensor,
+    other: Tensor,
+    target: Tensor,
+    max_distance: float,
+    precision: float,
+) -> tuple[Tensor, Tensor]:
+    """The points where the straight line first meets the target, among lengths that grow by half."""
+    near, near_score = torch.zeros_like(before), before
+    done = (before - target).abs() <= precision
+    length = torch.where(done, 0.0, FIRST_DISTANCE).to(before.dtype)
+    while True:
+        score = score_of(go(length))
+        crossed = (score - target) * (before - target) <= 0
+        searching = ~done & ~crossed & (length < max_distance)
+        if not bool(searching.any()):
+            break
+        near, near_score = torch.where(searching, length, near), torch.where(searching, score, near_score)
+        length = torch.where(searching, (length * GROWTH).clamp(max=max_distance), length)
+    met = crossed & ~done
+    point, score = go(length), score.clone()
+    if bool(met.any()):
+        ends = (go(near)[met], point[met]), (near_score[met], score[met])
+        point[met], score[met] = meet_target(ranker, ranker.embed, *ends, other[met], target[met], precision)
+    return point, score

@@ -1,0 +1,57 @@
+"""How good a ranker is on images it has not seen: the figures P3 accepts a model by (section 5.3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from apem_fast.siamese.networks import Ranker
+from apem_fast.siamese.pairs import RankedImages
+
+__all__ = ["RankerQuality", "measure_quality"]
+
+
+@dataclass(frozen=True)
+class RankerQuality:
+    """
+    Attributes:
+        mean_deviation: mean of |ranking - target|, on [0, 1]; P3 wants at most .05.
+        order_accuracy: share of the pairs without a tie that come out on the right side of 1/2.
+        reconstruction_error: root mean square error of the reconstructions, in pixel values; None without a decoder.
+        pairs: how many pairs were ranked.
+    """
+
+    mean_deviation: float
+    order_accuracy: float
+    reconstruction_error: float | None
+    pairs: int
+
+
+@torch.no_grad()
+def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, seed: int = 0) -> RankerQuality:
+    """Ranks random pairs of `data` (all ordered pairs, where there are no more) with a ranker in evaluation mode."""
+    n = len(data)
+    if n * n <= pairs:
+        first, second = (index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij"))
+    else:
+        first, second = data.draw_pairs(pairs, torch.Generator().manual_seed(seed))
+    embedding, squared = [], 0.0
+    for start in range(0, n, 256):
+        images = data.batch(slice(start, start + 256))
+        embedding.append(ranker.embed(images))
+        if ranker.reconstructs:
+            squared += float((ranker.reconstruct(embedding[-1]) - images).double().square().sum())
+    embedded = torch.cat(embedding)
+    score = torch.cat([
+        ranker.rank_embeddings(embedded[i], embedded[j]) for i, j in zip(first.split(4096), second.split(4096))
+    ])  # fmt: skip
+    target = data.target(first, second)
+    apart = data.values[first] != data.values[second]
+    right = (score[apart] > 0.5) == (target[apart] > 0.5)
+    return RankerQuality(
+        mean_deviation=float((score - target).abs().double().mean()),
+        order_accuracy=float(right.double().mean()),
+        reconstruction_error=(squared / data.images.numel()) ** 0.5 if ranker.reconstructs else None,
+        pairs=len(first),
+    )

@@ -1,0 +1,113 @@
+"""Attacks and perceptions as maps one can look at: superimpositions and SLIC tessellations (P3 section 4.8).
+
+The maps themselves, equations 28-29 and 31, are the operator `apem_fast.ops.saliency_map`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy
+import torch
+from torch import Tensor
+
+from apem_fast.ops import saliency_map
+
+__all__ = ["grey", "saliency_map", "superimpose", "superpixel_maximum", "superpixels", "tessellate"]
+
+FLAVOURS = {"green on red": (1, 0), "red on blue": (0, 2)}  # channel of the saliency, channel of the image
+
+
+def grey(images: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, 1, H, W): the mean of the channels, which is P3's greyscale (equation 30)."""
+    return images.mean(dim=1, keepdim=True)
+
+
+def superimpose(
+    images: Tensor, saliency: Tensor, flavour: Literal["green on red", "red on blue"] = "red on blue"
+) -> Tensor:
+    """The saliency in one colour channel over the grey image in another, for colour-blind readers (P3 equation 30).
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        saliency: (N, 1, H, W) in [0, 1].
+        flavour: "green on red" or "red on blue": the saliency is green over a red image, or red over a blue one.
+
+    Returns:
+        (N, 3, H, W), RGB in [0, 1].
+    """
+    if flavour not in FLAVOURS:
+        raise ValueError(f"superimpose: flavour must be one of {', '.join(FLAVOURS)} (got {flavour})")
+    _require_map("superimpose", images, saliency)
+    colours = torch.zeros((len(images), 3, *images.shape[2:]), dtype=images.dtype, device=images.device)
+    of_saliency, of_image = FLAVOURS[flavour]
+    colours[:, of_saliency] = saliency[:, 0]
+    colours[:, of_image] = grey(images)[:, 0]
+    return colours
+
+
+def superpixels(images: Tensor, segments: int = 60, compactness: float = 0.1) -> Tensor:
+    """SLIC super-pixels of each image by scikit-image.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        segments: how many are asked for; SLIC gives about as many.
+        compactness: SLIC's weight of nearness against likeness, for colours in [0, 1].
+
+    Returns:
+        (N, H, W) int64 labels, from 0 without gaps.
+    """
+    from skimage.segmentation import slic
+
+    labels = []
+    for image in images.detach().cpu().double().numpy():
+        label = slic(
+            image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=0, convert2lab=False
+        )
+        labels.append(torch.from_numpy(numpy.unique(label, return_inverse=True)[1].reshape(label.shape)))
+    return torch.stack(labels).to(torch.int64)
+
+
+def superpixel_maximum(labels: Tensor, saliency: Tensor) -> list[Tensor]:
+    """For each image, the greatest saliency of each of its super-pixels: (its super-pixels,).
+
+    Args:
+        labels: (N, H, W) int64 from 0, as `superpixels` gives.
+        saliency: (N, 1, H, W).
+    """
+    values = saliency.detach().cpu()
+    return [
+        torch.zeros(int(label.max()) + 1, dtype=value.dtype).scatter_reduce(
+            0, label.flatten(), value.flatten(), "amax", include_self=False
+        )
+        for label, value in zip(labels, values, strict=True)
+    ]
+
+
+def tessellate(images: Tensor, saliency: Tensor, segments: int = 60, opacity: float = 0.6) -> Tensor:
+    """Super-pixels in the jet colour of their greatest saliency, over the grey image (P3 Figure 28).
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+        saliency: (N, 1, H, W) in [0, 1].
+        segments: super-pixels asked for.
+        opacity: of the colours, in [0, 1].
+
+    Returns:
+        (N, 3, H, W), RGB in [0, 1], on the CPU.
+    """
+    from matplotlib import colormaps
+
+    _require_map("tessellate", images, saliency)
+    labels = superpixels(images, segments)
+    tiles = torch.stack([
+        maximum[label] for label, maximum in zip(labels, superpixel_maximum(labels, saliency), strict=True)
+    ])  # fmt: skip
+    colours = torch.from_numpy(colormaps["jet"](tiles.numpy())[..., :3]).permute(0, 3, 1, 2)
+    return (opacity * colours + (1 - opacity) * grey(images).cpu()).to(images.dtype)
+
+
+def _require_map(call: str, images: Tensor, saliency: Tensor) -> None:
+    expected = (len(images), 1, *images.shape[2:])
+    if images.dim() != 4 or tuple(saliency.shape) != expected:
+        raise ValueError(f"{call}: saliency must have shape {expected} (got {tuple(saliency.shape)})")

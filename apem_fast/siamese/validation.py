@@ -1,0 +1,160 @@
+"""Do the explanations agree with each other and with the model? P3's comparisons of section 5.3, measured.
+
+Maps are compared by Spearman's rank correlation and perturbations by the angle between them, for each pair on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from apem_fast.ops import saliency_map
+from apem_fast.siamese.attack import AttackResult, attack, mid_point_attack
+from apem_fast.siamese.checks import check_pairs, embed_images
+from apem_fast.siamese.networks import Ranker
+from apem_fast.siamese.one_step import one_step_attack
+from apem_fast.siamese.saliency import superpixel_maximum
+
+__all__ = [
+    "AttackComparison",
+    "angle",
+    "compare_mid_point_and_boundary",
+    "compare_one_and_many_steps",
+    "masking_agreement",
+    "masking_importance",
+    "mid_point_sensitivity",
+    "rank_correlation",
+]
+
+
+def angle(first: Tensor, second: Tensor) -> Tensor:
+    """(N, ...), (N, ...) -> (N,) float64: degrees between perturbations; NaN where one of them is 0."""
+    u, v = first.double().flatten(1), second.double().flatten(1)
+    u = u / torch.linalg.vector_norm(u, dim=1, keepdim=True)
+    v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
+    # Not the arc cosine of the product: near 0 degrees it keeps half of the digits.
+    half = torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1)
+    return torch.rad2deg(2 * torch.atan2(*half))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """(N, ...), (N, ...) -> (N,) float64: Spearman's correlation of each pair of maps; NaN where one is constant."""
+    x, y = (
+        rankdata(maps.detach().cpu().double().flatten(1).numpy(), axis=1, nan_policy="propagate")
+        for maps in (first, second)
+    )
+    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
+    with numpy.errstate(invalid="ignore", divide="ignore"):
+        return torch.from_numpy((x * y).sum(axis=1) / numpy.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
+
+
+@dataclass(frozen=True)
+class AttackComparison:
+    """Two attacks on the same N pairs.
+
+    Attributes:
+        first, second: the attacks.
+        angle: (N,), degrees between the two perturbations.
+        correlation: (N,), Spearman's, between the two saliency maps.
+    """
+
+    first: AttackResult
+    second: AttackResult
+    angle: Tensor
+    correlation: Tensor
+
+    @property
+    def mean_angle(self) -> float:
+        return float(self.angle.nanmean())
+
+    @property
+    def mean_correlation(self) -> float:
+        return float(self.correlation.nanmean())
+
+
+def _compare(images: Tensor, first: AttackResult, second: AttackResult) -> AttackComparison:
+    maps = [saliency_map(images, result.perturbed) for result in (first, second)]
+    turned = angle(first.perturbed - images, second.perturbed - images)
+    return AttackComparison(first, second, turned, rank_correlation(*maps))
+
+
+def compare_one_and_many_steps(
+    ranker: Ranker, first: Tensor, second: Tensor, target: float, *, steps: int, step_size: float, **options
+) -> AttackComparison:
+    """A many-step attack, and the one-step attack that travels as far (P3 section 5.3.4). Options as `attack`'s."""
+    many = attack(ranker, first, second, target, steps=steps, step_size=step_size, **options)
+    return _compare(first, one_step_attack(ranker, first, second, target, distance=many.distance), many)
+
+
+def compare_mid_point_and_boundary(
+    ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, step_size: float, **options
+) -> AttackComparison:
+    """The mid-point attack, and the attack to the end of the range that lies beyond the mid-point (P3 section 5.3.6)."""
+    middle = mid_point_attack(ranker, first, second, steps=steps, step_size=step_size, **options)
+    beyond = (middle.score_before < 0.5).to(first.dtype)
+    return _compare(first, middle, attack(ranker, first, second, beyond, steps=steps, step_size=step_size, **options))
+
+
+def mid_point_sensitivity(ranker: Ranker, perturbed: Tensor, second: Tensor) -> Tensor:
+    """Where the ranking depends on the input at the mid-point: P3's global explanation (section 5.3.5).
+
+    Args:
+        perturbed: the images of a mid-point attack, (N, C, H, W).
+        second: the other images of the pairs.
+
+    Returns:
+        (N, C, H, W) bool, the values with a non-zero gradient. Its mean over an image is the share that P3 finds to be
+        "almost every feature".
+    """
+    check_pairs("mid_point_sensitivity", ranker, perturbed, second, 0.5)
+    with torch.inference_mode(False), torch.enable_grad():
+        other = embed_images("mid_point_sensitivity", ranker, second)
+        point = perturbed.detach().clone().requires_grad_()
+        score = ranker.rank_embeddings(ranker.embed(point), other)
+        (gradient,) = torch.autograd.grad(score.sum(), point)
+    return gradient != 0
+
+
+@torch.no_grad()
+def masking_importance(
+    ranker: Ranker, first: Tensor, second: Tensor, labels: Tensor, *, fill: float = 0.0, batch_size: int = 256
+) -> list[Tensor]:
+    """How much the ranking changes when a region of the first image is blacked out (P3 section 6.3).
+
+    Args:
+        labels: (N, H, W) int64 from 0, the regions of each first image: super-pixels, or regions of your own.
+        fill: what a region is filled with.
+
+    Returns:
+        For each pair, |ranking after - before| of each of its regions: (its regions,).
+    """
+    check_pairs("masking_importance", ranker, first, second, 0.5)
+    if tuple(labels.shape) != (len(first), *first.shape[2:]):
+        expected = (len(first), *first.shape[2:])
+        raise ValueError(f"masking_importance: labels must have shape {expected} (got {tuple(labels.shape)})")
+    before = ranker.rank(first, second)
+    other = ranker.embed(second)
+    importance = []
+    for i, label in enumerate(labels.to(first.device)):
+        scores = []
+        for regions in torch.arange(int(label.max()) + 1, device=first.device).split(batch_size):
+            masked = torch.where((label == regions[:, None, None])[:, None], fill, first[i])
+            scores.append(ranker.rank_embeddings(ranker.embed(masked), other[i].expand(len(regions), -1)))
+        importance.append((torch.cat(scores) - before[i]).abs().cpu())
+    return importance
+
+
+def masking_agreement(
+    ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float = 0.0
+) -> Tensor:
+    """(N,): Spearman's correlation, over the regions of each image, of their greatest saliency with their importance.
+
+    Two independent measures of the same thing: one follows the gradient, the other only asks for rankings.
+    """
+    importance = masking_importance(ranker, first, second, labels, fill=fill)
+    maxima = superpixel_maximum(labels, saliency)
+    return torch.cat([rank_correlation(a[None], b[None]) for a, b in zip(importance, maxima, strict=True)])

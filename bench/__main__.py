@@ -1,0 +1,8 @@
+"""`python -m bench`: every benchmark of the metric and its operators, one after the other."""
+
+from __future__ import annotations
+
+from bench import metric, operators
+
+for benchmark in (operators, metric):
+    benchmark.main()

@@ -1,0 +1,193 @@
+"""`apem()` on EfficientNet-Lite0 and real photographs against the loops people write, every epsilon equal.
+
+    python -m bench.metric [--photographs cat officer ...] [--rounds 3]
+
+Compared, each a whole run from images and maps to epsilons, the gradients for the sign included:
+- literal: the loop a reader of P1 would write, one image and one epsilon at a time;
+- scan: a good batched linear scan, plain torch: channels-last, an active set of rays, full batches of the best size;
+- exhaustive, isolate: `apem()` with either search;
+- bare: the forward passes that isolate ran, as bare model calls at the best batch and memory format of a sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import apem_fast as af
+from apem_fast.experiment.networks import load_network
+from apem_fast.experiment.photographs import bundled_photographs
+from bench.timing import median, print_table, write_json
+
+MAX_EPSILON = 4096
+SWEEP = [(size, form) for form in (torch.channels_last, torch.contiguous_format) for size in (1, 2, 4, 8, 16, 32)]
+Epsilons = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    model: nn.Module
+    images: Tensor  # (N, 3, 224, 224)
+    relevance: Tensor  # (N, 1, 224, 224)
+
+
+def workload(names: list[str] | None) -> Workload:
+    """Gradient maps, one channel: the stage that the papers filter."""
+    network = load_network("efficientnet-lite0")
+    chosen = [photograph for photograph in bundled_photographs() if names is None or photograph.name in names]
+    images = network.normalised(torch.stack([network.pixels(photograph.open()) for photograph in chosen]))
+    attribution = af.explain.Gradient()(network.model, images)
+    return Workload(network.model, images, af.relevance_map(attribution))
+
+
+def sign_gradient(model: nn.Module, image: Tensor) -> tuple[int, Tensor]:
+    leaf = image[None].clone().requires_grad_()
+    logits = model(leaf)
+    label = int(logits.argmax())
+    loss = nn.functional.cross_entropy(logits.double(), torch.tensor([label]))
+    return label, torch.autograd.grad(loss, leaf)[0][0].sign()
+
+
+def directions(work: Workload) -> tuple[list[int], Tensor]:
+    """Labels, and the two directions of each image: (2 N, C, H, W)."""
+    labels, rays = [], []
+    for image, relevance in zip(work.images, work.relevance):
+        label, sign = sign_gradient(work.model, image)
+        labels.append(label)
+        for values in (relevance, 1 - relevance):
+            values = values.expand_as(image)
+            rays.append(values / values.sum(dtype=torch.float64).float() * sign)
+    return labels, torch.stack(rays)
+
+
+def literal(work: Workload) -> Epsilons:
+    """P1 section III-A, word for word."""
+    labels, rays = directions(work)
+    flips = []
+    with torch.no_grad():
+        for r, direction in enumerate(rays):
+            epsilon = 0
+            while epsilon < MAX_EPSILON:
+                epsilon += 1
+                perturbed = work.images[r // 2] + epsilon * direction
+                if int(work.model(perturbed[None]).argmax()) != labels[r // 2]:
+                    break
+            flips.append(epsilon)
+    return list(zip(flips[0::2], flips[1::2]))
+
+
+def scan(work: Workload, size: int, memory_format: torch.memory_format) -> Epsilons:
+    """All rays advance together; a ray that flips leaves, and every batch is full while there is work."""
+    labels, rays = directions(work)
+    rays = rays.contiguous(memory_format=memory_format)
+    images = work.images.contiguous(memory_format=memory_format)
+    flips, reached = np.zeros(len(rays), int), np.zeros(len(rays), int)
+    active = list(range(len(rays)))
+    with torch.no_grad():
+        while active:
+            turn = active[:size]
+            share = max(1, size // len(turn))
+            ray = np.repeat(turn, share)
+            epsilon = reached[ray] + np.tile(np.arange(1, share + 1), len(turn))
+            index = torch.from_numpy(ray)
+            inputs = images[index // 2] + torch.from_numpy(epsilon).float()[:, None, None, None] * rays[index]
+            predicted = work.model(inputs).argmax(1).numpy()
+            for r in turn:
+                mine = ray == r
+                wrong = epsilon[mine][predicted[mine] != labels[r // 2]]
+                reached[r] += share
+                if len(wrong) or reached[r] >= MAX_EPSILON:
+                    flips[r] = min(wrong[0] if len(wrong) else MAX_EPSILON, MAX_EPSILON)
+                    active.remove(r)
+            active = active[len(turn) :] + [r for r in turn if r in active] if len(active) > size else active
+    return list(zip(flips[0::2].tolist(), flips[1::2].tolist()))
+
+
+def engine(work: Workload, search: str) -> af.ApemResult:
+    return af.apem(work.model, work.images, work.relevance, max_epsilon=MAX_EPSILON, search=search)
+
+
+def epsilons(result: af.ApemResult) -> Epsilons:
+    return [(int(a), int(b)) for a, b in zip(result.epsilon_minus, result.epsilon_plus)]
+
+
+def bare(work: Workload, inputs: int, size: int, memory_format: torch.memory_format) -> float:
+    """Seconds of `inputs` model inputs as bare forward passes, and of one forward and backward pass an image."""
+    batch = work.images[:1].expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
+    with af.rays.undisturbed(work.model, memory_format), torch.no_grad():
+        work.model(batch)
+        begin = time.perf_counter()
+        for _ in range(inputs // size):
+            work.model(batch)
+        if inputs % size:
+            work.model(batch[: inputs % size])
+        seconds = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for image in work.images:
+        sign_gradient(work.model, image)
+    return seconds + time.perf_counter() - begin
+
+
+def best_of_sweep(work: Workload) -> tuple[int, torch.memory_format]:
+    """The batch and format with the least seconds an input, each measured alone over at least 32 inputs."""
+    seconds = {key: median([bare(work, 32, *key) for _ in range(3)]) for key in SWEEP}
+    return min(seconds, key=seconds.__getitem__)
+
+
+def timed(function, *arguments):
+    begin = time.perf_counter()
+    value = function(*arguments)
+    return value, time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", nargs="*", help="names; default: all bundled ones")
+    parser.add_argument("--rounds", type=int, default=3, help="how often isolate and bare are timed (default 3)")
+    arguments = parser.parse_args()
+
+    work = workload(arguments.photographs)
+    size, memory_format = best_of_sweep(work)
+    runs: dict[str, list[float]] = {"isolate": [], "bare": []}
+    for _ in range(arguments.rounds):
+        result, seconds = timed(engine, work, "isolate")
+        runs["isolate"].append(seconds)
+        runs["bare"].append(bare(work, int(result.probes.sum()), size, memory_format))
+    answers = {"isolate": epsilons(result)}
+    for name, function, extra in (
+        ("exhaustive", lambda w: epsilons(engine(w, "exhaustive")), ()),
+        ("scan", scan, (size, memory_format)),
+        ("literal", literal, ()),
+    ):
+        answers[name], seconds = timed(function, work, *extra)
+        runs[name] = [seconds]
+    equal = all(answer == answers["literal"] for answer in answers.values())
+    rays = 2 * len(work.images)
+    isolate = median(runs["isolate"])
+    figures = {
+        "photographs": len(work.images),
+        "rays": rays,
+        "censored": int((~result.flipped_minus).sum() + (~result.flipped_plus).sum()),
+        "every epsilon equal": equal,
+        "epsilons": answers["isolate"],
+        "probes per ray": float(result.probes.sum()) / rays,
+        "scan's probes per ray": float(np.mean(answers["literal"])),
+        "best batch": size,
+        "best format": str(memory_format).removeprefix("torch."),
+        "literal / isolate": runs["literal"][0] / isolate,
+        "scan / isolate": runs["scan"][0] / isolate,
+        "exhaustive / isolate": runs["exhaustive"][0] / isolate,
+        "isolate / bare": median([a / b for a, b in zip(runs["isolate"], runs["bare"])]),
+        "seconds": {name: median(values) for name, values in runs.items()},
+    }
+    print_table("apem() on EfficientNet-Lite0", [figures | {"epsilons": None, "seconds": None}])
+    write_json("metric", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What every benchmark shares: interleaved timing, ratios within one run, and a record of where the run took place.
+
+Candidates take turns, round after round, so that whatever else the machine does meets all of them alike. A speed-up is
+the median over the rounds of the ratio within one round; absolute times are medians and only there for orientation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each candidate in each round."""
+
+    seconds: Mapping[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def speedup(self, name: str, over: str) -> float:
+        """How many times faster `name` is than `over`."""
+        return median(o / n for n, o in zip(self.seconds[name], self.seconds[over]))
+
+
+def _seconds(call: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], device: str = "cpu", seconds: float = 3.0, rounds: tuple[int, int] = (7, 300)
+) -> Timings:  # fmt: skip
+    """Times the candidates in turns for about `seconds`, at least and at most so many rounds."""
+    for call in candidates.values():  # compiles, allocates, warms the caches
+        call()
+        call()
+    measured: dict[str, list[float]] = {name: [] for name in candidates}
+    until = time.perf_counter() + seconds
+    for done in range(rounds[1]):
+        if done >= rounds[0] and time.perf_counter() > until:
+            break
+        for name, call in candidates.items():
+            measured[name].append(_seconds(call, device))
+    return Timings(measured)
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Every byte of every tensor among `values`, once."""
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+
+
+def copy_of(size: int, device: str) -> Callable[[], Any]:
+    """A plain copy into an existing tensor that reads and writes `size` bytes altogether."""
+    source = torch.ones(max(size // 8, 1), device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """Machine, versions and device of this run."""
+    import apem_fast.ops
+
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "backend": apem_fast.ops.backend(),
+    }
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of named values; None is left out, a column of nothing but None too."""
+    table = Table(title=title)
+    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    for name in columns:
+        numeric = all(isinstance(row[name], (int, float, type(None))) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        values = ("" if row[name] is None else row[name] for name in columns)
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
+    Console().print(table)
+
+
+def write_json(name: str, results: Any, device: str = "cpu") -> Path:
+    """Writes results, with the circumstances of the run, to bench/results/."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
+    path.write_text(json.dumps({"circumstances": circumstances(device), "results": results}, indent=2) + "\n")
+    print(f"written to {path}")
+    return path

@@ -1,0 +1,200 @@
+// attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force) a
+// tile's step waits in a buffer until the squares of its channels are summed.
+
+#include "tiles.h"
+
+namespace apem_fast {
+namespace {
+
+constexpr int64_t kTilePixels = 1024;
+
+template <typename T>
+struct Step {
+  const T* perturbed;
+  const T* gradient;
+  const T* previous;  // null in the first step
+  const T* original;  // null where no pixel is put back
+  arithmetic_t<T> step_size, damping, lower, upper, threshold;
+};
+
+template <typename T, typename O, typename A>
+APEM_FAST_VECTOR_VERSIONS void move(O* out, const T* perturbed, const T* gradient, int64_t count, A step_size, A lower,
+                                    A upper) {
+  for (int64_t i = 0; i < count; ++i) {
+    const A moved = attack_stepped(static_cast<A>(perturbed[i]), step_size, static_cast<A>(gradient[i]), A(0));
+    out[i] = static_cast<O>(clamped(moved, lower, upper));
+  }
+}
+
+template <typename T, typename O, typename A>
+APEM_FAST_VECTOR_VERSIONS void move_damped(O* out, const T* perturbed, const T* gradient, const T* previous,
+                                           int64_t count, A step_size, A damping, A lower, A upper) {
+  for (int64_t i = 0; i < count; ++i) {
+    const A damped = damping * static_cast<A>(previous[i]);
+    const A moved = attack_stepped(static_cast<A>(perturbed[i]), step_size, static_cast<A>(gradient[i]), damped);
+    out[i] = static_cast<O>(clamped(moved, lower, upper));
+  }
+}
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void squares(A* square, const A* moved, const T* original, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const A perturbation = moved[i] - static_cast<A>(original[i]);
+    square[i] = perturbation * perturbation;
+  }
+}
+
+template <typename A>
+APEM_FAST_VECTOR_VERSIONS void add(A* sum, const A* value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] += value[i];
+  }
+}
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void put_back(T* out, const A* moved, const T* original, const A* square, int64_t count,
+                                        A threshold) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = square[i] <= threshold ? original[i] : static_cast<T>(moved[i]);
+  }
+}
+
+template <typename T>
+APEM_FAST_VECTOR_VERSIONS void keep_outside(T* out, const T* perturbed, const bool* region, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = region[i] ? out[i] : perturbed[i];
+  }
+}
+
+template <typename T, typename O>
+void move_run(O* out, const Step<T>& step, int64_t at, int64_t count) {
+  if (step.previous) {
+    move_damped(out, step.perturbed + at, step.gradient + at, step.previous + at, count, step.step_size, step.damping,
+                step.lower, step.upper);
+  } else {
+    move(out, step.perturbed + at, step.gradient + at, count, step.step_size, step.lower, step.upper);
+  }
+}
+
+// Pixels [begin, begin + count) of one image whose channels are planes.
+template <typename T, typename A = arithmetic_t<T>>
+void step_planes(T* out, const Step<T>& step, const bool* region, bool region_has_channels, int64_t begin,
+                 int64_t count, int64_t channels, int64_t pixels, A* moved, A* square, A* sum) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t at = c * pixels + begin;
+    if (!step.original) {
+      move_run(out + at, step, at, count);
+      continue;
+    }
+    move_run(moved + c * count, step, at, count);
+    squares(c == 0 ? sum : square, moved + c * count, step.original + at, count);
+    if (c > 0) {
+      add(sum, square, count);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t at = c * pixels + begin;
+    if (step.original) {
+      put_back(out + at, moved + c * count, step.original + at, sum, count, step.threshold);
+    }
+    if (region) {
+      keep_outside(out + at, step.perturbed + at, region + (region_has_channels ? c * pixels : 0) + begin, count);
+    }
+  }
+}
+
+// The same where the channels are last.
+template <typename T, typename A = arithmetic_t<T>>
+void step_pixels(T* out, const Step<T>& step, const bool* region, bool region_has_channels, int64_t begin,
+                 int64_t count, int64_t channels, A* moved, A* square) {
+  const int64_t at = begin * channels, values = count * channels;
+  if (step.original) {
+    move_run(moved, step, at, values);
+    squares(square, moved, step.original + at, values);
+    for (int64_t p = 0; p < count; ++p) {
+      A sum = square[p * channels];
+      for (int64_t c = 1; c < channels; ++c) {
+        sum += square[p * channels + c];
+      }
+      std::fill(square + p * channels, square + (p + 1) * channels, sum);
+    }
+    put_back(out + at, moved, step.original + at, square, values, step.threshold);
+  } else {
+    move_run(out + at, step, at, values);
+  }
+  if (region && region_has_channels) {
+    keep_outside(out + at, step.perturbed + at, region + at, values);
+  } else if (region) {
+    for (int64_t p = 0; p < count; ++p) {
+      if (!region[begin + p]) {
+        std::copy_n(step.perturbed + at + p * channels, channels, out + at + p * channels);
+      }
+    }
+  }
+}
+
+Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::optional<Tensor>& previous,
+                   const std::optional<Tensor>& region, double step_size, double damping, std::optional<double> lower,
+                   std::optional<double> upper, const std::optional<Tensor>& original, double zero) {
+  const checks::Bounds bounds =
+      checks::attack_step(perturbed, gradient, previous, region, lower, upper, original, zero);
+  const MemoryFormat format = image_format(perturbed);
+  const int64_t n = perturbed.size(0), channels = perturbed.size(1), pixels = perturbed.size(2) * perturbed.size(3);
+  Tensor out = empty_output(perturbed, {n, channels, perturbed.size(2), perturbed.size(3)}, perturbed.scalar_type(),
+                            format);
+  if (out.numel() == 0) {
+    return out;
+  }
+  const auto like_images = [&](const std::optional<Tensor>& tensor) {
+    return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor, format)) : std::nullopt;
+  };
+  const Tensor x = torch::stable::contiguous(perturbed, format);  // [N, C, H, W], as the four below
+  const Tensor g = torch::stable::contiguous(gradient, format);
+  const std::optional<Tensor> before = like_images(previous);
+  const std::optional<Tensor> start = zero > 0 ? like_images(original) : std::nullopt;
+  const std::optional<Tensor> mask = like_images(region);  // [N or 1, 1 or C, H, W]
+  const bool channels_last = format == MemoryFormat::ChannelsLast;
+  const bool mask_has_channels = mask && mask->size(1) == channels;
+  const int64_t mask_size = mask && mask->size(0) > 1 ? mask->numel() / n : 0;
+  const int64_t tile = std::min(pixels, std::max<int64_t>(1, kTilePixels * 3 / std::max<int64_t>(channels, 3)));
+  const int64_t tiles = (pixels + tile - 1) / tile;
+
+  dispatch_floating(perturbed.scalar_type(), [&](auto value) {
+    using T = decltype(value);
+    using A = arithmetic_t<T>;
+    const int64_t grain = std::max<int64_t>(1, kGrainValues / (tile * channels));
+    torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
+      std::vector<A> buffer(start ? tile * (2 * channels + 2) : 0);
+      A *moved = buffer.data(), *square = moved + tile * channels, *sum = square + tile * channels;
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t image = i / tiles, at = image * channels * pixels, begin = i % tiles * tile;
+        const int64_t count = std::min(tile, pixels - begin);
+        const Step<T> step{
+            data_of<T>(x) + at,
+            data_of<T>(g) + at,
+            before ? data_of<T>(*before) + at : nullptr,
+            start ? data_of<T>(*start) + at : nullptr,
+            static_cast<A>(step_size),
+            static_cast<A>(damping),
+            static_cast<A>(bounds.lower),
+            static_cast<A>(bounds.upper),
+            static_cast<A>(2 * step_size * zero),
+        };
+        const bool* kept = mask ? data_of<bool>(*mask) + image * mask_size : nullptr;
+        T* to = mutable_data_of<T>(out) + at;
+        if (channels_last) {
+          step_pixels(to, step, kept, mask_has_channels, begin, count, channels, moved, square);
+        } else {
+          step_planes(to, step, kept, mask_has_channels, begin, count, channels, pixels, moved, square, sum);
+        }
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("attack_step", TORCH_BOX(&attack_step)); }
+
+}  // namespace apem_fast

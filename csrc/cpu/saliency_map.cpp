@@ -1,0 +1,110 @@
+// saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another over
+// a channel's worth of values.
+
+#include "tiles.h"
+
+#include <cmath>
+
+namespace apem_fast {
+namespace {
+
+constexpr int64_t kTilePixels = 2048;
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const T* original, const T* perturbed, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const A difference = static_cast<A>(original[i]) - static_cast<A>(perturbed[i]);
+    sum[i] += difference * difference;
+  }
+}
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void sum_squares_of_pixels(A* sum, const T* original, const T* perturbed, int64_t count,
+                                                     int64_t channels) {
+  for (int64_t p = 0; p < count; ++p) {
+    A total = A(0);
+    for (int64_t c = 0; c < channels; ++c) {
+      const A difference = static_cast<A>(original[p * channels + c]) - static_cast<A>(perturbed[p * channels + c]);
+      total += difference * difference;
+    }
+    sum[p] = total;
+  }
+}
+
+template <typename A>
+APEM_FAST_VECTOR_VERSIONS Extent<A> root_and_extent(A* value, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    value[i] = std::sqrt(value[i]);
+  }
+  Extent<A> extent = no_values<A>();
+  int64_t missing = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    extent.low = value[i] < extent.low ? value[i] : extent.low;
+    extent.high = value[i] > extent.high ? value[i] : extent.high;
+    missing += is_missing(value[i]);
+  }
+  extent.missing = missing > 0;
+  return extent;
+}
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void rescale(T* out, const A* value, int64_t count, Extent<A> extent) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<T>(rescaled(value[i], extent));
+  }
+}
+
+Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
+  checks::saliency_map(original, perturbed);
+  const MemoryFormat format = image_format(original);
+  const int64_t n = original.size(0), channels = original.size(1), pixels = original.size(2) * original.size(3);
+  Tensor out = empty_output(original, {n, 1, original.size(2), original.size(3)}, original.scalar_type(), format);
+  if (original.numel() == 0) {
+    return out;
+  }
+  const Tensor a = torch::stable::contiguous(original, format);   // [N, C, H, W]
+  const Tensor b = torch::stable::contiguous(perturbed, format);  // [N, C, H, W]
+  const bool channels_last = format == MemoryFormat::ChannelsLast;
+  const int64_t tiles = (pixels + kTilePixels - 1) / kTilePixels;
+  dispatch_floating(original.scalar_type(), [&](auto value) {
+    using T = decltype(value);
+    using A = arithmetic_t<T>;
+    std::vector<A> distance(n * pixels);
+    std::vector<Extent<A>> extent(n * tiles), whole(n, no_values<A>());
+    const int64_t grain = std::max<int64_t>(1, kGrainValues / (kTilePixels * channels));
+    torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t image = i / tiles, begin = i % tiles * kTilePixels;
+        const int64_t count = std::min(kTilePixels, pixels - begin), at = image * channels * pixels;
+        A* sum = distance.data() + image * pixels + begin;
+        if (channels_last) {
+          const int64_t from = at + begin * channels;
+          sum_squares_of_pixels(sum, data_of<T>(a) + from, data_of<T>(b) + from, count, channels);
+        } else {
+          for (int64_t c = 0; c < channels; ++c) {
+            const int64_t from = at + c * pixels + begin;
+            add_squares(sum, data_of<T>(a) + from, data_of<T>(b) + from, count);
+          }
+        }
+        extent[i] = root_and_extent(sum, count);
+      }
+    });
+    for (int64_t i = 0; i < n * tiles; ++i) {
+      whole[i / tiles] = merged(whole[i / tiles], extent[i]);
+    }
+    torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t image = i / tiles, begin = i % tiles * kTilePixels, at = image * pixels + begin;
+        rescale(mutable_data_of<T>(out) + at, distance.data() + at, std::min(kTilePixels, pixels - begin),
+                whole[image]);
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("saliency_map", TORCH_BOX(&saliency_map)); }
+
+}  // namespace apem_fast

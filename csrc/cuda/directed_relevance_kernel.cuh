@@ -1,0 +1,249 @@
+// directed_relevance and its backward on CUDA. The l1 norm of each map is summed in float64: first over fixed chunks,
+// one block each, then over the chunks in their order, by every block that needs the norm. So no sum depends on which
+// block ran first, and nothing is read back to the host.
+#pragma once
+
+#include "cover.cuh"
+#include "reduction.cuh"
+
+namespace apem_fast {
+
+// Of a map. Few, because every block of the second pass adds them all.
+constexpr int64_t kMostChunks = 64, kLeastChunkPixels = 4096;
+
+inline int64_t chunks_of(int64_t pixels) {
+  return std::min(kMostChunks, std::max<int64_t>(1, pixels / kLeastChunkPixels));
+}
+
+// Sums that were gathered chunk by chunk.
+template <typename A>
+__device__ __forceinline__ A total_of(const double* chunk_sums, int64_t chunks, int64_t repeats) {
+  double sum = 0;
+#pragma unroll 8
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    sum += chunk_sums[chunk];
+  }
+  return static_cast<A>(sum * static_cast<double>(repeats));
+}
+
+// Calls `visit(item)` for the items of the block's own chunk that are this thread's.
+template <int kBlock, typename Visit>
+__device__ __forceinline__ void visit_chunk(int64_t items, int64_t chunks, int64_t chunk, const Visit& visit) {
+  const int64_t length = (items + chunks - 1) / chunks, begin = chunk * length;
+  const int64_t end = begin + length < items ? begin + length : items;
+  for (int64_t item = begin + threadIdx.x; item < end; item += kBlock) {
+    visit(item);
+  }
+}
+
+template <typename T>
+struct MapNormArguments {
+  const T* relevance;  // [N, pixels]
+  double* chunk_sums;  // [N, chunks]
+  int64_t N, pixels, chunks;
+  bool irrelevance;
+};
+
+template <typename Access, typename T>
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    map_norm_kernel(MapNormArguments<T> a) {
+  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+    for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
+      double sum = 0;
+      visit_chunk<Access::kBlock>(a.pixels / Access::kElements, a.chunks, chunk, [&](int64_t item) {
+        const auto values = load<Access>(a.relevance + n * a.pixels + item * Access::kElements);
+#pragma unroll
+        for (int i = 0; i < Access::kElements; ++i) {
+          sum += fabs(static_cast<double>(applied_relevance(static_cast<arithmetic_t<T>>(values[i]), a.irrelevance)));
+        }
+      });
+      sum = block_reduce<Access::kBlock>(sum, [](double x, double y) { return x + y; });
+      if (threadIdx.x == 0) {
+        a.chunk_sums[n * a.chunks + chunk] = sum;
+      }
+    }
+  }
+}
+
+template <int kBlock, typename T>
+void launch_map_norm(const MapNormArguments<T>& arguments, cudaStream_t stream) {
+  const auto run = [&](auto access) {
+    launch(map_norm_kernel<decltype(access), T>, arguments.chunks, arguments.N, 1, kBlock, stream, arguments);
+  };
+  using Vector = Access<T, kBlock, true>;
+  if (fits_vectors(Vector::kElements, arguments.pixels, arguments.relevance)) {
+    run(Vector{});
+  } else {
+    run(Access<T, kBlock, false>{});
+  }
+}
+
+template <typename T, typename G>
+struct DirectedRelevanceArguments {
+  const T* relevance;   // [N, cover.pixels]
+  const G* gradient;    // [N, cover.image_size()]
+  T* direction;         // as gradient
+  double* norm_chunks;  // [N, chunks], written and read
+  int64_t N, chunks;
+  Cover cover;
+  bool irrelevance;
+};
+
+template <typename Access, Walk kWalk, typename T, typename G>
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    directed_relevance_kernel(DirectedRelevanceArguments<T, G> a) {
+  using A = arithmetic_t<T>;
+  const int64_t items = items_of<Access, kWalk>(a.cover), image_size = a.cover.image_size();
+  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+    const A norm = total_of<A>(a.norm_chunks + n * a.chunks, a.chunks, a.cover.channels);
+    for (int64_t item = int64_t{blockIdx.x} * Access::kBlock + threadIdx.x; item < items;
+         item += int64_t{gridDim.x} * Access::kBlock) {
+      walk_item<Access, kWalk, A>(
+          a.cover, item, a.relevance + n * a.cover.pixels,
+          [&](T relevance) { return applied_relevance(static_cast<A>(relevance), a.irrelevance) / norm; },
+          [&](int64_t offset, const Pack<A, Access::kElements>& quotient) {
+            const auto g = load<Access>(a.gradient + n * image_size + offset);
+            typename Access::template Vector<T> result;
+#pragma unroll
+            for (int i = 0; i < Access::kElements; ++i) {
+              result[i] = static_cast<T>(quotient[i] * sign_of<A>(g[i]));
+            }
+            store<Access>(a.direction + n * image_size + offset, result);
+          });
+    }
+  }
+}
+
+template <int kBlock = 256, typename T, typename G>
+void launch_directed_relevance(const DirectedRelevanceArguments<T, G>& arguments, cudaStream_t stream) {
+  launch_map_norm<kBlock, T>({arguments.relevance, arguments.norm_chunks, arguments.N, arguments.cover.pixels,
+                              arguments.chunks, arguments.irrelevance},
+                             stream);
+  const auto run = [&](auto access, auto walk) {
+    using Access = decltype(access);
+    launch(directed_relevance_kernel<Access, walk(), T, G>,
+           ceil_div(items_of<Access, walk()>(arguments.cover), kBlock), arguments.N, 1, kBlock, stream, arguments);
+  };
+  choose_walk<T, kBlock>(arguments.cover, run, arguments.relevance, arguments.gradient, arguments.direction);
+}
+
+template <typename T, typename G>
+struct DirectedRelevanceBackwardArguments {
+  const T* grad_direction;  // [N, cover.image_size()]
+  const T* relevance;       // [N, cover.pixels]
+  const G* gradient;        // as grad_direction
+  T* grad_relevance;        // as relevance
+  double* norm_chunks;      // [N, chunks], written and read
+  double* along_chunks;     // [N, chunks], written and read: the sums of grad_direction * direction
+  int64_t N, chunks;
+  Cover cover;
+  bool irrelevance;
+};
+
+// The gradient times the sign for pack `item` of the map, channel by channel: `visit(values)`.
+template <typename Access, Walk kWalk, typename T, typename G, typename Visit>
+__device__ __forceinline__ void visit_channels(const DirectedRelevanceBackwardArguments<T, G>& a, int64_t n,
+                                               int64_t item, const Visit& visit) {
+  static_assert(kWalk != Walk::kInterleavedRgb);
+  using A = arithmetic_t<T>;
+  const int64_t pixel_stride = kWalk == Walk::kPlanes ? 1 : a.cover.pixel_stride();
+  const int64_t channel_stride = kWalk == Walk::kPlanes ? a.cover.pixels : a.cover.channel_stride();
+  const int64_t first = n * a.cover.image_size() + item * Access::kElements * pixel_stride;
+#pragma unroll 4
+  for (int64_t c = 0; c < a.cover.channels; ++c) {
+    const auto grad = load<Access>(a.grad_direction + first + c * channel_stride);
+    const auto g = load<Access>(a.gradient + first + c * channel_stride);
+    Pack<A, Access::kElements> directed_grad;
+#pragma unroll
+    for (int i = 0; i < Access::kElements; ++i) {
+      directed_grad[i] = static_cast<A>(grad[i]) * sign_of<A>(g[i]);
+    }
+    visit(directed_grad);
+  }
+}
+
+template <typename Access, Walk kWalk, typename T, typename G>
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    grad_along_direction_kernel(DirectedRelevanceBackwardArguments<T, G> a) {
+  using A = arithmetic_t<T>;
+  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+    const A norm = total_of<A>(a.norm_chunks + n * a.chunks, a.chunks, a.cover.channels);
+    for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
+      double sum = 0;
+      visit_chunk<Access::kBlock>(a.cover.pixels / Access::kElements, a.chunks, chunk, [&](int64_t item) {
+        const auto raw = load<Access>(a.relevance + n * a.cover.pixels + item * Access::kElements);
+        Pack<A, Access::kElements> quotient;
+#pragma unroll
+        for (int i = 0; i < Access::kElements; ++i) {
+          quotient[i] = applied_relevance(static_cast<A>(raw[i]), a.irrelevance) / norm;
+        }
+        visit_channels<Access, kWalk>(a, n, item, [&](const Pack<A, Access::kElements>& directed_grad) {
+#pragma unroll
+          for (int i = 0; i < Access::kElements; ++i) {
+            sum += static_cast<double>(directed_grad[i] * quotient[i]);
+          }
+        });
+      });
+      sum = block_reduce<Access::kBlock>(sum, [](double x, double y) { return x + y; });
+      if (threadIdx.x == 0) {
+        a.along_chunks[n * a.chunks + chunk] = sum;
+      }
+    }
+  }
+}
+
+template <typename Access, Walk kWalk, typename T, typename G>
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+    directed_relevance_backward_kernel(DirectedRelevanceBackwardArguments<T, G> a) {
+  using A = arithmetic_t<T>;
+  const int64_t items = items_of<Access, kWalk>(a.cover);
+  const A repeats = static_cast<A>(a.cover.channels);
+  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+    const A norm = total_of<A>(a.norm_chunks + n * a.chunks, a.chunks, a.cover.channels);
+    const A along = total_of<A>(a.along_chunks + n * a.chunks, a.chunks, 1);
+    for (int64_t item = int64_t{blockIdx.x} * Access::kBlock + threadIdx.x; item < items;
+         item += int64_t{gridDim.x} * Access::kBlock) {
+      const int64_t pixel = n * a.cover.pixels + item * Access::kElements;
+      const auto raw = load<Access>(a.relevance + pixel);
+      Pack<A, Access::kElements> sum{};
+      visit_channels<Access, kWalk>(a, n, item, [&](const Pack<A, Access::kElements>& directed_grad) {
+#pragma unroll
+        for (int i = 0; i < Access::kElements; ++i) {
+          sum[i] = sum[i] + directed_grad[i];
+        }
+      });
+      typename Access::template Vector<T> result;
+#pragma unroll
+      for (int i = 0; i < Access::kElements; ++i) {
+        const A value = applied_relevance(static_cast<A>(raw[i]), a.irrelevance);
+        result[i] = static_cast<T>(relevance_gradient(sum[i], value, along, repeats, norm, a.irrelevance));
+      }
+      store<Access>(a.grad_relevance + pixel, result);
+    }
+  }
+}
+
+template <int kBlock = 256, typename T, typename G>
+void launch_directed_relevance_backward(const DirectedRelevanceBackwardArguments<T, G>& arguments,
+                                        cudaStream_t stream) {
+  const Cover& cover = arguments.cover;
+  launch_map_norm<kBlock, T>({arguments.relevance, arguments.norm_chunks, arguments.N, cover.pixels, arguments.chunks,
+                              arguments.irrelevance},
+                             stream);
+  const auto run = [&](auto access, auto walk) {
+    using Access = decltype(access);
+    launch(grad_along_direction_kernel<Access, walk(), T, G>, arguments.chunks, arguments.N, 1, kBlock, stream,
+           arguments);
+    launch(directed_relevance_backward_kernel<Access, walk(), T, G>,
+           ceil_div(items_of<Access, walk()>(cover), kBlock), arguments.N, 1, kBlock, stream, arguments);
+  };
+  using Vector = Access<T, kBlock, true>;
+  if (!cover.interleaved && fits_vectors(Vector::kElements, cover.pixels, arguments.grad_direction, arguments.relevance,
+                                         arguments.gradient, arguments.grad_relevance)) {
+    run(Vector{}, std::integral_constant<Walk, Walk::kPlanes>{});
+  } else {
+    run(Access<T, kBlock, false>{}, std::integral_constant<Walk, Walk::kPixels>{});
+  }
+}
+
+}  // namespace apem_fast

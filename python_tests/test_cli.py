@@ -1,0 +1,110 @@
+"""The command line as a user meets it: help, a real run, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+from typer.testing import CliRunner
+
+from apem_fast import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def command():
+    runner = CliRunner(env={"TERM": "dumb", "COLUMNS": "100"})
+    return lambda *arguments: runner.invoke(cli.app, [*map(str, arguments)])
+
+
+def test_help_names_the_commands_and_options(command):
+    assert "evaluate" in command("--help").output
+    came = command("evaluate", "--help")
+    assert came.exit_code == 0
+    for word in (
+        "--output",
+        "--explainers",
+        "--stages",
+        "--max-epsilon",
+        "--search",
+        "--limit",
+        "continue",
+        "smooth-grad",
+    ):
+        assert word in came.output
+    assert "evaluate" in command().output  # no arguments: the help
+
+
+def test_help_names_every_explainer_and_stage(command):
+    from apem_fast.explain import EXPLAINERS
+    from apem_fast.relevance import STAGES
+
+    output = " ".join(command("evaluate", "--help").output.replace("│", " ").split())
+    for name in (*EXPLAINERS, *STAGES):
+        assert name in output or name.replace("-", "- ") in output
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--explainers", "smoothgrad"), "unknown explainer 'smoothgrad'; did you mean 'smooth-grad'"),
+        (("--explainers", ","), "--explainers must name at least one"),
+        (("--explainers", "smooth-grad:samples=0"), "samples must be an integer of at least 1"),
+        (("--stages", "colour"), "stages must be one of 3-channel"),
+        (("--network", "resnet"), "unknown network 'resnet'"),
+        (("--search", "fast"), "search must be one of"),
+        (("--max-epsilon", "0.1"), "max_epsilon must be finite and at least step=1"),
+        (("--device", "tpu"), "--device must be cpu, cuda"),
+        (("--limit", "0"), "limit must be"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments, words, command, tmp_path):
+    came = command("evaluate", "--output", tmp_path / "run", *arguments)
+    assert came.exit_code == 2 and words in came.stderr
+    assert came.stderr.startswith("apem-fast evaluate: ") and came.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_something_else(command, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    came = command("evaluate", "--output", tmp_path)
+    assert came.exit_code == 2 and "holds no run" in came.stderr
+
+
+def test_a_fault_of_the_program_is_not_hidden(command, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", fail)
+    assert isinstance(command("evaluate", "--output", tmp_path / "run").exception, ZeroDivisionError)
+
+
+def test_ctrl_c_says_how_to_go_on(command, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", interrupt)
+    came = command("evaluate", "--output", tmp_path / "run")
+    assert came.exit_code == cli.STOPPED and "the same command goes on" in " ".join(came.output.split())
+
+
+def test_two_photographs_from_the_shell(tmp_path):
+    """The whole command in a process of its own, on the trained network."""
+    arguments = ["--limit", "2", "--explainers", "gradient,uniform", "--max-epsilon", "64", "--stages", "1-channel"]
+    came = subprocess.run(
+        [sys.executable, "-m", "apem_fast", "evaluate", "-o", str(tmp_path / "run"), *arguments],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert came.returncode == 0, came.stderr
+    assert "Gradient: 2 images at 1 stages, 4 rays" in came.stdout and "times as many" in came.stdout
+    table = pandas.read_csv(tmp_path / "run" / "table.csv").set_index("explainer")
+    assert table.loc["uniform", "mean"] == 0 and table.loc["gradient", "images"] == 2
+    assert table.loc["gradient", "mean"] > 0
+    assert (table["probes"] < table["scan_probes"]).all()
+    for name in ("index.html", "results.csv", "run.json", "photographs/cat.png", "maps/gradient/1-channel/cat.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0

@@ -1,0 +1,191 @@
+"""Saliency pictures, perceptions, validation, sanity checks, the page and the commands of siamese/."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+import scipy.stats
+import torch
+from rankers import PIXELS, small_pairs, small_ranker, stripes
+from typer.testing import CliRunner
+
+from apem_fast.ops import saliency_map
+from apem_fast.siamese import attack, checkpoints, commands, sanity, validation
+from apem_fast.siamese.networks import SiameseRanker
+from apem_fast.siamese.perception import interpolate_perceptions, perceive
+from apem_fast.siamese.saliency import superimpose, superpixel_maximum, superpixels, tessellate
+
+
+def test_superimposition_is_equation_30() -> None:
+    images, saliency = torch.rand(2, 3, 4, 5), torch.rand(2, 1, 4, 5)
+    for flavour, of_saliency, of_image, empty in (("green on red", 1, 0, 2), ("red on blue", 0, 2, 1)):
+        colours = superimpose(images, saliency, flavour)
+        torch.testing.assert_close(colours[:, of_saliency], saliency[:, 0])
+        torch.testing.assert_close(colours[:, of_image], (images[:, 0] + images[:, 1] + images[:, 2]) / 3)
+        assert (colours[:, empty] == 0).all()
+    with pytest.raises(ValueError, match="superimpose: flavour must be one of green on red, red on blue"):
+        superimpose(images, saliency, "blue on green")
+    with pytest.raises(ValueError, match=r"superimpose: saliency must have shape \(2, 1, 4, 5\)"):
+        superimpose(images, saliency[:1])
+
+
+def test_tessellation_takes_the_maximum_of_each_super_pixel() -> None:
+    images, saliency = torch.rand(2, 3, 24, 24), torch.rand(2, 1, 24, 24)
+    labels = superpixels(images, 12)
+    assert labels.shape == (2, 24, 24)
+    for label, values, maxima in zip(labels, saliency, superpixel_maximum(labels, saliency), strict=True):
+        assert label.unique().tolist() == list(range(len(maxima)))
+        for region, maximum in enumerate(maxima):
+            assert float(maximum) == float(values[0][label == region].max())
+    tiles = tessellate(images, saliency, 12, opacity=1.0)
+    assert tiles.shape == (2, 3, 24, 24) and 0 <= float(tiles.min()) and float(tiles.max()) <= 1
+    assert len(tiles[0].flatten(1).T.unique(dim=0)) <= len(superpixel_maximum(labels, saliency)[0])
+
+
+def test_interpolation_runs_from_one_perception_to_the_other() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(2)
+    between = interpolate_perceptions(ranker, first, second, 5)
+    torch.testing.assert_close(between[:, 0], perceive(ranker, first))
+    torch.testing.assert_close(between[:, -1], perceive(ranker, second))
+    middle = ranker.reconstruct((ranker.embed(first) + ranker.embed(second)) / 2).detach()
+    torch.testing.assert_close(between[:, 2], middle)
+
+
+def test_angles_and_rank_correlations() -> None:
+    u = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9], [1.0, 0.0]], dtype=torch.float64)
+    v = torch.tensor([[0.0, 2.0], [-3.0, 0.0], [1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    turned = validation.angle(u, v)
+    assert turned[:2].tolist() == pytest.approx([90, 180])
+    assert float(turned[2]) == pytest.approx(math.degrees(1e-9), rel=1e-6)
+    assert turned[3].isnan()
+    x, y = torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6).round(decimals=1)  # with ties
+    y[2] = 0.5
+    correlation = validation.rank_correlation(x, y)
+    for i in range(2):
+        assert float(correlation[i]) == pytest.approx(scipy.stats.spearmanr(x[i].flatten(), y[i].flatten()).statistic)
+    assert correlation[2].isnan()
+
+
+def test_comparisons_measure_what_they_say() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(3)
+    compared = validation.compare_one_and_many_steps(ranker, first, second, 0.0, steps=5, step_size=1.0)
+    torch.testing.assert_close(compared.first.distance, compared.second.distance)
+    e = [(r.perturbed - first).flatten(1).numpy() for r in (compared.first, compared.second)]
+    for i in range(3):
+        cosine = e[0][i] @ e[1][i] / numpy.linalg.norm(e[0][i]) / numpy.linalg.norm(e[1][i])
+        assert float(compared.angle[i]) == pytest.approx(math.degrees(math.acos(min(cosine, 1))), abs=1e-4)
+    middle = validation.compare_mid_point_and_boundary(ranker, first, second, steps=60, step_size=10.0)
+    assert middle.first.target.tolist() == [0.5] * 3 and set(middle.second.target.tolist()) <= {0.0, 1.0}
+
+
+def test_the_share_of_sensitive_inputs() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(2)
+    assert validation.mid_point_sensitivity(ranker, first, second).double().mean() == 1
+    with torch.no_grad():
+        ranker.branch[-1].weight[:, :, 3:] = 0  # blind to the lower half, but for what the first layer brings down
+    sensitive = validation.mid_point_sensitivity(ranker, first, second)
+    assert sensitive[:, :, :5].all() and not sensitive[:, :, 7:].any()
+
+
+def test_masking_measures_each_region() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(2)
+    labels = (torch.arange(PIXELS)[:, None] // 4 * 3 + torch.arange(PIXELS)[None, :] // 4).expand(2, -1, -1)
+    importance = validation.masking_importance(ranker, first, second, labels, fill=0.25, batch_size=4)
+    for i in range(2):
+        for region in range(9):
+            masked = first[i : i + 1].clone()
+            masked[0, :, labels[i] == region] = 0.25
+            expected = (ranker.rank(masked, second[i : i + 1]) - ranker.rank(first[i : i + 1], second[i : i + 1])).abs()
+            assert float(importance[i][region]) == pytest.approx(float(expected.detach()), abs=1e-12)
+
+
+def _explain(ranker, first, second):
+    return {"attack": saliency_map(first, attack(ranker, first, second, 0.0, steps=3, step_size=1.0).perturbed)}
+
+
+def test_cascading_randomisation_goes_up_from_the_deepest_layer() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(3)
+    before, seen = copy.deepcopy(ranker.state_dict()), []
+
+    def explain(randomised, a, b):
+        changed = [
+            n for n, v in randomised.state_dict().items() if v.is_floating_point() and not torch.equal(v, before[n])
+        ]
+        seen.append({name.rsplit(".", 1)[0] for name in changed})
+        return _explain(randomised, a, b)
+
+    random = torch.get_rng_state()
+    check = sanity.cascading_randomisation(ranker, first, second, explain)
+    assert check.stages == ("Conv2d 3", "BatchNorm2d 1", "Conv2d 0")
+    assert seen[0] == set() and seen[1] == {"branch.3"} and seen[3] >= {"branch.3", "branch.0"}
+    assert all("tail" not in name and "decoder" not in name for stage in seen for name in stage)
+    assert all(torch.equal(v, before[n]) for n, v in ranker.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert check.correlation["attack"].shape == (3, 3)
+
+
+def test_the_verdict_follows_its_criterion() -> None:
+    alike = sanity.SanityCheck(("a", "b"), {"attack": torch.tensor([[0.2, 0.2], [0.9, 0.8]]).double()})
+    unlike = sanity.SanityCheck(("a", "b"), {"attack": torch.tensor([[0.2, 0.2], [0.1, -0.3]]).double()})
+    constant = sanity.SanityCheck(("a",), {"attack": torch.tensor([[math.nan, math.nan]]).double()})
+    assert not alike.passes("attack") and unlike.passes("attack") and not constant.passes("attack")
+    assert alike.verdict("attack").startswith("The attack map fails: mean rank correlation 0.85")
+    assert unlike.verdict("attack").startswith(
+        "The attack map passes from the first stage on: mean rank correlation -0.10"
+    )
+    ranker, pair = small_ranker(), small_pairs(3)
+    same = sanity.label_randomisation(ranker, copy.deepcopy(ranker), *pair, _explain)
+    torch.testing.assert_close(same.correlation["attack"], torch.ones(1, 3).double())
+    assert not same.passes("attack")
+
+
+def test_the_commands_make_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = tmp_path / "ranker.pt", CliRunner()
+    trained = run.invoke(commands.app, ["train", "--ranker", str(path), "--steps", "3", "--size", "4"])
+    assert trained.exit_code == 0, trained.output
+    assert "mean deviation" in trained.output and checkpoints.load_ranker(path)[1]["steps"] == 3
+    monkeypatch.setattr(commands, "STEPS", 3)
+    for command, extra in (("explain", ["--pairs", "2", "--no-faces"]), ("check", ["--pairs", "2"])):
+        done = run.invoke(commands.app, [command, "--ranker", str(path), *extra])
+        assert done.exit_code == 0, done.output
+        page = (tmp_path / f"{command}.html").read_text(encoding="utf-8")
+        assert "<h1>" in page and "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")  # fmt: skip
+        assert json.loads((tmp_path / f"{command}.json").read_text(encoding="utf-8"))
+
+
+def test_a_mistake_at_the_command_line_is_one_sentence(tmp_path: Path) -> None:
+    for arguments, sentence in (
+        (["explain", "--ranker", str(tmp_path / "none.pt")], "--ranker must be a trained ranker"),
+        (["train", "--images", "utkface"], "--folder must be given for utkface"),
+    ):
+        done = CliRunner().invoke(commands.app, arguments)
+        assert done.exit_code == 2 and sentence in done.output
+        assert "Traceback" not in done.output
+
+
+def test_a_pretrained_age_network_ranks_two_real_faces() -> None:
+    pytest.importorskip("onnx2pytorch")
+    pytest.importorskip("dlib")
+    from apem_fast.siamese import faces, mid_point_attack
+
+    try:
+        ranker = faces.face_age_ranker()
+    except ValueError as error:
+        pytest.skip(str(error))
+    pair = torch.stack([faces.sample_face(name) for name in faces.SAMPLE_FACES])
+    ages = ranker.embed(pair)[:, 0]
+    assert ages[0] < ages[1], "the astronaut is the younger one"
+    result = mid_point_attack(ranker, pair, pair.flip(0), steps=30, step_size=10.0, precision=0.01)
+    assert result.reached.any()
+
+
+def test_digits_rankers_of_the_tables_are_attackable() -> None:
+    ranker = SiameseRanker.for_mnist(4).eval()
+    images = torch.rand(2, 1, 28, 28)
+    assert attack(ranker, images, images.flip(0), 1.0, steps=2, step_size=1.0, perceptions_at=(2,)).perceptions.shape == (2, 1, 1, 28, 28)  # fmt: skip
+    assert stripes().images.shape[1:] == (1, PIXELS, PIXELS)

@@ -1,0 +1,248 @@
+"""Networks, pairs, training regimes and checkpoints of siamese/."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from rankers import PIXELS, small_ranker, stripes
+from torch import nn
+
+from apem_fast.siamese import SiameseRanker, TrainingOptions, pairs, training
+from apem_fast.siamese.checkpoints import load_ranker, save_ranker
+from apem_fast.siamese.networks import DistanceTail
+from apem_fast.siamese.quality import measure_quality
+
+FEW = TrainingOptions(steps=6, images=8, pairs=12, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "size"),
+    [
+        (SiameseRanker.for_mnist, (1, 28, 28), 7),
+        (SiameseRanker.for_mnist_mirroring, (1, 28, 28), 10),
+        (SiameseRanker.for_utkface, (3, 112, 112), 20),
+    ],
+)
+def test_the_architectures_of_the_tables(make, shape: tuple[int, ...], size: int) -> None:
+    ranker = make(size).eval()
+    images = torch.rand(2, *shape)
+    embedding = ranker.embed(images)
+    assert embedding.shape == (2, size)
+    assert ranker.reconstruct(embedding).shape == images.shape
+    score = ranker.rank(images, images.flip(0))
+    assert score.shape == (2,) and ((score >= 0) & (score <= 1)).all()
+    torch.testing.assert_close(ranker.rank_embeddings(embedding, embedding.flip(0)), score)
+
+
+def test_layer_sizes_are_those_of_tables_2_to_4_and_5_to_7() -> None:
+    def sizes(module: nn.Module) -> list[tuple[int, ...]]:
+        return [tuple(p.shape) for name, p in module.named_parameters() if name.endswith("weight") and p.dim() > 1]
+
+    mnist, faces = SiameseRanker.for_mnist(10), SiameseRanker.for_utkface(64)
+    assert sizes(mnist.branch) == [(32, 1, 3, 3), (64, 32, 3, 3), (10, 64, 7, 7)]
+    assert sizes(mnist.tail) == [(4096, 20), (1, 4096)]
+    assert sizes(mnist.decoder) == [(10, 128, 7, 7), (128, 128, 2, 2), (128, 1, 2, 2)]
+    assert sizes(faces.branch) == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (64, 256, 7, 7)]
+    assert sizes(faces.tail) == [(128, 128), (1, 128)]
+    assert sizes(faces.decoder) == [
+        (64, 256, 7, 7), (256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)
+    ]  # fmt: skip
+
+
+def test_targets_of_equations_13_15_32_and_37() -> None:
+    a, b = torch.tensor([150.0, 8.0, 3.0]), torch.tensor([200.0, 5.0, 3.0])
+    assert float(pairs.metric_target(torch.tensor(100.0), torch.tensor(200.0), 50, 400)) == pytest.approx(
+        0.357, abs=1e-3
+    )
+    torch.testing.assert_close(pairs.metric_target(a[1:], b[1:], 0, 9), torch.tensor([3 / 18 + 0.5, 0.5]))
+    assert pairs.binary_target(a, b).tolist() == [0.0, 1.0, 1.0]  # a tie counts as A above B
+
+
+def test_digits_and_pairs() -> None:
+    data = pairs.digits()
+    assert data.images.shape == (1797, 1, 28, 28)
+    assert 0 <= float(data.images.min()) and 0.9 < float(data.images.max()) <= 1
+    dataset = pairs.PairDataset(data, 50, torch.Generator().manual_seed(0))
+    for (a, b, target), i, j in zip(dataset, dataset.first, dataset.second, strict=True):
+        assert torch.equal(a, data.images[i]) and torch.equal(b, data.images[j])
+        assert float(target) == pytest.approx(float(data.values[i] - data.values[j]) / 18 + 0.5, abs=1e-6)
+    learnt, held_out = data.split(0.2, torch.Generator().manual_seed(0))
+    assert len(learnt) + len(held_out) == 1797 and len(held_out) == 359
+    shuffled = learnt.with_shuffled_values(torch.Generator().manual_seed(0))
+    assert torch.equal(shuffled.values.sort().values, learnt.values.sort().values)
+    assert not torch.equal(shuffled.values, learnt.values)
+
+
+def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("30_0_1_20170116.jpg", "7_1_0_20170117.chip.jpg", "old_0_0_1.jpg", "200_0_0_1.jpg", "12.jpg"):
+        Image.new("RGB", (40, 50), (200, 100, 50)).save(tmp_path / name, "JPEG")
+    (tmp_path / "44_0_0_2017.jpg").write_text("no image")
+    data = pairs.utkface(tmp_path, pixels=16)
+    assert data.images.shape == (2, 3, 16, 16) and data.images.dtype == torch.uint8
+    assert data.values.tolist() == [30, 7]
+    assert data.skipped == ("12.jpg", "200_0_0_1.jpg", "44_0_0_2017.jpg", "old_0_0_1.jpg")
+    torch.testing.assert_close(
+        data.batch(slice(0, 1))[0, :, 8, 8], torch.tensor([200, 100, 50]) / 255, rtol=0, atol=0.02
+    )
+    with pytest.raises(ValueError, match="utkface: folder must be a folder of images"):
+        pairs.utkface(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="utkface: folder must hold images named age_gender_race_date.jpg"):
+        pairs.utkface(tmp_path / "empty")
+    with pytest.raises(ValueError, match="mnist: folder must hold torchvision's MNIST"):
+        pairs.mnist(tmp_path)
+
+
+def test_contrastive_and_triplet_losses_literally() -> None:
+    distance, similar = torch.tensor([0.3, 0.4, 2.0]), torch.tensor([True, False, False])
+    expected = (0.5 * 0.3**2 + 0.5 * (1 - 0.4) ** 2 + 0) / 3
+    assert float(training.contrastive_loss(distance, similar, 1.0)) == pytest.approx(expected)
+    anchor, positive, negative = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])  # fmt: skip
+    assert float(training.triplet_loss(anchor, positive, negative, 0.5)) == pytest.approx((5 - 1 + 0.5) / 2)
+
+
+REGIMES = {
+    "simultaneous": (lambda r, d, o: training.train_simultaneous(r, d, o), {"branch", "tail", "decoder"}),
+    "autoencoder": (lambda r, d, o: training.train_autoencoder(r, d, o), {"branch", "decoder"}),
+    "norm": (lambda r, d, o: training.train_autoencoder(r, d, o, regularisation="norm"), {"branch", "decoder"}),
+    "variational": (lambda r, d, o: training.train_autoencoder(r, d, o, regularisation="variational"), {"branch", "decoder"}),
+    "tail": (training.train_tail, {"tail"}),
+    "ranking": (training.train_ranking, {"branch", "tail"}),
+    "fine-tuning": (training.fine_tune, {"branch", "tail"}),
+    "mirroring": (training.train_mirroring, {"branch", "tail", "decoder"}),
+    "autoencoder first": (training.train_autoencoder_first, {"branch", "tail", "decoder"}),
+    "contrastive": (training.train_contrastive, {"branch"}),
+    "triplet": (training.train_triplet, {"branch"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_regime_trains_its_part_and_nothing_else(regime: str) -> None:
+    run, parts = REGIMES[regime]
+    ranker = small_ranker(dtype=torch.float32).train()
+    before, random = copy.deepcopy(ranker.state_dict()), torch.get_rng_state()
+    results = run(ranker, stripes(), FEW)
+    for result in results if isinstance(results, tuple) else (results,):
+        assert result.losses.shape == (6,) and result.losses.isfinite().all()
+    changed = {
+        name.split(".")[0] for name, value in ranker.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == parts
+    assert not any(module.training for module in ranker.modules())
+    assert all(p.grad is None for p in ranker.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("regime", [training.train_simultaneous, training.train_autoencoder_first])
+def test_training_resumes_to_the_same_numbers(regime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TrainingOptions(
+        steps=8, images=8, pairs=12, shift=1, progress=False, checkpoint=tmp_path / "run.pt", checkpoint_every=3
+    )
+    whole = small_ranker(dtype=torch.float32)
+    regime(whole, stripes(), TrainingOptions(steps=8, images=8, pairs=12, shift=1, progress=False))
+
+    class Stopped(Exception):
+        pass
+
+    draws, draw = [], training._draw
+
+    def stopping(*arguments):
+        draws.append(1)
+        if len(draws) == 6:
+            raise Stopped
+        return draw(*arguments)
+
+    monkeypatch.setattr(training, "_draw", stopping)
+    resumed = small_ranker(dtype=torch.float32)
+    with pytest.raises(Stopped):
+        regime(resumed, stripes(), options)
+    monkeypatch.setattr(training, "_draw", draw)
+    resumed = small_ranker(dtype=torch.float32)
+    result = regime(resumed, stripes(), options)
+    assert (result[0] if isinstance(result, tuple) else result).resumed_from == 3
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_of_something_else_gets_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    options = TrainingOptions(steps=2, images=4, pairs=4, progress=False, checkpoint=path)
+    training.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
+    other = SiameseRanker.for_branch(nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.Conv2d(6, 4, 6)), 4)
+    with pytest.raises(ValueError, match=r"train_ranking: checkpoint must be of the architecture of ranker, whose "):
+        training.train_ranking(other, stripes(), options)
+    with pytest.raises(ValueError, match=r"train_tail: checkpoint must be of this regime \(got train_ranking in "):
+        training.train_tail(small_ranker(dtype=torch.float32), stripes(), options)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="train_ranking: checkpoint must be one that apem_fast wrote"):
+        training.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
+
+
+def test_saved_rankers_come_back(tmp_path: Path) -> None:
+    ranker = SiameseRanker.for_mnist(3).eval()
+    save_ranker(tmp_path / "ranker.pt", ranker, "mnist", 3, images="digits", seed=4)
+    again, facts = load_ranker(tmp_path / "ranker.pt")
+    assert facts == {"images": "digits", "seed": 4, "architecture": "mnist", "size": 3}
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(again.rank(images, images.flip(0)), ranker.rank(images, images.flip(0)))
+    content = torch.load(tmp_path / "ranker.pt", weights_only=True)
+    torch.save(content | {"size": 5}, tmp_path / "ranker.pt")
+    with pytest.raises(
+        ValueError, match=r"load_ranker: checkpoint must be of the architecture of ranker, whose branch"
+    ):
+        load_ranker(tmp_path / "ranker.pt")
+    with pytest.raises(ValueError, match="load_ranker: checkpoint must be a file that exists"):
+        load_ranker(tmp_path / "absent.pt")
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "harm",)
+
+    torch.save({"kind": "apem_fast siamese ranker, 1", "state": Harmful()}, tmp_path / "ranker.pt")
+    with pytest.raises(ValueError, match="checkpoint must be one that apem_fast wrote"):
+        load_ranker(tmp_path / "ranker.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_tiny_ranker_learns_widths() -> None:
+    ranker = small_ranker(dtype=torch.float32)
+    data = stripes(200)
+    before = measure_quality(ranker, data)
+    options = TrainingOptions(steps=500, images=32, pairs=64, learning_rate=2e-3, progress=False)
+    training.train_simultaneous(ranker, data, options)
+    after = measure_quality(ranker, data)
+    assert after.mean_deviation < 0.08 < before.mean_deviation
+    assert after.order_accuracy > 0.9
+    assert after.reconstruction_error < before.reconstruction_error / 2
+
+
+def test_a_similarity_ranker_tells_like_from_unlike() -> None:
+    data = stripes(200)
+    branch = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 8), nn.Tanh(), nn.Linear(8, 2))
+    ranker = SiameseRanker(branch, DistanceTail(1.0))
+    options = TrainingOptions(steps=150, images=32, pairs=64, learning_rate=1e-2, progress=False)
+    training.train_contrastive(ranker, data, options, within=1)
+    score = ranker.rank(data.batch(slice(0, 100)), data.batch(slice(100, 200))).detach()
+    apart = (data.values[:100] - data.values[100:]).abs()
+    assert float(score[apart == 0].mean()) > 0.7 > 0.2 > float(score[apart >= 4].mean())
+
+
+@pytest.mark.slow
+def test_the_digits_ranker_is_as_good_as_p3_asks() -> None:
+    learnt, held_out = pairs.digits().split(0.2, torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ranker = SiameseRanker.for_mnist(16)
+    options = TrainingOptions(steps=1200, images=64, learning_rate=2e-3, progress=False)
+    training.train_simultaneous(ranker, learnt, options)
+    quality = measure_quality(ranker, held_out)
+    assert quality.mean_deviation <= 0.05
+    assert quality.reconstruction_error <= 0.08
