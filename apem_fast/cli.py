@@ -131,6 +131,94 @@ def evaluate(
     console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
 
 
+@app.command("filter")
+def filter_maps(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where pictures and maps go.")],
+    photographs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PHOTOGRAPH]...",
+            help="Image files, or names of bundled photographs such as cat.  [default: cat, rocket, flower]",
+        ),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
+    ] = "efficientnet-lite0",
+    explainer: Annotated[str, typer.Option(metavar="NAME", help="The explanation to filter.")] = "gradient",
+    stage: Annotated[
+        str, typer.Option(metavar="NAME", help="What a map looks like: 3-channel, 1-channel, times-image.")
+    ] = "1-channel",
+    levels: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Take a map's values away in N steps.  [default: one value at a time]"),
+    ] = None,
+    min_drop: Annotated[
+        float, typer.Option(metavar="E", help="A score that falls by no more than this has not dropped.")
+    ] = 0.0,
+    max_epsilon: Annotated[
+        float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
+    ] = 4096.0,
+    step: Annotated[float, typer.Option(metavar="E", help="Precision: every epsilon is a multiple of it.")] = 1.0,
+    search: Annotated[
+        str, typer.Option(metavar="NAME", help="isolate: fast. exhaustive: every level and every epsilon; days.")
+    ] = "isolate",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory.")
+    ] = None,
+) -> None:
+    """Take away from explanations what does not matter to the network.
+
+    Sets the least values of each map to zero, one after the other, for as long as the map's score (APEM) does not
+    drop. Writes each map before and after, alone and times the photograph, and a table.
+    """
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with _user_errors("filter"):
+        import torch
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
+
+        options = FilterOptions(
+            network=network, explainer=explainer, stage=stage, levels=levels, min_drop=min_drop,
+            max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
+            device=_device(device, torch.cuda.is_available()),
+        )  # fmt: skip
+        chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
+        bar = Progress(
+            TextColumn("[bold]{task.description:<14}"), BarColumn(bar_width=28),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} levels, {task.fields[probes]:,} probes"),
+            TimeElapsedColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        tasks: dict[str, object] = {}
+
+        def show(name: str, settled: int, total: int, probes: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, probes=0)
+            bar.update(tasks[name], completed=settled, probes=probes)
+
+        try:
+            with bar:
+                done = filter_photographs(options, chosen, output, show)
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {output} keeps the filtered maps that are done.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    for one in done:
+        result = one.result
+        console.print(
+            f"[bold]{one.photograph.name}[/bold] ({one.prediction}): score {float(result.score_before):g} -> "
+            f"{float(result.score_after):g}, {int(result.levels_removed):,} of {int(result.levels):,} levels and "
+            f"{100 * float(result.removed_share):.1f} % of the relevance gone, {int(result.probes):,} probes. "
+            f"{result.stopped[0].value}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    console.print(f"Before and after: {output / 'filtered.png'}", highlight=False, soft_wrap=True)
+
+
 class _user_errors:
     """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback."""
 

@@ -87,7 +87,8 @@ class Curve:
 
     first_flip: int  # or CENSORED
     step: NDArray[np.int64]  # (P,) unflipped points, ascending, from 0 to the one just before the flip
-    margin: NDArray[np.float64]  # (P,) at least this; measured at the first and the last point
+    margin: NDArray[np.float64]  # (P,) there, measured at this level or one nearby
+    fallen: NDArray[np.float64]  # (P,) by how much it may be lower at this level; 0 at the first and the last point
     flip: LevelMargin | None  # at `first_flip`
     noise: float  # by how much the margins on either side of the flip may jump by rounding alone
     safety: float  # as in Isolate
@@ -99,8 +100,11 @@ class Curve:
         fall = np.abs(np.diff(self.margin)) / length
         around = np.concatenate([[0.0], fall, [0.0]])
         bound = self.safety * np.maximum.reduce([fall, around[:-2], around[2:]])
-        either = (self.margin[:-1] + self.margin[1:] - bound * length) / 2
-        return np.where(length == 1, self.margin[1:], either)
+        lowest = self.margin - self.fallen
+        slack = np.where(length == 1, lowest[1:], (lowest[:-1] + lowest[1:] - bound * length) / 2)
+        if len(slack) and length[-1] == 1:
+            slack[-1] = np.inf  # the point before the flip is always measured: it speaks for itself
+        return slack
 
     def clear(self, allowance: float) -> int:
         """How many intervals from the first still hide no flip if every margin may be lower by `allowance`."""
@@ -108,10 +112,13 @@ class Curve:
         return len(held) if held.all() else int(held.argmin())
 
     def lowered(self, points: int, allowance: float) -> Curve:
-        """The first points alone (at least the one at 0), their margins lower by `allowance`, as if at another level."""
-        margin = self.margin[: max(points, 1)] - allowance
-        margin[0] = self.margin[0]  # the unperturbed image, whatever the level
-        return replace(self, first_flip=CENSORED, step=self.step[: max(points, 1)], margin=margin, flip=None)
+        """The first points alone (at least the one at 0), their margins lower by `allowance`: as known at another level."""
+        points = max(points, 1)
+        fallen = self.fallen[:points] + allowance
+        fallen[0] = 0  # the unperturbed image, whatever the level
+        return replace(
+            self, first_flip=CENSORED, step=self.step[:points], margin=self.margin[:points], fallen=fallen, flip=None
+        )
 
     @property
     def edges(self) -> list[tuple[int, float]]:
@@ -134,12 +141,13 @@ def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[
 def _curve(policy: Isolate, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
     """The curve of a decided ray from the points that it took over and those that it measured."""
     end = first_flip if first_flip != CENSORED else last_step + 1
-    lower = dict(zip(held.step.tolist(), held.margin.tolist()))
-    lower.update((k, p.margin) for k, p in points.items())
-    step = sorted(k for k in lower if k < end)
+    known = {k: (m, f) for k, m, f in zip(held.step.tolist(), held.margin.tolist(), held.fallen.tolist())}
+    known.update((k, (p.margin, 0.0)) for k, p in points.items())
+    step = sorted(k for k in known if k < end)
+    margin, fallen = np.array([known[k] for k in step]).T
     flip = None if first_flip == CENSORED else points[first_flip]
     noise = max((points[k].noise for k in (end - 1, end) if k in points), default=0.0)
-    return Curve(first_flip, np.array(step), np.array([lower[k] for k in step]), flip, noise, policy.safety)
+    return Curve(first_flip, np.array(step), margin, fallen, flip, noise, policy.safety)
 
 
 def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
@@ -148,7 +156,7 @@ def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, las
     points: dict[int, LevelMargin] = {}
     state = fine.start(np.array([margin]), np.array([slope]), last_step)
     first_flip = yield from search_ray(fine, state, ray, level, points)
-    start = Curve(CENSORED, np.zeros(1, np.int64), np.array([margin]), None, 0.0, policy.safety)
+    start = Curve(CENSORED, np.zeros(1, np.int64), np.array([margin]), np.zeros(1), None, 0.0, policy.safety)
     return _curve(policy, first_flip, start, points, last_step)
 
 
@@ -183,7 +191,7 @@ def warm(
         kept = min(clear + 1, int(np.searchsorted(near.step, min(end - 1, before))))
         held = near.lowered(kept, allowance)
         known = [(k, p.margin, p.flipped) for k, p in points.items()]
-        cleared, margin = int(held.step[-1]), float(held.margin[-1])
+        cleared, margin = int(held.step[-1]), float(held.margin[-1] - held.fallen[-1])
         state = fine.resume(cleared, margin, _last_fall(held, slope), last_step, known)
     first_flip = yield from search_ray(fine, state, ray, level, points)
     before = (first_flip if first_flip != CENSORED else last_step + 1) - 1
@@ -414,7 +422,10 @@ class _Follower(_Visitor):
             least = float((sign * (margin + k * way)).min())
             if least - self.policy.safety * off - INEXACT * k * spread <= max(here.noise, there.noise):
                 return False
-        fall = self.policy.safety * (off + here.edges[-1][0] * spread)
+        # Earlier margins go the same way as these, from what they are here to what they are there. Where that is
+        # straight, none in between is lower than at one of the ends, and no interval has less slack than there.
+        dip = min(0.0, float(way[-1])) - float(way.min())
+        fall = self.policy.safety * (off + here.edges[-1][0] * dip) + INEXACT * here.edges[-1][0] * spread
         return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
 
     def _next_levels(self) -> list[int]:
@@ -429,7 +440,9 @@ class _Follower(_Visitor):
         off = self.astray * (
             self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
         )
-        settled = self.policy.safety * (off + curve.edges[-1][0] * spread) < curve.slack.min(initial=np.inf)
+        dip = np.minimum(way, 0) - np.minimum.accumulate(way)
+        fall = self.policy.safety * (off + curve.edges[-1][0] * dip) + INEXACT * curve.edges[-1][0] * spread
+        settled = fall < curve.slack.min(initial=np.inf)
         for k, margin in curve.edges:
             sign = 1 if margin > 0 else -1
             least = np.minimum.accumulate(sign * (margin + k * way))

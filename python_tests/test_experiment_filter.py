@@ -1,0 +1,80 @@
+"""Filtering photographs: what is written, the figure's panels, and the command as a user meets it."""
+
+from __future__ import annotations
+
+import pandas
+import pytest
+import torch
+from PIL import Image
+from test_experiment import tiny_network
+from typer.testing import CliRunner
+
+import apem_fast as af
+from apem_fast import cli
+from apem_fast.experiment import networks
+from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
+from apem_fast.experiment.filter_figures import COLUMNS, before_and_after, times_image
+
+OPTIONS = FilterOptions(network="tiny", max_epsilon=30, step=0.5, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch) -> None:
+    monkeypatch.setitem(networks.NETWORKS, "tiny", tiny_network)
+
+
+def command(*arguments):
+    return CliRunner(env={"TERM": "dumb", "COLUMNS": "100"}).invoke(cli.app, ["filter", *map(str, arguments)])
+
+
+def test_photographs_are_filtered_and_written(tmp_path):
+    heard = []
+    done = filter_photographs(OPTIONS, photographs_named(["cat", "flower"]), tmp_path, lambda *now: heard.append(now))
+    network = networks.load_network("tiny")
+    for one in done:
+        pixels = network.pixels(one.photograph.open())[None]
+        images = network.normalised(pixels)
+        maps = af.relevance_map(af.explain.Gradient()(network.model, images), None, 99.0, "sum")
+        expected = af.filter_relevance(network.model, images, maps, max_epsilon=30, step=0.5)
+        assert torch.equal(torch.load(tmp_path / f"{one.photograph.name}.pt"), expected.relevance[0])
+        assert one.result.stopped == expected.stopped
+    table = pandas.read_csv(tmp_path / "filtered.csv")
+    assert table["image"].tolist() == ["cat", "flower"] and (table["score_after"] >= table["score_before"]).all()
+    assert Image.open(tmp_path / "filtered.png").size[0] > 500
+    assert {name for name, *_ in heard} == {"cat", "flower"}
+    axes = before_and_after(done).axes
+    assert len(axes) == 2 * len(COLUMNS) and [axis.get_title() for axis in axes[: len(COLUMNS)]] == list(COLUMNS)
+
+
+def test_a_map_times_the_photograph():
+    relevance, pixels = torch.rand(1, 4, 4), torch.rand(3, 4, 4)
+    product = (relevance * pixels).sum(0, keepdim=True)
+    expected = (product - product.min()) / (product.max() - product.min())
+    torch.testing.assert_close(times_image(relevance, pixels), expected)
+
+
+def test_the_command(tmp_path):
+    picture = tmp_path / "mine.png"
+    photographs_named(["flower"])[0].open().save(picture)
+    came = command(
+        "cat", picture, "--output", tmp_path / "out", "--network", "tiny", "--levels", 20, "--max-epsilon", 30
+    )
+    assert came.exit_code == 0, came.output
+    assert "mine" in came.stdout and "of 20 levels" in came.stdout and "filtered.png" in came.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cat.pt", "filtered.csv", "filtered.png", "mine.pt", "options.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("nowhere.png",), "nowhere.png is neither an image file nor a bundled photograph"),
+        (("cat", "--levels", "0"), "levels must be at least 1 (got 0)"),
+        (("cat", "--min-drop", "-1"), "min_drop must be at least 0"),
+        (("cat", "--stage", "colour"), "stage must be 3-channel, 1-channel, times-image (got 'colour')"),
+        (("cat", "--explainer", "gradiant"), "did you mean 'gradient'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(arguments, words, tmp_path):
+    came = command("--output", tmp_path / "out", "--network", "tiny", *arguments)
+    assert came.exit_code == 2 and words in came.stderr
+    assert came.stderr.startswith("apem-fast filter: ") and came.stderr.count("\n") == 1
