@@ -305,6 +305,18 @@ inline Bounds attack_step(const Tensor& perturbed, const Tensor& gradient, const
   return result;
 }
 
+inline void zero_levels(const Tensor& relevance, const Tensor& threshold) {
+  const char* op = "zero_levels";
+  dim(op, "relevance", relevance, "(N, C, H, W)", {4});
+  floating(op, "relevance", relevance);
+  dim(op, "threshold", threshold, "(L,) or (N, L)", {1, 2});
+  dtype(op, "threshold", threshold, {ScalarType::Float, ScalarType::Double});
+  if (threshold.dim() == 2) {
+    sizes(op, "threshold", threshold, {relevance.size(0), threshold.size(1)});
+  }
+  same_device(op, "relevance", relevance, {{"threshold", &threshold}});
+}
+
 inline void saliency_map(const Tensor& original, const Tensor& perturbed) {
   const char* op = "saliency_map";
   dim(op, "original", original, "(N, C, H, W)", {4});

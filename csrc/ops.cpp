@@ -23,6 +23,7 @@ STABLE_TORCH_LIBRARY(apem_fast, m) {
   m.def(
       "relevance_map(Tensor attribution, Tensor? images=None, float? percentile=99., str channels=\"sum\") "
       "-> Tensor");
+  m.def("zero_levels(Tensor relevance, Tensor threshold) -> (Tensor, Tensor)");
   m.def(
       "attack_penalty(Tensor perturbed, Tensor original, float tv, float zero, float diff) -> (Tensor, Tensor)");
   m.def(

@@ -43,6 +43,7 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
         "attack_penalty": lambda: (normal(*image), normal(*image), 0.1, 0.0, 0.3),
         "attack_penalty_backward": lambda: (normal(2).double(), normal(*image), normal(*image), 0.1, 0.0, 0.3),
         "attack_step": lambda: (normal(*image), normal(*image), normal(*image), None, 0.5, 0.9, -1.0, 1.0),
+        "zero_levels": lambda: (maps, wide / 10),
         "saliency_map": lambda: (normal(*image), normal(*image)),
     }[operator]()  # fmt: skip
 
@@ -201,6 +202,10 @@ BAD_CALLS = [
     ("relevance_map", lambda: (T(2, 3, 4, 4), T(1, 3, 4, 4)), f"images must match attribution (2, 3, 4, 4) {MAP_OF} (got (1, 3, 4, 4))"),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, 100.5), "percentile must lie in [0, 100] (got 100.5)"),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, float("nan")), "percentile must lie in [0, 100] (got nan)"),
+    ("zero_levels", lambda: (T(3, 4, 4), T(2)), "relevance must have shape (N, C, H, W) (got (3, 4, 4))"),
+    ("zero_levels", lambda: (T(2, 3, 4, 4), T(2, 1, 1)), "threshold must have shape (L,) or (N, L) (got (2, 1, 1))"),
+    ("zero_levels", lambda: (T(2, 3, 4, 4), T(3, 5)), "threshold must have shape (2, 5) (got (3, 5))"),
+    ("zero_levels", lambda: (T(2, 3, 4, 4), T(5, dtype=torch.float16)), "threshold must be float32 or float64 (got float16)"),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, 99.0, "mean"), 'channels must be "sum" or "keep" (got "mean")'),
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from apem_fast.ops.functions import (
     perturb_probes,
     relevance_map,
     saliency_map,
+    zero_levels,
 )
 from apem_fast.ops.load import backend
 
@@ -25,4 +26,5 @@ __all__ = [
     "perturb_probes",
     "relevance_map",
     "saliency_map",
+    "zero_levels",
 ]

@@ -78,7 +78,7 @@ register("apem_fast::directed_relevance", _directed_relevance_backward, setup_co
 register("apem_fast::perturb", _perturb_backward, setup_context=_save_perturb)
 register("apem_fast::label_margin", _label_margin_backward, setup_context=_save_label_margin)
 register("apem_fast::attack_penalty", _attack_penalty_backward, setup_context=_save_attack_penalty)
-for _operator in ("perturb_probes", "relevance_map", "first_flip", "attack_step", "saliency_map"):
+for _operator in ("perturb_probes", "relevance_map", "first_flip", "zero_levels", "attack_step", "saliency_map"):
     register(f"apem_fast::{_operator}", _refuse(_operator))
 for _operator in (
     "directed_relevance_backward",

@@ -269,6 +269,17 @@ def attack_step(
     ])  # fmt: skip
 
 
+def zero_levels(relevance: Tensor, threshold: Tensor) -> None:
+    op = "zero_levels"
+    _dim(op, "relevance", relevance, "(N, C, H, W)", 4)
+    _floating(op, "relevance", relevance)
+    _dim(op, "threshold", threshold, "(L,) or (N, L)", 1, 2)
+    _dtype(op, "threshold", threshold, torch.float32, torch.float64)
+    if threshold.dim() == 2:
+        _sizes(op, "threshold", threshold, relevance.shape[0], threshold.shape[1])
+    _device(op, ("relevance", relevance), [("threshold", threshold)])
+
+
 def saliency_map(original: Tensor, perturbed: Tensor) -> None:
     op = "saliency_map"
     _dim(op, "original", original, "(N, C, H, W)", 4)

@@ -131,6 +131,14 @@ def _(
     return _like(perturbed, tuple(perturbed.shape))
 
 
+@register_fake("apem_fast::zero_levels")
+def _(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    checks.zero_levels(relevance, threshold)
+    n, levels = relevance.shape[0], threshold.shape[-1]
+    zeroed = _like(relevance, (n * levels, *relevance.shape[1:])).unflatten(0, (n, levels))
+    return zeroed, relevance.new_empty((n, levels, 2), dtype=torch.float64)
+
+
 @register_fake("apem_fast::saliency_map")
 def _(original: Tensor, perturbed: Tensor) -> Tensor:
     checks.saliency_map(original, perturbed)

@@ -208,6 +208,22 @@ def attack_step(
     )  # fmt: skip
 
 
+def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The filter's maps at many levels at once (P2 Algorithm 2): values of at most each threshold are set to 0.
+
+    Args:
+        relevance: (N, C, H, W), any C.
+        threshold: (L,), or (N, L) for thresholds of each map's own; float32 or float64, rounded to the dtype in which
+            `relevance` is computed. NaN zeroes nothing.
+
+    Returns:
+        The zeroed maps, (N, L, C, H, W) of the dtype of `relevance`, and (N, L, 2) float64, the l1 norms of each and of
+        1 minus it (before any broadcast to an image's channels), which are what `perturb_probes` divides by.
+        Not differentiable.
+    """
+    return _ops.zero_levels(relevance, threshold)
+
+
 def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
     """How far each pixel moved, rescaled to [0, 1] (P3 equations 28 and 29; on perceptions, equation 31).
 

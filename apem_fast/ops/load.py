@@ -28,6 +28,7 @@ OPERATORS = (
     "attack_penalty",
     "attack_penalty_backward",
     "attack_step",
+    "zero_levels",
     "saliency_map",
 )
 

@@ -331,6 +331,21 @@ def attack_step(
     return _as(moved, perturbed.dtype, image_format(perturbed))
 
 
+# -- zero_levels -------------------------------------------------------------------------------------------------
+
+
+def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    checks.zero_levels(relevance, threshold)
+    arithmetic = arithmetic_dtype(relevance.dtype)
+    n, levels = relevance.shape[0], threshold.shape[-1]
+    level = threshold.to(arithmetic).expand(n, levels)[:, :, None, None, None]
+    value = relevance.to(arithmetic)[:, None]
+    zeroed = torch.where(value <= level, 0, value)  # (N, L, C, H, W)
+    norms = [values.abs().sum(dim=(2, 3, 4), dtype=torch.float64) for values in (zeroed, 1 - zeroed)]
+    flat = _as(zeroed.reshape(n * levels, *relevance.shape[1:]), relevance.dtype, image_format(relevance))
+    return flat.unflatten(0, (n, levels)), torch.stack(norms, dim=2)
+
+
 # -- saliency_map ------------------------------------------------------------------------------------------------
 
 
