@@ -20,8 +20,9 @@ $(INSTALLED): pyproject.toml
 	  { echo "apem_fast needs Python 3.11 or newer as '$(PYTHON)': $(DEBIAN), or make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "apem_fast needs Python's venv module: $(DEBIAN)"; exit 1; }
-	@test -n "$(CXX)" && command -v $(firstword $(CXX)) >/dev/null || \
-	  echo "apem_fast: no C++ compiler, so the slower reference backend will be used; for the compiled one: $(DEBIAN)"
+	@command -v $(firstword $(CXX)) >/dev/null && \
+	  $(PYTHON) -c 'import os, sysconfig; os.stat(os.path.join(sysconfig.get_paths()["include"], "Python.h"))' 2>/dev/null || \
+	  echo "apem_fast: no C++ compiler or no Python headers, so the slower reference backend will be used; for the compiled one: $(DEBIAN)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing what apem_fast needs into $(VENV) (a few gigabytes, a few minutes) ..."
 	@$(PIP) install --upgrade pip "setuptools>=77" wheel
@@ -32,9 +33,8 @@ $(INSTALLED): pyproject.toml
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "Building the operators ..."
-	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
-	  echo "apem_fast: Python's headers are missing, so nothing can be compiled: $(DEBIAN)"
-	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@$(PIP) install --no-build-isolation --no-deps --editable . || \
+	  { echo "apem_fast: the build failed (above); NO_CUDA=1 make leaves CUDA out"; exit 1; }
 	@$(BIN)/python -c 'import apem_fast; print("apem_fast is ready, backend:", apem_fast.backend())'
 	@touch $@
 
@@ -47,8 +47,10 @@ test: $(BUILT)
 test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow
 
+# On a machine with an NVIDIA GPU: its tests, then compute-sanitizer over the operators.
 test-cuda: $(BUILT)
 	@$(BIN)/python -m pytest -m cuda
+	@PATH=$(abspath $(BIN)):$$PATH bash bench/cuda_checks.sh
 
 bench: $(BUILT)
 	@$(BIN)/python -m bench

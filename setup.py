@@ -1,7 +1,8 @@
 """Builds the operators on libtorch's stable ABI: always for the CPU, and for CUDA where torch and a toolkit have it.
 
 NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured (default: sm_80,
-sm_90 and PTX). Without a C++ compiler the install still succeeds and the reference backend serves.
+sm_90 and PTX). Without a C++ compiler the install still succeeds and the reference backend serves; with one, a build
+that fails is an error and not a silent fall back.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -37,8 +39,13 @@ def find_cuda_home() -> str | None:
     return str(Path(top.group(1)).resolve()) if top else None
 
 
-def has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "").split() or ["g++", "c++", "clang++"])[:3])
+def missing_for_compiling() -> str | None:
+    """What is not here and without which nothing is compiled; None where all is."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "").split() or ["g++", "c++", "clang++"])[:3]):
+        return "a C++ compiler"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Python's headers (Python.h)"
+    return None
 
 
 def wants_cuda(cuda_home: str | None) -> bool:
@@ -81,7 +88,7 @@ def extension(cuda_home: str | None):
     kind = CUDAExtension if cuda else CppExtension
     print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)
     return kind(
-        "apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers, optional=not flag("FORCE_CUDA")
+        "apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers
     )  # fmt: skip
 
 
@@ -91,10 +98,11 @@ def build_options() -> dict:
     except ImportError:
         print("apem_fast: torch is not installed here, so nothing is compiled", file=sys.stderr)
         return {}
-    if not has_compiler():
+    missing = missing_for_compiling()
+    if missing:
         if flag("FORCE_CUDA"):
-            raise SystemExit("apem_fast: FORCE_CUDA=1, but no C++ compiler was found")
-        print("apem_fast: no C++ compiler was found, so the slower reference backend will serve", file=sys.stderr)
+            raise SystemExit(f"apem_fast: FORCE_CUDA=1, but {missing} was not found")
+        print(f"apem_fast: {missing} was not found, so the slower reference backend will serve", file=sys.stderr)
         return {}
     cuda_home = find_cuda_home()
     if cuda_home:

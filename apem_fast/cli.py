@@ -45,7 +45,7 @@ def evaluate(
             help="Explanations to compare, separated by commas, options after colons: "
             "gradient,smooth-grad:samples=50. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
             "guided-grad-cam, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
-            "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: all]",
+            "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, smooth-grad and the baselines]",
         ),
     ] = None,
     stages: Annotated[

@@ -97,12 +97,18 @@ def test_autograd_in_both_images(generator: torch.Generator) -> None:
 def test_opcheck_and_compile(channels_last: bool, generator: torch.Generator) -> None:
     layout = "channels_last" if channels_last else "contiguous"
     perturbed, original = partly_changed((2, 3, 6, 5), torch.float32, layout, generator)
-    torch.library.opcheck(torch.ops.apem_fast.attack_penalty.default, (perturbed.requires_grad_(), original, 0.3, 0.2, 0.7))
+    torch.library.opcheck(
+        torch.ops.apem_fast.attack_penalty.default, (perturbed.requires_grad_(), original, 0.3, 0.2, 0.7)
+    )
     weight = torch.ones(2, dtype=torch.float64)
     arguments = weight, perturbed.detach(), original, 0.3, 0.2, 0.7
     torch.library.opcheck(torch.ops.apem_fast.attack_penalty_backward.default, arguments)
-    compiled = torch.compile(lambda a, b: ops.attack_penalty(a, b, 0.3, 0.2, 0.7)[0] * 2, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(perturbed.detach(), original), ops.attack_penalty(perturbed.detach(), original, 0.3, 0.2, 0.7)[0] * 2)
+    compiled = torch.compile(
+        lambda a, b: ops.attack_penalty(a, b, 0.3, 0.2, 0.7)[0] * 2, fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(
+        compiled(perturbed.detach(), original), ops.attack_penalty(perturbed.detach(), original, 0.3, 0.2, 0.7)[0] * 2
+    )
 
 
 @pytest.mark.parametrize("name", ["attack_penalty", "attack_penalty_backward", "attack_step", "saliency_map"])

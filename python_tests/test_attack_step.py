@@ -58,7 +58,9 @@ def test_the_zero_force_is_a_proximal_operator(backend: Backend, generator: torc
 def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
     for shape in (*SHAPES, (1, 3, 60, 61)):
         value, gradient, previous, original = (normal(shape, dtype, layout, generator) for _ in range(4))
-        masks = [torch.rand((n, c, *shape[2:]), generator=generator) < 0.5 for n in {1, shape[0]} for c in {1, shape[1]}]
+        masks = [
+            torch.rand((n, c, *shape[2:]), generator=generator) < 0.5 for n in {1, shape[0]} for c in {1, shape[1]}
+        ]
         masks = [mask for mask in masks if len(mask) in (1, shape[0])]
         for k, (region, damped, zero) in enumerate(itertools.product([None, *masks], (False, True), (0.0, 0.3))):
             bounds = ((None, None), (-0.25, 0.5), (None, 0.0))[k % 3]

@@ -21,7 +21,7 @@ from apem_fast.experiment.evaluate import RunProgress, evaluate
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.page import write_page
 from apem_fast.experiment.photographs import bundled_photographs
-from apem_fast.experiment.store import RunStore
+from apem_fast.experiment.store import RunStore, file_name_of
 from apem_fast.experiment.table import summary, totals, write_csv
 from apem_fast.explain import explainer_from
 
@@ -290,6 +290,13 @@ def test_options_are_canonical():
     options = RunOptions(explainers=("gradient:batch_size=16", "gradient", "edge"), stages=("times-image", "3-channel"))
     assert options.explainers == ("gradient", "edge") and options.stages == ("3-channel", "times-image")
     assert RunOptions.from_record(json.loads(json.dumps(options.record()))) == options
+
+
+def test_file_names_are_safe_and_distinct():
+    keys = ["gradient", "smooth-grad:samples=3:batch_size=2", "x.y:name='a/b'", "x.y:name='a,b'", "x.y:name='a:b'", "é"]
+    names = [file_name_of(key) for key in keys]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[A-Za-z0-9_.,=+-]+", name) for name in names)
+    assert names[:2] == ["gradient", "smooth-grad,samples=3,batch_size=2"]
 
 
 # -- the page --------------------------------------------------------------------------------------------------------

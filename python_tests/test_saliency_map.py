@@ -63,7 +63,10 @@ def test_opcheck_and_compile(channels_last: bool, generator: torch.Generator) ->
 def test_a_bad_call_gets_one_sentence(backend: Backend) -> None:
     for pair, message in (
         ((torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)), "original must have shape (N, C, H, W) (got (3, 4, 4))"),
-        ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)), "perturbed must have shape (2, 3, 4, 4) (got (2, 3, 4, 5))"),
+        (
+            (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5)),
+            "perturbed must have shape (2, 3, 4, 4) (got (2, 3, 4, 5))",
+        ),
         ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4).half()), "perturbed must be float32 (got float16)"),
     ):
         with pytest.raises(RuntimeError) as error:

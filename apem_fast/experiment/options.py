@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from apem_fast.explain import EXPLAINERS, explainer_from, key_of
+from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
 
 SEARCHES = ("isolate", "exhaustive")
+DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
 
 
 def _resumable(default: Any) -> Any:
@@ -40,7 +41,7 @@ class RunOptions:
     network: str = "efficientnet-lite0"
     images: str = "photographs"
     limit: int | None = None
-    explainers: tuple[str, ...] = _resumable(tuple(EXPLAINERS))
+    explainers: tuple[str, ...] = _resumable(DEFAULT_EXPLAINERS)
     stages: tuple[str, ...] = tuple(STAGES)
     percentile: float | None = 99.0
     max_epsilon: float = 4096.0

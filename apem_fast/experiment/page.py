@@ -17,8 +17,8 @@ from apem_fast.experiment.table import summary, totals
 from apem_fast.explain import BASELINES
 from apem_fast.relevance import STAGES
 
-MAP_SIDE = 160
-"""Pixels: the width and height of a map inside the page; the files beside it have all of them."""
+MAP_SIDE, PHOTOGRAPH_SIDE = 160, 224
+"""Pixels: how wide and high pictures are inside the page; the files beside it have all of them."""
 
 
 def write_page(store: RunStore, shown_images: int = 24) -> Path:
@@ -105,6 +105,6 @@ def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
 
 def _image(store: RunStore, row: dict[str, Any]) -> dict[str, Any]:
     with Image.open(store.photograph(row["image"])) as picture:
-        photograph = data_uri(picture.convert("RGB"), MAP_SIDE, quality=85)
+        photograph = data_uri(picture.convert("RGB"), PHOTOGRAPH_SIDE, quality=85)
     fields = ("image", "subject", "source", "prediction", "confidence", "correct")
     return {name: row[name] for name in fields} | {"photograph": photograph}

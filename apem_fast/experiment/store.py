@@ -11,8 +11,10 @@ was killed at any moment continues with the first shard that is missing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,11 @@ IMAGES = "images"
 
 
 def file_name_of(key: str) -> str:
-    """An explainer's key as part of a file name, on any system."""
-    return key.replace(":", ",")
+    """An explainer's key as part of a file name, on any system; different for different keys."""
+    name = re.sub(r"[^\w.=+-]", ",", key, flags=re.ASCII)
+    if name == key.replace(":", ","):
+        return name
+    return f"{name}.{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
 class RunStore:
@@ -114,7 +119,7 @@ class RunStore:
         return pyarrow.parquet.ParquetFile(self._shard(block, key)).read().to_pandas()
 
     def _read_all(self, key: str) -> pandas.DataFrame:
-        blocks = sorted((self.folder / "shards").glob(f"[0-9]*.{file_name_of(key)}.parquet"))
+        blocks = sorted((self.folder / "shards").glob(f"{'[0-9]' * 5}.{file_name_of(key)}.parquet"))
         numbers = [int(path.name.split(".")[0]) for path in blocks]
         frames = [self.read(number, key) for number in numbers if self.has(number, key)]
         return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()

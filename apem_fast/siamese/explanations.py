@@ -218,7 +218,7 @@ def recycling_section(
 
 
 def face_sections(
-    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 100, step_size: float = 2.0
+    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 150, step_size: float = 6.0
 ) -> list[Section]:
     """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take."""
     from apem_fast.siamese.saliency import superpixel_maximum, superpixels

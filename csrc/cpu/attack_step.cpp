@@ -59,10 +59,13 @@ APEM_FAST_VECTOR_VERSIONS void put_back(T* out, const A* moved, const T* origina
   }
 }
 
+// The mask is compared as an integer because compilers do not make vectors of a choice by bools.
 template <typename T>
-APEM_FAST_VECTOR_VERSIONS void keep_outside(T* out, const T* perturbed, const bool* region, int64_t count) {
+APEM_FAST_VECTOR_VERSIONS void keep_outside(T* out, const T* perturbed, const uint8_t* region, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = region[i] ? out[i] : perturbed[i];
+    const T kept = perturbed[i], moved = out[i];
+    const int32_t inside = region[i];
+    out[i] = inside != 0 ? moved : kept;
   }
 }
 
@@ -78,7 +81,7 @@ void move_run(O* out, const Step<T>& step, int64_t at, int64_t count) {
 
 // Pixels [begin, begin + count) of one image whose channels are planes.
 template <typename T, typename A = arithmetic_t<T>>
-void step_planes(T* out, const Step<T>& step, const bool* region, bool region_has_channels, int64_t begin,
+void step_planes(T* out, const Step<T>& step, const uint8_t* region, bool region_has_channels, int64_t begin,
                  int64_t count, int64_t channels, int64_t pixels, A* moved, A* square, A* sum) {
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t at = c * pixels + begin;
@@ -105,7 +108,7 @@ void step_planes(T* out, const Step<T>& step, const bool* region, bool region_ha
 
 // The same where the channels are last.
 template <typename T, typename A = arithmetic_t<T>>
-void step_pixels(T* out, const Step<T>& step, const bool* region, bool region_has_channels, int64_t begin,
+void step_pixels(T* out, const Step<T>& step, const uint8_t* region, bool region_has_channels, int64_t begin,
                  int64_t count, int64_t channels, A* moved, A* square) {
   const int64_t at = begin * channels, values = count * channels;
   if (step.original) {
@@ -180,7 +183,7 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
             static_cast<A>(bounds.upper),
             static_cast<A>(2 * step_size * zero),
         };
-        const bool* kept = mask ? data_of<bool>(*mask) + image * mask_size : nullptr;
+        const uint8_t* kept = mask ? data_of<uint8_t>(*mask) + image * mask_size : nullptr;
         T* to = mutable_data_of<T>(out) + at;
         if (channels_last) {
           step_pixels(to, step, kept, mask_has_channels, begin, count, channels, moved, square);

