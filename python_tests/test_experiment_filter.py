@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import pandas
 import pytest
 import torch
@@ -13,7 +15,7 @@ import apem_fast as af
 from apem_fast import cli
 from apem_fast.experiment import networks
 from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
-from apem_fast.experiment.filter_figures import COLUMNS, before_and_after, times_image
+from apem_fast.experiment.filter_figures import COLUMNS, before_and_after
 
 OPTIONS = FilterOptions(network="tiny", max_epsilon=30, step=0.5, batch_size=8)
 
@@ -46,11 +48,19 @@ def test_photographs_are_filtered_and_written(tmp_path):
     assert len(axes) == 2 * len(COLUMNS) and [axis.get_title() for axis in axes[: len(COLUMNS)]] == list(COLUMNS)
 
 
-def test_a_map_times_the_photograph():
-    relevance, pixels = torch.rand(1, 4, 4), torch.rand(3, 4, 4)
-    product = (relevance * pixels).sum(0, keepdim=True)
-    expected = (product - product.min()) / (product.max() - product.min())
-    torch.testing.assert_close(times_image(relevance, pixels), expected)
+def test_before_and_after_share_their_scale():
+    """What the filter left looks as it did: its pixels have the same shade in both pictures."""
+    (one,) = filter_photographs_in_memory()
+    _, before, after, times, filtered = (axis.images[0].get_array() for axis in before_and_after([one]).axes)
+    left = one.result.relevance[0, 0].numpy() > 0
+    assert left.any() and not left.all()
+    assert (before[left] == after[left]).all() and (after[~left] == 0).all()
+    assert (times[left] == filtered[left]).all() and (filtered[~left] == 0).all() and times.max() == 1
+
+
+def filter_photographs_in_memory():
+    with tempfile.TemporaryDirectory() as folder:
+        return filter_photographs(OPTIONS, photographs_named(["flower"]), folder)
 
 
 def test_the_command(tmp_path):

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from apem_fast.ops import relevance_map
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -30,7 +28,9 @@ def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
     axes = figure.subplots(len(done), len(COLUMNS), squeeze=False)
     for row, one in zip(axes, done):
         before, after = one.relevance, one.result.relevance[0].cpu()
-        panels = (one.pixels, before, after, times_image(before, one.pixels), times_image(after, one.pixels))
+        products = [times_image(values, one.pixels) for values in (before, after)]
+        brightest = products[0].max().clamp(min=1e-12)
+        panels = (one.pixels, before, after, *(product / brightest for product in products))
         for axis, panel in zip(row, panels):
             _show(axis, panel, photograph=panel is one.pixels)
         row[0].set_xlabel(f"{one.photograph.subject} ({one.prediction})", fontsize=8)
@@ -43,9 +43,8 @@ def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
 
 
 def times_image(relevance: Tensor, pixels: Tensor) -> Tensor:
-    """The map (1 or C, H, W) times the photograph, colours summed: (1, H, W) in [0, 1] (P1 section IV-A)."""
-    product = relevance.expand_as(pixels)[None]
-    return relevance_map(product.contiguous(), pixels[None].to(product.dtype), None, "sum")[0]
+    """The map (1 or C, H, W) times the photograph (C, H, W), colours summed: (1, H, W) (P1 section IV-A)."""
+    return (relevance * pixels).sum(dim=0, keepdim=True)
 
 
 def _show(axis, values: Tensor, photograph: bool) -> None:
