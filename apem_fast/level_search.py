@@ -29,6 +29,7 @@ from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, Sta
 RESERVE = 1.5
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
+OUT_OF_DATE = 0.05  # a gradient that was off by more than this share of the way it predicted is measured anew
 INEXACT = 0.25  # by which share of the way that a gradient predicts a margin may be off it, whatever was measured
 
 
@@ -395,8 +396,11 @@ class _Follower(_Visitor):
         if not adjacent and not (alike and self._unchanged(ahead)):
             return False
         if alike:
-            self.astray = max(map(abs, self._misses(ahead))) / self._length(ahead)
-        self.drifted = not (adjacent and alike)
+            miss = max(map(abs, self._misses(ahead)))
+            self.astray = miss / self._length(ahead)
+            self.drifted = not adjacent and miss > OUT_OF_DATE * self._predicted_range(self.at, ahead)
+        else:
+            self.drifted = True
         self.stride = GROWTH * (ahead - self.at)
         del self.curves[self.at]
         self._settle(ahead, self.curves[ahead].first_flip)
