@@ -101,7 +101,7 @@ def test_two_photographs_from_the_shell(tmp_path):
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert came.returncode == 0, came.stderr
-    assert "Gradient: 2 images at 1 stages, 4 rays" in came.stdout and "times as many" in came.stdout
+    assert "Gradient: 2 images at 1 stage, 4 rays" in came.stdout and "times as many" in came.stdout
     table = pandas.read_csv(tmp_path / "run" / "table.csv").set_index("explainer")
     assert table.loc["uniform", "mean"] == 0 and table.loc["gradient", "images"] == 2
     assert table.loc["gradient", "mean"] > 0

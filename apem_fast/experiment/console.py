@@ -66,11 +66,12 @@ class ConsoleProgress:
         if state.finished:
             self.progress.console.print(state.finished, highlight=False)
         rate = state.probes / state.search_seconds if state.search_seconds > 0 else 0.0
-        doing = (
-            f"explaining image {min(state.images_done + 1, state.images_total)} of {state.images_total}"
-            if state.explaining
-            else f"{state.rays_done} of {state.rays_total} rays"
-        )
+        if not state.explainer:
+            doing = "sign gradients"
+        elif state.explaining:
+            doing = f"explaining image {min(state.images_done + 1, state.images_total)} of {state.images_total}"
+        else:
+            doing = f"{state.rays_done} of {state.rays_total} rays"
         self.progress.update(
             self.task,
             completed=state.work,

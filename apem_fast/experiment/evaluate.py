@@ -192,7 +192,7 @@ class _Block:
             probes=probes_before + probes,
             search_seconds=seconds_before + search_seconds,
             finished=(
-                f"{explainer.name}: {count} images at {len(maps)} stages, {2 * count * len(maps)} rays, "
+                f"{explainer.name}: {_count(count, 'image')} at {_count(len(maps), 'stage')}, {2 * count * len(maps)} rays, "
                 f"{probes:,} forward passes, {attribution_seconds + search_seconds:.1f} s"
             ),
         )
@@ -227,3 +227,7 @@ class _Block:
                 row["search_seconds"] = search_seconds * row["probes"] / max(all_probes, 1)
                 rows.append(row)
         return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
