@@ -10,9 +10,6 @@ BUILT := $(VENV)/.built
 DEMO_OUTPUT ?= demo-output
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-# Threads that wait should sleep: where other programs share the cores, spinning makes everything many times slower.
-export OMP_WAIT_POLICY ?= passive
-
 .PHONY: setup demo test test-slow test-cuda bench bench-cuda check clean
 
 setup: $(BUILT)

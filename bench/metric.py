@@ -103,8 +103,7 @@ def scan(work: Workload, size: int, memory_format: torch.memory_format) -> Epsil
                 reached[r] += share
                 if len(wrong) or reached[r] >= MAX_EPSILON:
                     flips[r] = min(wrong[0] if len(wrong) else MAX_EPSILON, MAX_EPSILON)
-                    active.remove(r)
-            active = active[len(turn) :] + [r for r in turn if r in active] if len(active) > size else active
+            active = active[size:] + [r for r in turn if not flips[r]]
     return list(zip(flips[0::2].tolist(), flips[1::2].tolist()))
 
 
@@ -174,7 +173,7 @@ def main() -> None:
         "rays": rays,
         "censored": int((~result.flipped_minus).sum() + (~result.flipped_plus).sum()),
         "every epsilon equal": equal,
-        "epsilons": answers["isolate"],
+        "epsilons": {name: answer for name, answer in answers.items() if name == "literal" or answer != answers["literal"]},
         "probes per ray": float(result.probes.sum()) / rays,
         "scan's probes per ray": float(np.mean(answers["literal"])),
         "best batch": size,
