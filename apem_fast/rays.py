@@ -7,6 +7,7 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -207,7 +208,7 @@ class Prober:
     """
 
     def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner):
-        self._model, self._rays, self.tuner = model, rays, tuner
+        self._model, self._rays, self._tuner = model, rays, tuner
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
@@ -230,25 +231,28 @@ class Prober:
     @property
     def size(self) -> int:
         """How many probes fill a forward pass."""
-        return self.tuner.best.size
+        return self._tuner.best.size
 
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-        # Neighbours in a batch share image and map, which then stay in the cache.
-        order = np.argsort(ray, kind="stable")
-        begin = time.perf_counter()
-        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
-        answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
-        margin, flipped = _checked(answers)
-        self.tuner.worked(time.perf_counter() - begin)
-        close = np.abs(margin) <= answers[2]
+        order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
+        margin, flipped, noise = self._run(ray[order], epsilon[order], self._tuner)
+        if not np.isfinite([margin, noise]).all():
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        close = np.abs(margin) <= noise
         for i in np.flatnonzero(close):
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], answers[2][back], 1 + close[back])
+        return Answers(margin[back], flipped[back], noise[back], 1 + close[back])
+
+    def confirm(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which of these answers, the last unflipped ones of decided rays, turn out wrong; and model inputs it took."""
+        return np.zeros(len(ray), bool), np.zeros(len(ray), np.int64)
 
     def along(
         self,
@@ -284,22 +288,32 @@ class Prober:
             through = through.sum(dim=0, keepdim=True)
         return through.contiguous().cpu().numpy(), GRADIENT_COST
 
-    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
+    def _run(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+        """Margins, flips and noise, all (M,), in the batches of a tuner."""
+        begin = time.perf_counter()
+        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
+        answers = torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1).cpu().numpy()
+        tuner.worked(time.perf_counter() - begin)
+        return answers[0].copy(), answers[1] != 0, answers[2]
+
+    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Iterator[Tensor]:
         at = 0
         while at < len(ray):
-            plan = self.tuner.plan(len(ray) - at)
+            plan = tuner.plan(len(ray) - at)
             batch = slice(at, at + plan.size)
             try:
                 self._lay_out(plan.memory_format)
-                timed = self.tuner.wants_time_of(plan)
+                timed = tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
                 answer = self._measure(ray[batch], epsilon[batch], self._rays)
                 if timed:
-                    self.tuner.ran(plan, len(ray[batch]), self._clock() - begin)
+                    tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
                 if plan.size == 1 or not is_out_of_memory(error):
                     raise
-                self.tuner.did_not_fit(plan)
+                tuner.did_not_fit(plan)
                 continue
             yield answer
             at += len(ray[batch])
@@ -325,17 +339,22 @@ class Prober:
             norm=rays.norm[[ray]],
             level=rays.level[[ray]],
         )
-        margin, flipped = _checked(self._measure(np.zeros(1, np.int64), np.array([epsilon]), one).cpu().numpy())
-        return float(margin[0]), bool(flipped[0])
+        margin, flipped, _ = self._measure(np.zeros(1, np.int64), np.array([epsilon]), one)[:, 0].tolist()
+        if not math.isfinite(margin):
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        return margin, bool(flipped)
 
     def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
         with torch.no_grad():
-            logits = logits_of(self._model, self._inputs(ray, epsilon, rays))
+            logits = self._logits(self._inputs(ray, epsilon, rays))
             labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
             noise = logits.abs().amax(dim=1) * NOISE
             return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        return logits_of(self._model, inputs)
 
     def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
@@ -350,12 +369,6 @@ class Prober:
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
-
-
-def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    if not np.isfinite(answers).all():
-        raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
-    return answers[0].copy(), answers[1] != 0
 
 
 def tuner_for(images: Tensor, batch_size: int | None) -> BatchTuner:

@@ -44,6 +44,21 @@ def batch_size(value: int | None) -> None:
         raise ValueError(f"apem: batch_size must be at least 1 (got {value})")
 
 
+PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
+
+
+def precision(value: str, images: Tensor | None = None) -> None:
+    """Whether it is one, and with `images` whether it goes with them."""
+    if value not in PRECISIONS:
+        raise ValueError(f"apem: precision must be one of {', '.join(PRECISIONS)} (got {value!r})")
+    if images is None or value == "float32":
+        return
+    if images.dtype != torch.float32:
+        raise ValueError(f'apem: precision="{value}" goes with float32 images (got {_dtype(images)})')
+    if value == "tf32" and images.device.type != "cuda":
+        raise ValueError(f'apem: precision="tf32" needs images on a CUDA device (got {images.device.type})')
+
+
 def levels(value: int | None) -> None:
     if value is None:
         return
