@@ -9,12 +9,14 @@ from apem_fast import ops
 from apem_fast.filtering import FilterResult, ScoreCurve, filter_relevance
 from apem_fast.level_search import Stop
 from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
+from apem_fast.normalised import ApemNormResult, apem_norm
 from apem_fast.ops import backend
 from apem_fast.relevance import relevance_map
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApemNormResult",
     "ApemResult",
     "EpsilonResult",
     "Evaluator",
@@ -22,6 +24,7 @@ __all__ = [
     "ScoreCurve",
     "Stop",
     "apem",
+    "apem_norm",
     "backend",
     "explain",
     "filter_relevance",
