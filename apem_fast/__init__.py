@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from apem_fast import ops
 from apem_fast.filtering import FilterResult, ScoreCurve, filter_relevance
@@ -26,16 +26,33 @@ __all__ = [
     "apem",
     "apem_norm",
     "backend",
+    "continuity",
+    "data_randomisation",
     "explain",
     "filter_relevance",
+    "measures",
     "minimum_epsilon",
     "ops",
+    "parameter_randomisation",
     "relevance_map",
+    "selectivity",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`apem_fast.explain` is loaded when it is first used: the libraries behind it take a second or two."""
-    if name == "explain":
-        return importlib.import_module("apem_fast.explain")
-    raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")
+_LAZY = {
+    "continuity": "apem_fast.measures",
+    "data_randomisation": "apem_fast.measures",
+    "explain": "",
+    "measures": "",
+    "parameter_randomisation": "apem_fast.measures",
+    "selectivity": "apem_fast.measures",
+}
+"""What is loaded when it is first used, and from where: the libraries behind it take a second or two."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")
+    if not _LAZY[name]:
+        return importlib.import_module(f"apem_fast.{name}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -104,7 +104,9 @@ def find_least_flips(
         prober = Prober(model, rays, plan)
         while len(rows := known.open(state)):
             rows, needed = known.worthwhile(rows, rank)
-            whole = -(-needed // prober.plan.size) * prober.plan.size  # the last pass is filled with those that may wait
+            whole = (
+                -(-needed // prober.plan.size) * prober.plan.size
+            )  # the last pass is filled with those that may wait
             rows = np.sort(rows[:whole])
             row, grid_step = _before(policy.ask(state.only(rows), prober.plan.size), known.known[family[rows]])
             row = rows[row]

@@ -109,13 +109,19 @@ def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
     return value
 
 
-def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:
-    name = "relevance" if called is None else f"relevance[{called!r}]"
+def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
+    """A finite value for each pixel, or for each channel of each pixel."""
     value = _like_images(name, value, of_images)
     n, c, h, w = of_images.shape
     if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
         raise ValueError(f"apem: {name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
     _finite(name, value)
+    return value
+
+
+def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:
+    name = "relevance" if called is None else f"relevance[{called!r}]"
+    value = map_of_images(name, value, of_images)
     low, high = value.amin(dim=(1, 2, 3)), value.amax(dim=(1, 2, 3))
     if bool((low < 0).any()) or bool((high > 1).any()):
         raise ValueError(f"apem: {name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
