@@ -77,13 +77,13 @@ def bounds(value: tuple[float | None, float | None]) -> None:
         raise ValueError(f"apem: bounds must have lower < upper (got {lower:g}, {upper:g})")
 
 
-def model(value: object) -> None:
+def model(value: object, name: str = "model") -> None:
     if not isinstance(value, nn.Module):
-        raise TypeError(f"apem: model must be a torch.nn.Module (got {_name(value)})")
-    training = next((name for name, module in value.named_modules() if module.training), None)
+        raise TypeError(f"apem: {name} must be a torch.nn.Module (got {_name(value)})")
+    training = next((path for path, module in value.named_modules() if module.training), None)
     if training is not None:
         where = f"its module {training!r}" if training else "it"
-        raise ValueError(f"apem: model must be in eval mode, call model.eval() ({where} is in training mode)")
+        raise ValueError(f"apem: {name} must be in eval mode, call {name}.eval() ({where} is in training mode)")
 
 
 def images(value: object, of_model: nn.Module) -> None:

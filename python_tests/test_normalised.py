@@ -53,7 +53,8 @@ def test_equals_the_literal_loop_over_the_shuffles(search, map_channels):
 def test_cut_off_searches_find_the_least_of_the_full_ones(search, batch_size):
     model = small_network()
     images, relevance = images_and_maps(6)
-    evaluator = af.Evaluator(model, images, search=search, batch_size=batch_size, step=0.1, max_epsilon=30.0)
+    step = 0.5 if isinstance(search, Exhaustive) else 0.1
+    evaluator = af.Evaluator(model, images, search=search, batch_size=batch_size, step=step, max_epsilon=20.0)
     full = evaluator.apem({str(k): shuffled(relevance, 7, k) for k in range(10)})
     chance = shuffled_epsilons(evaluator, relevance, seed=7)
     for sign in ("minus", "plus"):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from apem_fast import validation
 from apem_fast.explain import Explainer
 from apem_fast.measures.arguments import (
     Explain,
@@ -130,7 +131,8 @@ def data_randomisation(
     Args:
         randomised: the network that was trained on permuted labels, in eval mode; or a function that trains one: it is
             handed a copy of `model` with all its layers re-initialised, in training mode, and returns it trained. Both
-            draw their random numbers from `seed`; the global random state is left alone. Labels without meaning can be had by `labels[torch.randperm(len(labels))]`.
+            draw their random numbers from `seed`; the global random state is left alone. Labels without meaning are had
+            by `labels[torch.randperm(len(labels))]`.
 
     The other arguments, and the errors, are those of `parameter_randomisation`; the result has one stage, "labels".
     """
@@ -149,7 +151,7 @@ def data_randomisation(
             if not isinstance(trained, nn.Module):
                 raise TypeError(f"apem: randomised must return the trained network (got {type(trained).__name__})")
             randomised = trained.eval()
-        check_model_and_images(randomised, images)
+        validation.model(randomised, "randomised")
     return original.result(["labels"], [original.compared_with(randomised)])
 
 
