@@ -91,7 +91,8 @@ def continuity(
     are drawn evenly from the sphere around x whose radius is `distance` times norm2(x), from a generator seeded by
     the image and `seed`: neither the batch nor the device changes them. R explains the same class for x and x'. Both
     norms are over the tensors as they are, so ratios of maps with and without channels, or of images of different
-    size, cannot be compared.
+    size, cannot be compared. What a method draws at random for x and for x' counts as change: SmoothGrad of few samples
+    is not continuous.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
