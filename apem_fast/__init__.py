@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apem_fast import ops
 from apem_fast.filtering import FilterResult, ScoreCurve, filter_relevance
@@ -12,6 +12,10 @@ from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum
 from apem_fast.normalised import ApemNormResult, apem_norm
 from apem_fast.ops import backend
 from apem_fast.relevance import relevance_map
+
+if TYPE_CHECKING:
+    from apem_fast import explain, measures
+    from apem_fast.measures import continuity, data_randomisation, parameter_randomisation, selectivity
 
 __version__ = "0.1.0"
 
@@ -38,21 +42,14 @@ __all__ = [
     "selectivity",
 ]
 
-
-_LAZY = {
-    "continuity": "apem_fast.measures",
-    "data_randomisation": "apem_fast.measures",
-    "explain": "",
-    "measures": "",
-    "parameter_randomisation": "apem_fast.measures",
-    "selectivity": "apem_fast.measures",
-}
-"""What is loaded when it is first used, and from where: the libraries behind it take a second or two."""
+_MODULES = ("explain", "measures")
+_MEASURES = ("continuity", "data_randomisation", "parameter_randomisation", "selectivity")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")
-    if not _LAZY[name]:
+    """Loaded when it is first used: the libraries behind these take a second or two."""
+    if name in _MODULES:
         return importlib.import_module(f"apem_fast.{name}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MEASURES:
+        return getattr(importlib.import_module("apem_fast.measures"), name)
+    raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")

@@ -42,6 +42,11 @@ class ShuffledEpsilons:
     probes: Tensor  # int64: model inputs that were run for all of the image's shuffles
     shuffles: int
 
+    def normalised_score(self, result: ApemResult) -> Tensor:
+        """epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus, (N,) float64, of the maps that
+        were shuffled."""
+        return result.epsilon_plus / self.epsilon_plus - result.epsilon_minus / self.epsilon_minus
+
 
 @dataclass(frozen=True)
 class ApemNormResult:
@@ -53,8 +58,7 @@ class ApemNormResult:
     @property
     def score(self) -> Tensor:
         """epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus, (N,) float64."""
-        plain, chance = self.apem, self.shuffled
-        return plain.epsilon_plus / chance.epsilon_plus - plain.epsilon_minus / chance.epsilon_minus
+        return self.shuffled.normalised_score(self.apem)
 
     @property
     def censored(self) -> Tensor:

@@ -8,6 +8,7 @@ them the answers, are those of `apem`; only their probes are cut off.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from apem_fast.search import UNDECIDED, Measured, Probes, Search, State
 
 
 class Clearing(Protocol):
-    """A state that says how far each of its rays is cleared: Isolate's and Exhaustive's do."""
+    """A state that says how far each of its rays is cleared, as those of Isolate and Exhaustive do."""
 
     first_flip: NDArray[np.int64]
     cleared: NDArray[np.int64]  # [rows]: no step up to this one can flip
@@ -51,10 +52,10 @@ class Families:
         return np.flatnonzero((state.first_flip == UNDECIDED) & ~beyond)
 
     def worthwhile(self, ray: NDArray[np.int64], rank: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Open rays, those first that are not probed for nothing whatever the others bring, and how many these are.
+        """Open rays, those first whose turn it is, and how many these are.
 
         While the leader's first flip is not settled it goes alone, for where it flips is where its siblings can stop;
-        then all go.
+        then all go. Where no flip is known, the ray of the least rank goes alone.
         """
         family = self.family[ray]
         leads = self.leader[family] == ray
@@ -104,10 +105,8 @@ def find_least_flips(
         prober = Prober(model, rays, plan)
         while len(rows := known.open(state)):
             rows, needed = known.worthwhile(rows, rank)
-            whole = (
-                -(-needed // prober.plan.size) * prober.plan.size
-            )  # the last pass is filled with those that may wait
-            rows = np.sort(rows[:whole])
+            # The last pass would not be full: those that may wait fill it.
+            rows = np.sort(rows[: math.ceil(needed / prober.plan.size) * prober.plan.size])
             row, grid_step = _before(policy.ask(state.only(rows), prober.plan.size), known.known[family[rows]])
             row = rows[row]
             answers = prober(row, grid_step * step)

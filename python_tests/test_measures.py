@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -214,7 +216,7 @@ BAD = {
         "labels": (dict(labels=torch.tensor([1, 10])), ValueError, r"selectivity: labels must lie in \[0, 10\) \(got 10\)"),
         "labels of another shape": (dict(labels=torch.tensor([1])), ValueError, r"selectivity: labels must be int64 of shape \(2,\) \(got int64 of shape \(1,\)\)"),
         "steps": (dict(steps=0), ValueError, r"selectivity: steps must be at least 1 \(got 0\)"),
-        "batch size": (dict(batch_size=1.5), TypeError, r"selectivity: batch_size must be a whole number \(got float\)"),
+        "batch size": (dict(batch_size=1.5), TypeError, r"selectivity: batch_size must be a whole number or None \(got float\)"),
         "output": (dict(output="loss"), ValueError, r'selectivity: output must be "probability" or "logit" \(got \'loss\'\)'),
         "baseline": (dict(baseline="mean"), TypeError, r"selectivity: baseline must be a number or a torch.Tensor \(got str\)"),
         "baseline's shape": (dict(baseline=torch.ones(7)), ValueError, r"selectivity: baseline must broadcast to images \(2, 3, 16, 16\) \(got \(7,\)\)"),
@@ -241,3 +243,11 @@ def test_bad_input_is_one_sentence(measure, case):
     arguments |= {"relevance": relevance} if measure == "selectivity" else {"explain": af.explain.Gradient()}
     with pytest.raises(error, match=f"^{sentence}$"):
         getattr(af, measure)(**arguments | changes)
+
+
+def test_the_libraries_behind_the_measures_are_loaded_when_they_are_used():
+    program = "import sys, apem_fast as af; early = set(sys.modules); af.selectivity; print('scipy' in early, 'scipy' in sys.modules)"  # fmt: skip
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "True"]
+    with pytest.raises(AttributeError, match=r"^module 'apem_fast' has no attribute 'selectivty'$"):
+        getattr(af, "selectivty")  # noqa: B009
