@@ -187,7 +187,7 @@ class _Original:
         with undisturbed(model):
             with torch.no_grad():
                 predictions = torch.cat([logits_of(model, image) for image in self.images.split(1)]).argmax(dim=1)
-            self.labels = predictions if labels is None else labels
+            self.labels = predictions if labels is None else labels.to(self.images.device)
             self.attribution = self.explainer(model, self.images, self.labels)
         self.map = relevance(self.attribution)
         self.evaluator = None if apem is None else Evaluator(model, self.images, labels=labels, **apem)
