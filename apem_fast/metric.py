@@ -152,6 +152,16 @@ class Evaluator:
         validation.labels(labels, self._clean.labels)
 
     @property
+    def model(self) -> nn.Module:
+        """The model, as it was given."""
+        return self._model
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W), as they were given."""
+        return self._images
+
+    @property
     def labels(self) -> Tensor:
         """(N,) int64: the model's predictions."""
         return self._clean.labels

@@ -92,6 +92,11 @@ class Search(Protocol[S]):
 class ExhaustiveState(State):
     reached: Steps  # [rows]: every step up to this one was measured and is not flipped
 
+    @property
+    def cleared(self) -> Steps:
+        """As Isolate's state calls it."""
+        return self.reached
+
 
 @dataclass(frozen=True)
 class Exhaustive:
