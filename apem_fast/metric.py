@@ -176,12 +176,13 @@ class Evaluator:
         return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
 
     @contextmanager
-    def probing(self, rays: Rays) -> Iterator[Prober]:
-        """Runs the model on probes of `rays` while it is open, in the precision and the batches of the options."""
-        if self.options.precision == "float32":
+    def probing(self, rays: Rays, precision: str | None = None) -> Iterator[Prober]:
+        """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
+        precision = precision or self.options.precision
+        if precision == "float32":
             prober = Prober(self._model, rays, self._tuner)
         else:
-            prober = ScreeningProber(self._model, rays, self._tuner, self.options.precision, self._screen_tuner)
+            prober = ScreeningProber(self._model, rays, self._tuner, precision, self._screen_tuner)
         with undisturbed(self._model), prober:
             yield prober
 

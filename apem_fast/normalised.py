@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.engine import Progress
 from apem_fast.metric import ApemResult, BoundsOf, Evaluator
-from apem_fast.rays import best_plan
 from apem_fast.relevance import shuffled
 from apem_fast.search import Search
 from apem_fast.siblings import find_least_flips
@@ -163,7 +162,6 @@ def shuffled_epsilons(
     count, per_image = len(maps), 2 * shuffles
     step, flipped = np.zeros((count, 2), np.int64), np.zeros((count, 2), bool)
     probes = np.zeros((count, 2), np.int64)
-    plan = None
     for chunk in _chunks(count, max(1, MAPS_AT_ONCE // shuffles)):
         here = chunk.stop - chunk.start
         rays = evaluator.rays(
@@ -174,7 +172,6 @@ def shuffled_epsilons(
             rays, images=rays.images[chunk], labels=rays.labels[chunk], sign=rays.sign[chunk],
             image=rays.image - chunk.start,
         )  # fmt: skip
-        plan = plan or best_plan(evaluator.model, rays, options.batch_size)
 
         def report(
             done: int, _: int, probes_here: int, start: int = chunk.start, before: int = int(probes.sum())
@@ -182,10 +179,11 @@ def shuffled_epsilons(
             if progress is not None:
                 progress(start * per_image + done, count * per_image, before + probes_here)
 
-        least = find_least_flips(
-            evaluator.model, rays, 2 * rays.image + rays.irrelevance, options.policy, plan,
-            step=options.step, last_step=options.last_step, progress=report,
-        )  # fmt: skip
+        with evaluator.probing(rays, "float32") as prober:
+            least = find_least_flips(
+                prober, rays, 2 * rays.image + rays.irrelevance, options.policy,
+                step=options.step, last_step=options.last_step, progress=report,
+            )  # fmt: skip
         for table, column in ((step, least.step), (flipped, least.flipped), (probes, least.probes)):
             table[chunk] = column.reshape(here, 2)
     epsilon = torch.from_numpy(step * options.step)

@@ -10,7 +10,7 @@ spares, all go on in float32.
 
 from __future__ import annotations
 
-from typing import ContextManager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ BAND = 3.0  # how many times further than seen the difference may drift
 ON_TRIAL = 64  # screened probes before it is judged whether the screen pays
 
 
-def low_precision(precision: str, device_type: str) -> ContextManager[object]:
+def low_precision(precision: str, device_type: str) -> AbstractContextManager[object]:
     """Inside, convolutions and matrix products are in that precision."""
     if precision == "tf32":
         return _tf32()

@@ -14,11 +14,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from apem_fast.batching import BatchPlan
 from apem_fast.engine import Flips, Progress, find_flips
-from apem_fast.rays import Prober, Rays, undisturbed
+from apem_fast.rays import Prober, Rays
 from apem_fast.search import UNDECIDED, Measured, Probes, Search, State
 
 
@@ -71,11 +69,10 @@ class Families:
 
 
 def find_least_flips(
-    model: nn.Module,
+    prober: Prober,
     rays: Rays,
     family: NDArray[np.int64],
     policy: Search,
-    plan: BatchPlan,
     *,
     step: float,
     last_step: int,
@@ -84,8 +81,8 @@ def find_least_flips(
     """The least step on the grid step, 2 step, ..., last_step * step at which any ray of each family flips.
 
     Args:
+        prober: open, in float32, and of `rays`.
         family: (R,) from 0 to G - 1, the family of each ray.
-        plan: how many probes enter one forward pass, and in which memory format.
         progress: called with (rays decided, rays in all, probes so far) after every round.
 
     Returns:
@@ -95,26 +92,24 @@ def find_least_flips(
     families = int(family.max()) + 1
     state: State = policy.start(rays.margin, rays.slope * step, last_step)
     if not hasattr(state, "cleared"):
-        return _least_of_all(model, rays, family, policy, plan, step=step, last_step=last_step, progress=progress)
+        return _least_of_all(prober, rays, family, policy, step=step, last_step=last_step, progress=progress)
     # First-order estimate of where a ray flips: who flips first, by rank.
     with np.errstate(divide="ignore", invalid="ignore"):
         rank = np.argsort(np.argsort(rays.margin / np.maximum(rays.slope, 0), kind="stable"))
     known = Families(family, np.full(families, last_step + 1), np.full(families, -1))
     probes = np.zeros(families, np.int64)
-    with undisturbed(model, plan.memory_format):
-        prober = Prober(model, rays, plan)
-        while len(rows := known.open(state)):
-            rows, needed = known.worthwhile(rows, rank)
-            # The last pass would not be full: those that may wait fill it.
-            rows = np.sort(rows[: math.ceil(needed / prober.plan.size) * prober.plan.size])
-            row, grid_step = _before(policy.ask(state.only(rows), prober.plan.size), known.known[family[rows]])
-            row = rows[row]
-            answers = prober(row, grid_step * step)
-            np.add.at(probes, family[row], answers.runs)
-            state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
-            known = known.told(row[answers.flipped], grid_step[answers.flipped])
-            if progress is not None:
-                progress(len(rays) - len(known.open(state)), len(rays), int(probes.sum()))
+    while len(rows := known.open(state)):
+        rows, needed = known.worthwhile(rows, rank)
+        # The last pass would not be full: those that may wait fill it.
+        rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
+        row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
+        row = rows[row]
+        answers = prober(row, grid_step * step)
+        np.add.at(probes, family[row], answers.runs)
+        state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+        known = known.told(row[answers.flipped], grid_step[answers.flipped])
+        if progress is not None:
+            progress(len(rays) - len(known.open(state)), len(rays), int(probes.sum()))
     flipped = known.known <= last_step
     return Flips(np.minimum(known.known, last_step), flipped, probes)
 
@@ -127,12 +122,10 @@ def _before(wanted: Probes, known: NDArray[np.int64]) -> Probes:
 
 
 def _least_of_all(
-    model: nn.Module, rays: Rays, family: NDArray[np.int64], policy: Search, plan: BatchPlan, *, step: float,
-    last_step: int, progress: Progress | None,
+    prober: Prober, rays: Rays, family: NDArray[np.int64], policy: Search, *, step: float, last_step: int,
+    progress: Progress | None,
 ) -> Flips:  # fmt: skip
-    each = find_flips(
-        model, rays, policy, step=step, last_step=last_step, batch_size=plan.size, progress=progress
-    )  # fmt: skip
+    each = find_flips(prober, rays, policy, step=step, last_step=last_step, progress=progress)
     families = int(family.max()) + 1
     least, flipped, probes = np.full(families, last_step), np.zeros(families, bool), np.zeros(families, np.int64)
     np.minimum.at(least, family, each.step)
