@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.engine import Flips, Progress, find_flips
+from apem_fast.passes import passes_for
 from apem_fast.rays import Clean, Prober, Rays, direction_rays, relevance_rays, run_clean, tuner_for, undisturbed
 from apem_fast.screening import ScreeningProber
 from apem_fast.search import Search, policy_of
@@ -99,6 +100,8 @@ class Options:
         batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
         precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
             "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
+        compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
+            decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
             none.
     """
@@ -108,6 +111,7 @@ class Options:
     search: str | Search = "isolate"
     batch_size: int | None = None
     precision: str = "float32"
+    compile: bool = False
     bounds: BoundsOf = (None, None)
     policy: Search = field(init=False, repr=False)
     last_step: int = field(init=False, repr=False)
@@ -146,7 +150,9 @@ class Evaluator:
         validation.images(images, model)
         validation.precision(self.options.precision, images)
         self._model, self._images = model, images.detach()
-        self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size) for _ in range(2))
+        compile = self.options.compile
+        self._passes = passes_for(model, images.device, compile)
+        self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
         with undisturbed(model):
             self._clean: Clean = run_clean(model, self._images)
         validation.labels(labels, self._clean.labels)
@@ -180,9 +186,9 @@ class Evaluator:
         """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
         precision = precision or self.options.precision
         if precision == "float32":
-            prober = Prober(self._model, rays, self._tuner)
+            prober = Prober(self._model, rays, self._tuner, self._passes)
         else:
-            prober = ScreeningProber(self._model, rays, self._tuner, precision, self._screen_tuner)
+            prober = ScreeningProber(self._model, rays, self._tuner, self._passes, precision, self._screen_tuner)
         with undisturbed(self._model), prober:
             yield prober
 
@@ -254,6 +260,7 @@ def apem(
     search: str | Search = "isolate",
     batch_size: int | None = None,
     precision: str = "float32",
+    compile: bool = False,
     bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
 ) -> ApemResult:
@@ -268,7 +275,7 @@ def apem(
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
         labels: the predictions, if known; an error if they are not the model's.
-        max_epsilon, step, search, batch_size, precision, bounds: see `Options`.
+        max_epsilon, step, search, batch_size, precision, compile, bounds: see `Options`.
         progress: called with (rays decided, rays in all, probes so far).
 
     Raises:
@@ -276,7 +283,7 @@ def apem(
     """
     evaluator = Evaluator(
         model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        precision=precision, bounds=bounds,
+        precision=precision, compile=compile, bounds=bounds,
     )  # fmt: skip
     return evaluator.apem({"relevance": relevance}, progress)["relevance"]
 
@@ -292,6 +299,7 @@ def minimum_epsilon(
     search: str | Search = "isolate",
     batch_size: int | None = None,
     precision: str = "float32",
+    compile: bool = False,
     bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
 ) -> EpsilonResult:
@@ -304,6 +312,6 @@ def minimum_epsilon(
     """
     evaluator = Evaluator(
         model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        precision=precision, bounds=bounds,
+        precision=precision, compile=compile, bounds=bounds,
     )  # fmt: skip
     return evaluator.minimum_epsilon(direction, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import BatchTuner, is_out_of_memory
+from apem_fast.batching import FIRST_SIZE, BatchTuner, is_out_of_memory
+from apem_fast.passes import PlainPasses
 
-# A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
-# (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
-NOISE = 2.0**-16
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 
 
@@ -53,7 +51,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     """The model's logits (N, classes), checked."""
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
@@ -207,8 +205,8 @@ class Prober:
     of the batches.
     """
 
-    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner):
-        self._model, self._rays, self._tuner = model, rays, tuner
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses):
+        self._model, self._rays, self._tuner, self._passes = model, rays, tuner, passes
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
@@ -218,12 +216,14 @@ class Prober:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._passes.forget()
         for parameter, data in self._weights:
             parameter.data = data
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         if memory_format is self._format:
             return
+        self._passes.forget()
         self._format, self._rays = memory_format, self._rays.in_format(memory_format)
         for parameter, data in self._weights:
             parameter.data = data.contiguous(memory_format=memory_format)
@@ -307,7 +307,7 @@ class Prober:
                 self._lay_out(plan.memory_format)
                 timed = tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
-                answer = self._measure(ray[batch], epsilon[batch], self._rays)
+                answer = self._measure(ray[batch], epsilon[batch], self._rays, plan.size)
                 if timed:
                     tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
@@ -344,17 +344,21 @@ class Prober:
             raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
         return margin, bool(flipped)
 
-    def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
+    def _measure(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
+    ) -> Tensor:
+        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
+        of `size` inputs, or by the plain model."""
         with torch.no_grad():
-            logits = self._logits(self._inputs(ray, epsilon, rays))
+            inputs = self._inputs(ray, epsilon, rays)
+            logits = logits_of(self._model, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
-            noise = logits.abs().amax(dim=1) * NOISE
-            return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+            noise = logits.abs().amax(dim=1).double() * self._passes.noise
+            return torch.stack([margin.double(), (predicted != labels).double(), noise])
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        return logits_of(self._model, inputs)
+    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
+        return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
 
     def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
@@ -371,10 +375,17 @@ class Prober:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def tuner_for(images: Tensor, batch_size: int | None) -> BatchTuner:
-    """Batches of the size asked for, or of the one that turns out best, for inputs like these."""
+def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -> BatchTuner:
+    """Batches of the size asked for, or of the one that turns out best, for inputs like these.
+
+    Args:
+        one_shape: whether every new shape is expensive: then the first guess stays.
+    """
+    device = images.device.type
     if images.shape[1] == 1:
         formats = (torch.contiguous_format,)  # with one channel the formats are the same
     else:
         formats = (torch.channels_last, torch.contiguous_format)
-    return BatchTuner(formats, images.device.type, batch_size)
+    if one_shape:
+        batch_size = batch_size or FIRST_SIZE[device]
+    return BatchTuner(formats, device, batch_size)

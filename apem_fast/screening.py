@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast.batching import BatchTuner, is_out_of_memory
-from apem_fast.rays import NOISE, Answers, ModelOutputError, Prober, Rays
+from apem_fast.passes import PlainPasses
+from apem_fast.rays import Answers, ModelOutputError, Prober, Rays
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}  # of one value
 BAND = 3.0  # how many times further than seen the difference may drift
@@ -49,8 +50,11 @@ class ScreeningProber(Prober):
         screen_tuner: of low-precision passes, whose best batch is another one.
     """
 
-    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, precision: str, screen_tuner: BatchTuner):
-        super().__init__(model, rays, tuner)
+    def __init__(
+        self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses, precision: str,
+        screen_tuner: BatchTuner,
+    ):  # fmt: skip
+        super().__init__(model, rays, tuner, passes)
         self._precision, self._screen_tuner = precision, screen_tuner
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
@@ -155,10 +159,12 @@ class ScreeningProber(Prober):
         finally:
             self._in_low_precision = False
         bad = ~(np.isfinite(margin) & np.isfinite(noise))
-        return np.where(bad, -np.inf, margin), np.where(bad, 0.0, noise * (ROUNDING[self._precision] / NOISE))
+        return np.where(bad, -np.inf, margin), np.where(
+            bad, 0.0, noise * (ROUNDING[self._precision] / self._passes.noise)
+        )
 
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
         if not self._in_low_precision:
-            return super()._logits(inputs)
+            return super()._logits(inputs, size)
         with low_precision(self._precision, inputs.device.type):
-            return super()._logits(inputs)
+            return super()._logits(inputs, size, exact=False)
