@@ -111,7 +111,9 @@ def flagged_lines(store: RunStore) -> list[str]:
     if not len(reasons):
         return []
     reasons_text = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
-    return [f"{int(reasons.sum()):,} of {len(results):,} maps could not be measured and count nowhere ({reasons_text})."]
+    return [
+        f"{int(reasons.sum()):,} of {len(results):,} maps could not be measured and count nowhere ({reasons_text})."
+    ]
 
 
 def summary_table(table: pandas.DataFrame) -> Table:

@@ -126,9 +126,13 @@ class _Run:
     ) -> None:  # fmt: skip
         options, progress, size = self.options, self.progress, self.options.block
         photograph: dict[str, Photograph] = {one.name: one for one in images.photographs}
-        blocks = {number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing}
+        blocks = {
+            number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing
+        }
         total = sum(
-            expected_passes(self.explainers[key], len(blocks[number]), options) for number, keys in missing for key in keys
+            expected_passes(self.explainers[key], len(blocks[number]), options)
+            for number, keys in missing
+            for key in keys
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
         for number, keys in missing:

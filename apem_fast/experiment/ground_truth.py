@@ -56,7 +56,9 @@ def _by_name(path: Path, lines: list[list[str]], images: Sequence[str], classes:
     truth: dict[str, int] = {}
     for line in lines:
         if len(line) < 2:
-            raise ValueError(f"ground-truth: each line of {path} must be NAME CLASS, or each a number (got {line[0]!r})")
+            raise ValueError(
+                f"ground-truth: each line of {path} must be NAME CLASS, or each a number (got {line[0]!r})"
+            )
         index = classes.index_of(line[1])
         if index is None:
             raise ValueError(f"ground-truth: {_no_class(line[1], classes)} (in {path})")
@@ -127,4 +129,3 @@ def _development_kit(path: Path, least: int, classes: Classes) -> dict[int, int]
         raise ValueError(f"ground-truth: {meta} names {len(numbers)} classes, the network has {len(classes)}")
     indices = {number: classes.index_of(synset) for number, synset in numbers.items()}
     return {number: index for number, index in indices.items() if index is not None}
-

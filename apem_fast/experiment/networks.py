@@ -80,7 +80,9 @@ class Network:
     def digest(self) -> str:
         """Different for networks that answer differently: weights, preparation of images, categories."""
         digest = hashlib.blake2b(digest_size=16)
-        prepared = [getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("name", "model")]
+        prepared = [
+            getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("name", "model")
+        ]
         digest.update(repr((type(self.model).__name__, prepared)).encode())
         for name, value in self.model.state_dict().items():
             digest.update(repr((name, value.dtype, tuple(value.shape))).encode())

@@ -78,7 +78,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.images != "photographs" and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
             raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
-        for name, word in (("images", "photographs"), ("ground_truth", NO_GROUND_TRUTH), ("classes", ""), ("weights", "")):
+        for name, word in (
+            ("images", "photographs"),
+            ("ground_truth", NO_GROUND_TRUTH),
+            ("classes", ""),
+            ("weights", ""),
+        ):
             path = getattr(self, name)
             if path is not None and path != word:
                 object.__setattr__(self, name, str(Path(path).absolute()))
