@@ -28,7 +28,7 @@ def write_page(store: RunStore, shown_images: int = 24) -> Path:
         store: a run with at least one finished explainer.
         shown_images: how many images are shown with their maps, the first of the run.
     """
-    table = summary(store)
+    table, correct = summary(store), store.images()["correct"]
     environment = Environment(
         loader=PackageLoader("apem_fast.experiment"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -43,7 +43,7 @@ def write_page(store: RunStore, shown_images: int = 24) -> Path:
         totals=totals(table),
         findings=_findings(table),
         image_count=len(store.images()),
-        correct_count=int(store.images()["correct"].sum()),
+        correct_count=int(correct.sum()) if correct.notna().any() else None,
         boxplots=Markup(boxplots(store)),
     )
     return store.write_file(store.folder / "index.html", page)

@@ -106,8 +106,8 @@ class RunStore:
         for name, digest in digests.items():
             if digest != self.record.get("digests", {}).get(name):
                 raise ValueError(
-                    f"{self.folder} holds a run of another {name}: {getattr(options, name)} has changed since it began; "
-                    f"choose another folder, or put it back to continue that run"
+                    f"{self.folder} holds a run with the same {name}={getattr(options, name)} as it was before; it has "
+                    f"changed since, so choose another folder, or undo the change to continue that run"
                 )
         record = _record(options)
         own, other = (
@@ -158,6 +158,12 @@ class RunStore:
         return Selection(
             tuple(record["images"]), tuple(LeftOut(*one) for one in record["left_out"]), record["note"]
         )  # fmt: skip
+
+    def discard(self) -> None:
+        """Forget a run that never came to choose its images."""
+        (self.folder / "run.json").unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def write_selection(self, selection: Selection) -> None:
         record = {
