@@ -90,7 +90,7 @@ class RunStore:
                 store = cls(folder)
                 store._continue_with(options, digests)
                 return store
-            if any(folder.iterdir()):
+            if any(path.name != _neighbour(folder / "run.json").name for path in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
             _write(folder / "run.json", _json(_record(options) | {"digests": dict(digests)}))
         except OSError as error:
@@ -257,10 +257,14 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
+def _neighbour(path: Path) -> Path:
+    """Always the same, so that what a killed process left there is overwritten, not left behind."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _write(path: Path, contents: bytes | str) -> Path:
     """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part."""
-    # The neighbour's name is fixed, so that what a killed process left of it is overwritten, not left behind.
-    neighbour = path.with_name(f".{path.name}.part")
+    neighbour = _neighbour(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
