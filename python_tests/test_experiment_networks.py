@@ -53,7 +53,9 @@ def test_a_fine_tuned_torchvision_network(weights):
     assert load_network("squeezenet1_1", weights=weights / "six.pt").categories == tuple(f"class {i}" for i in range(6))
 
 
-@pytest.mark.parametrize("name, size, resize", [("inception_v3", 299, 342), ("vgg16", 224, 256), ("vit_b_16", 224, 256)])
+@pytest.mark.parametrize(
+    "name, size, resize", [("inception_v3", 299, 342), ("vgg16", 224, 256), ("vit_b_16", 224, 256)]
+)
 def test_each_torchvision_network_has_its_own_preparation(name, size, resize, monkeypatch):
     monkeypatch.setattr(networks, "read_weights", lambda path: {"last": torch.zeros(1000)})
     monkeypatch.setattr(networks, "load_weights", lambda *arguments: None)

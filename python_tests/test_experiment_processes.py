@@ -60,7 +60,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def killed_run(kill_at: int, folder: Path, **environment: str) -> subprocess.Popen:
-    return start([sys.executable, str(HERE / "killed_run.py"), str(kill_at), *ARGUMENTS, "-o", str(folder)], **environment)
+    return start(
+        [sys.executable, str(HERE / "killed_run.py"), str(kill_at), *ARGUMENTS, "-o", str(folder)], **environment
+    )
 
 
 def start_two(kill_at: tuple[int, int], folder: Path) -> list[subprocess.Popen]:
@@ -89,7 +91,16 @@ def test_a_run_killed_again_and_again_ends_the_same(whole, tmp_path):
 
 
 def test_two_processes_under_torchrun_do_the_same(whole, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "apem_fast"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "apem_fast",
+    ]
     code, out, error = finish(start([*torchrun, *ARGUMENTS, "-o", str(tmp_path / "run")]))
     assert code == 0, error
     assert_same(tmp_path / "run", whole)

@@ -89,7 +89,9 @@ def test_fewer_than_asked_for(photographs, network, right):
     draw = select(photographs, network, "cpu", selection="both", count=29)
     assert draw.names == tuple(right)
     correct = sum(right.values())
-    assert draw.note == f"Fewer images than the 29 asked for: {correct} correct and {30 - correct} misclassified among 30."
+    assert (
+        draw.note == f"Fewer images than the 29 asked for: {correct} correct and {30 - correct} misclassified among 30."
+    )
 
 
 def test_images_that_cannot_be_read_are_passed_over(photographs, network, tmp_path):
