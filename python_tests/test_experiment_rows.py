@@ -147,9 +147,10 @@ def test_shuffled_epsilons_are_the_least_of_those_of_each_shuffle(tmp_path):
 
 
 def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
-    def concentration(model, images, relevance, labels):
-        assert images.shape[0] == relevance.shape[0] == labels.shape[0] and not model.training
-        return relevance.mean(dim=(1, 2, 3))
+    def concentration(explained):
+        assert len(explained.images) == len(explained.pixels) == len(explained.labels) == len(explained.relevance) == 4
+        assert explained.explainer.name == "partly_zero" and explained.stage in STAGES.values()
+        return explained.relevance.mean(dim=(1, 2, 3))
 
     monkeypatch.setitem(measures.MEASURES, "concentration", concentration)
     store = evaluate(other_explainers("partly_zero", measures=("concentration",)), tmp_path / "run")

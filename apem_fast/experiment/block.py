@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apem_fast.experiment.measures import MEASURES
+from apem_fast.experiment.measures import MEASURES, Explained
 from apem_fast.experiment.networks import Network
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.photographs import Photograph
@@ -177,7 +177,7 @@ class Block:
         shuffles = self.shuffle(measurable, before.work + explaining + searching, searching)
         rows = self.rows(key, flags, results, attribution_seconds, search_seconds)
         self.add_shuffles(rows, shuffles, results)
-        self.add_measures(rows, maps)
+        self.add_measures(rows, measurable, explainer)
         for stage, relevance in maps.items():
             self.save_maps(key, stage, relevance)
         self.store.write(self.number, key, rows)
@@ -291,10 +291,15 @@ class Block:
                 normalised = shuffles[stage].normalised_score(results[stage])[n].item()
             row |= {f"shuffled_{name}": value for name, value in zip(names, values)} | {"score_norm": normalised}
 
-    def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor]) -> None:
+    def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor], explainer: Explainer) -> None:
+        model, percentile = self.network.model, self.options.percentile
         for name in self.options.measures:
             values = {
-                stage: MEASURES[name](self.network.model, self.images, relevance, self.labels)
+                stage: MEASURES[name](
+                    Explained(
+                        model, self.images, self.pixels, self.labels, explainer, STAGES[stage], percentile, relevance
+                    )
+                )
                 for stage, relevance in maps.items()
             }
             for i, row in enumerate(rows):
