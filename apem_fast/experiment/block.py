@@ -26,7 +26,7 @@ from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.relevance import STAGES
 
-EXPECTED_PASSES_PER_RAY = 20.0
+EXPECTED_PASSES_PER_RAY = 10.0
 """For the estimate of the time left only."""
 
 NAN = float("nan")
