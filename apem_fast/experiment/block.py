@@ -7,7 +7,7 @@ leaves no ray gets a row that says so, and stops nobody.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from apem_fast.relevance import STAGES
 
 EXPECTED_PASSES_PER_RAY = 10.0
 """For the estimate of the time left only."""
+
+ImageProgress = Callable[[int, int], None]
+"""Called with (images explained, images in all)."""
 
 NAN = float("nan")
 
@@ -194,7 +197,7 @@ class Block:
             ),
         )
 
-    def maps(self, explainer: Explainer, explained: Any) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    def maps(self, explainer: Explainer, explained: ImageProgress) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
         attribution, failed = self.attribution(explainer, explained)
         maps = {name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages}
@@ -204,7 +207,7 @@ class Block:
         }
         return maps, flags
 
-    def attribution(self, explainer: Explainer, explained: Any) -> tuple[Tensor, list[bool]]:
+    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[bool]]:
         """The attribution, and of which images there is none because it did not come out finite: it is 0 there."""
         model, images, labels = self.network.model, self.images, self.labels
         try:
