@@ -28,6 +28,7 @@ def boxplots(store: RunStore) -> str:
     from matplotlib.figure import Figure
 
     results = store.results()
+    results = results[results["flag"] == ""]
     keys = [key for key in store.options.explainers if key in set(results["explainer"])]
     stages = [stage for stage in store.options.stages if stage in set(results["stage"])]
     style = {

@@ -28,7 +28,7 @@ def write_page(store: RunStore, shown_images: int = 24) -> Path:
         store: a run with at least one finished explainer.
         shown_images: how many images are shown with their maps, the first of the run.
     """
-    table = summary(store)
+    table, correct = summary(store), store.images()["correct"]
     environment = Environment(
         loader=PackageLoader("apem_fast.experiment"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -43,7 +43,7 @@ def write_page(store: RunStore, shown_images: int = 24) -> Path:
         totals=totals(table),
         findings=_findings(table),
         image_count=len(store.images()),
-        correct_count=int(store.images()["correct"].sum()),
+        correct_count=int(correct.sum()) if correct.notna().any() else None,
         boxplots=Markup(boxplots(store)),
     )
     return store.write_file(store.folder / "index.html", page)
@@ -77,9 +77,10 @@ def _findings(table: pandas.DataFrame) -> list[str]:
 
 def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
     """What the page's script shows: images, explainers, stages, and each map with its numbers."""
-    images = store.images().head(shown_images)
+    pictures = store.options.pictures
+    images = store.images().head(shown_images if pictures is None else min(shown_images, pictures))
     results = store.results()
-    results = results[results["image"].isin(images["image"])]
+    results = results[results["image"].isin(images["image"]) & (results["flag"] == "")]
     maps: dict[str, Any] = {}
     for row in results.to_dict("records"):
         with Image.open(store.map(row["image"], row["explainer"], row["stage"])) as picture:
@@ -106,5 +107,6 @@ def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
 def _image(store: RunStore, row: dict[str, Any]) -> dict[str, Any]:
     with Image.open(store.photograph(row["image"])) as picture:
         photograph = data_uri(picture.convert("RGB"), PHOTOGRAPH_SIDE, quality=85)
-    fields = ("image", "subject", "source", "prediction", "confidence", "correct")
-    return {name: row[name] for name in fields} | {"photograph": photograph}
+    fields = ("image", "subject", "source", "prediction", "confidence")
+    correct = bool(row["correct"]) if pandas.notna(row["correct"]) else None
+    return {name: row[name] for name in fields} | {"correct": correct, "photograph": photograph}

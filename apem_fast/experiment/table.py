@@ -13,7 +13,8 @@ from apem_fast.relevance import STAGES
 def summary(store: RunStore) -> pandas.DataFrame:
     """One row for each stage and explainer, in the order of the papers' stages and of the command.
 
-    Columns: stage, explainer (its key), name, images; mean and median of the score (APEM); mean epsilon_minus and
+    Columns: stage, explainer (its key), name, images; flagged, how many more there are whose map leaves no ray and which
+    nothing else counts; mean and median of the score (APEM); mean epsilon_minus and
     epsilon_plus; censored_minus and censored_plus, how many rays reached max_epsilon without a flip (their epsilons
     enter as max_epsilon, so a mean with censored rays is no more than a bound); seconds; probes, the forward passes
     taken; scan_probes, those of a scan of every grid point up to each flip; saving, the ratio of the two.
@@ -25,6 +26,8 @@ def summary(store: RunStore) -> pandas.DataFrame:
     for stage in (stage for stage in STAGES if stage in set(results["stage"])):
         for key in store.options.explainers:
             part = results[(results["stage"] == stage) & (results["explainer"] == key)]
+            flagged = int((part["flag"] != "").sum())
+            part = part[part["flag"] == ""]
             if part.empty:
                 continue
             rows.append(
@@ -33,6 +36,7 @@ def summary(store: RunStore) -> pandas.DataFrame:
                     "explainer": key,
                     "name": store.record["explainers"][key]["name"],
                     "images": len(part),
+                    "flagged": flagged,
                     "mean": part["score"].mean(),
                     "median": part["score"].median(),
                     "epsilon_minus": part["epsilon_minus"].mean(),
@@ -70,7 +74,10 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
 
 
 def write_csv(store: RunStore) -> None:
-    """`table.csv`, the summary, and `results.csv`, every image's row; numbers unrounded."""
+    """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers unrounded."""
     store.write_file(store.folder / "table.csv", summary(store).to_csv(index=False))
     results = store.results().merge(store.images(), on="image", how="left")
     store.write_file(store.folder / "results.csv", results.to_csv(index=False))
+    left_out = store.left_out()
+    if left_out:
+        store.write_file(store.folder / "left-out.csv", pandas.DataFrame(left_out).to_csv(index=False))
