@@ -213,17 +213,31 @@ def evaluate(
 
 @app.command("filter")
 def filter_maps(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where pictures and maps go.")],
     photographs: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[PHOTOGRAPH]...",
-            help="Image files, or names of bundled photographs such as cat.  [default: cat, rocket, flower]",
+            help="Image files, or names of bundled photographs such as cat; of a run, names of its images.  "
+            "[default: cat, rocket, flower; of a run, its first three]",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where pictures and maps go.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder that evaluate wrote: filter maps of that run, with its network and its options, "
+            "into that folder, where the report shows them.",
         ),
     ] = None,
     network: Annotated[
-        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
+        str, typer.Option(metavar="NAME", help="The network to explain, as for evaluate.")
     ] = "efficientnet-lite0",
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The network's weights, if it does not bring them.")
+    ] = None,
     explainer: Annotated[str, typer.Option(metavar="NAME", help="The explanation to filter.")] = "gradient",
     stage: Annotated[
         str, typer.Option(metavar="NAME", help="What a map looks like: 3-channel, 1-channel, times-image.")
@@ -253,6 +267,8 @@ def filter_maps(
 
     Sets the least values of each map to zero, one after the other, for as long as the map's score (APEM) does not
     drop. Writes each map before and after, alone and times the photograph, and a table.
+
+    A filter that is stopped goes on with the next photograph when the same command is given again.
     """
     from rich.console import Console
 
@@ -261,14 +277,29 @@ def filter_maps(
         import torch
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
-
-        options = FilterOptions(
-            network=network, explainer=explainer, stage=stage, levels=levels, min_drop=min_drop,
-            max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-            device=_device(device, torch.cuda.is_available()),
+        from apem_fast.experiment.filter import (
+            FOLDER_IN_RUN,
+            FilterOptions,
+            filter_photographs,
+            filter_run,
+            photographs_named,
         )  # fmt: skip
-        chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
+        from apem_fast.experiment.store import RunStore
+
+        if (run is None) == (output is None):
+            raise ValueError("give either --output, a folder for results, or --run, a folder that evaluate wrote")
+        own = {
+            "explainer": explainer, "stage": stage, "levels": levels, "min_drop": min_drop, "batch_size": batch_size,
+            "device": _device(device, torch.cuda.is_available()),
+        }  # fmt: skip
+        if run is not None:
+            store = RunStore(run)
+            options = FilterOptions.of_run(store, **own)
+            output = run / FOLDER_IN_RUN
+        else:
+            options = FilterOptions(
+                network=network, weights=weights, max_epsilon=max_epsilon, step=step, search=search, **own
+            )
         bar = Progress(
             TextColumn("[bold]{task.description:<14}"), BarColumn(bar_width=28),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} levels, {task.fields[probes]:,} probes"),
@@ -283,17 +314,21 @@ def filter_maps(
 
         try:
             with bar:
-                done = filter_photographs(options, chosen, output, show)
+                if run is not None:
+                    done = filter_run(options, store, photographs or list(store.images()["image"][:3]), show)
+                else:
+                    chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
+                    done = filter_photographs(options, chosen, output, show)
         except KeyboardInterrupt:
-            console.print(f"Stopped. {output} keeps the filtered maps that are done.", soft_wrap=True)
+            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
     for one in done:
-        result = one.result
+        numbers = one.numbers
         console.print(
-            f"[bold]{one.photograph.name}[/bold] ({one.prediction}): score {float(result.score_before):g} -> "
-            f"{float(result.score_after):g}, {int(result.levels_removed):,} of {int(result.levels):,} levels and "
-            f"{100 * float(result.removed_share):.1f} % of the relevance gone, {int(result.probes):,} probes. "
-            f"{result.stopped[0].value}",
+            f"[bold]{one.name}[/bold] ({one.prediction}): score {numbers['score_before']:g} -> "
+            f"{numbers['score_after']:g}, {numbers['levels_removed']:,} of {numbers['levels']:,} levels and "
+            f"{100 * numbers['removed_share']:.1f} % of the relevance gone, {numbers['probes']:,} probes. "
+            f"{numbers['stopped']}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     console.print(f"Before and after: {output / 'filtered.png'}", highlight=False, soft_wrap=True)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from apem_fast.experiment.block import Block, expected_passes
-from apem_fast.experiment.classes import Classes, with_class_file
-from apem_fast.experiment.image_folders import ImageSet, image_set
-from apem_fast.experiment.networks import Network, load_network
+from apem_fast.experiment.image_folders import ImageSet
+from apem_fast.experiment.inputs import inputs_of
+from apem_fast.experiment.networks import Network
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.photographs import Photograph
 from apem_fast.experiment.progress import ProgressKeeper, RunProgress
@@ -64,7 +64,7 @@ class _Run:
     def run(self) -> RunStore:
         ranks = self.ranks
         self.progress.update(doing="reading images")
-        network, images = ranks.all_do(self.load)
+        network, images = ranks.all_do(lambda: inputs_of(self.options, self.device))
         digests = {"network": network.digest, "images": images.digest}
         of_first = ranks.first_does(lambda: digests)
         ranks.all_do(lambda: require_same(digests, of_first))
@@ -81,16 +81,6 @@ class _Run:
                 self.progress.update(doing="waiting for the other processes")
                 ranks.wait_for_all()
         return store
-
-    def load(self) -> tuple[Network, ImageSet]:
-        options = self.options
-        network = load_network(options.network, self.device, options.weights)
-        classes = Classes(network.categories)
-        if options.classes is not None:
-            classes = with_class_file(network.categories, options.classes)
-            network = replace(network, categories=classes.categories)
-        images = image_set(options.images, options.ground_truth, classes)
-        return network, replace(images, photographs=images.photographs[: options.limit])
 
     def plan(
         self, network: Network, images: ImageSet, digests: dict[str, str], stack: ExitStack
