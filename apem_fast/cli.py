@@ -36,14 +36,55 @@ def evaluate(
         ),
     ],
     network: Annotated[
-        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model "
+            "of torchvision, such as resnet18, with --weights; or package.module:function, a function of yours that "
+            "returns an nn.Module (224 pixels, ImageNet's mean and deviation) or an "
+            "apem_fast.experiment.networks.Network.",
+        ),
     ] = "efficientnet-lite0",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The network's weights, as torch.save(model.state_dict(), FILE) writes them."),
+    ] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder with a folder of images for each class, named after the class, its index from 0 or its "
+            "synset; a flat folder of images; or photographs, the bundled ones.",
+        ),
+    ] = "photographs",
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the images of a flat folder show, such as ILSVRC2012's: lines NAME INDEX or NAME SYNSET, or the "
+            "development kit's numbers with its meta.mat beside them. none: folders are no classes.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The network's classes, a line each, in its order: synset, name, or both."),
+    ] = None,
+    selection: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Which images: all, those classified correct or misclassified, or both."),
+    ] = "all",
+    count: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw N images at random; N of each kind for both.  [default: all]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of that draw, and of the shuffles.")] = 0,
     explainers: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="NAMES",
             help="Explanations to compare, separated by commas, options after colons: "
-            "gradient,smooth-grad:samples=50. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
+            "gradient,smooth-grad:samples=50. May be given several times; commas and colons within brackets or quotes "
+            "belong to an option's value. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
             "guided-grad-cam, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
             "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, smooth-grad and the baselines]",
         ),
@@ -56,7 +97,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Evaluate only the first N photographs.  [default: all 14]")
+        int | None, typer.Option(metavar="N", help="Look only at the first N images, by name.  [default: all]")
     ] = None,
     max_epsilon: Annotated[
         float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
@@ -71,6 +112,12 @@ def evaluate(
     percentile: Annotated[
         float, typer.Option(metavar="P", help="Clip each explanation's values at this percentile.")
     ] = 99.0,
+    shuffles: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Measure N shuffles of each map too, for scores normalised by them; the papers take 10."
+        ),
+    ] = 0,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     ] = "auto",
@@ -79,16 +126,20 @@ def evaluate(
         typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory."),
     ] = None,
     block: Annotated[
-        int, typer.Option(metavar="N", help="How many photographs are in memory at once, and finished together.")
+        int, typer.Option(metavar="N", help="How many images are in memory at once, and finished together.")
     ] = 32,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", help="Keep the photograph and the maps of the first N images as PNG.")
+    ] = 100,
 ) -> None:  # fmt: skip
-    """Compare explanations of a network's decisions on photographs.
+    """Compare explanations of a network's decisions on images.
 
-    Explains each photograph with each method, measures every map (APEM: how much further the network can be pushed
+    Explains each image with each method, measures every map (APEM: how much further the network can be pushed
     where the map says "irrelevant" than where it says "relevant"), prints a table, and writes CSV files, the maps
     and a page to open in a browser.
 
-    A run that is stopped continues where it was when the same command is given again.
+    A run that is stopped continues where it was when the same command is given again. On many processors or GPUs:
+    torchrun --nproc-per-node N -m apem_fast evaluate ...
     """
     from rich.console import Console
 
@@ -96,16 +147,35 @@ def evaluate(
     with _user_errors("evaluate"):
         import torch
 
-        from apem_fast.experiment.console import ConsoleProgress, summary_table, totals_line
+        from apem_fast.experiment.console import (
+            ConsoleProgress,
+            flagged_lines,
+            left_out_lines,
+            summary_table,
+            totals_line,
+        )
         from apem_fast.experiment.evaluate import evaluate as run
         from apem_fast.experiment.options import RunOptions
         from apem_fast.experiment.page import write_page
+        from apem_fast.experiment.ranks import rank_of_process
         from apem_fast.experiment.table import summary, write_csv
 
-        chosen = {"explainers": _names(explainers, "--explainers"), "stages": _names(stages, "--stages")}
+        chosen = {
+            "explainers": _names(explainers, "--explainers"),
+            "stages": _names(None if stages is None else [stages], "--stages"),
+        }
         options = RunOptions(
             network=network,
+            weights=_text(weights),
+            images=images,
+            ground_truth=_text(ground_truth),
+            classes=_text(classes),
             limit=limit,
+            selection=selection,
+            count=count,
+            seed=seed,
+            shuffles=shuffles,
+            pictures=pictures,
             max_epsilon=max_epsilon,
             step=step,
             search=search,
@@ -119,16 +189,27 @@ def evaluate(
             with ConsoleProgress(console) as progress:
                 store = run(options, output, progress=progress)
         except KeyboardInterrupt:
-            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
+            if rank_of_process()[0] == 0:
+                console.print(
+                    f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True
+                )
             raise typer.Exit(STOPPED) from None
-    write_csv(store)
-    page = write_page(store)
-    table = summary(store)
+        if rank_of_process()[0] > 0:
+            return
+        write_csv(store)
+        table = summary(store)
+        page = write_page(store) if len(table) else None
     console.print()
-    console.print(summary_table(table))
-    console.print()
-    console.print(totals_line(table), highlight=False)
-    console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(summary_table(table))
+        console.print()
+        console.print(totals_line(table), highlight=False)
+    chosen_images = store.selection()
+    notes = [chosen_images.note] if chosen_images and chosen_images.note else []
+    for line in [*notes, *flagged_lines(store), *left_out_lines(store.left_out())]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command("filter")
@@ -220,7 +301,10 @@ def filter_maps(
 
 
 class _user_errors:
-    """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback."""
+    """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
+
+    Of many processes the first speaks for all, but for one that fails alone.
+    """
 
     def __init__(self, command: str):
         self.command = command
@@ -230,17 +314,26 @@ class _user_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, (ValueError, FileNotFoundError)) and str(error):
-            typer.echo(f"apem-fast {self.command}: {error}", err=True)
+            from apem_fast.experiment.ranks import RankFailed, rank_of_process
+
+            if rank_of_process()[0] == 0 or isinstance(error, RankFailed):
+                typer.echo(f"apem-fast {self.command}: {error}", err=True)
             raise typer.Exit(2) from None
 
 
-def _names(text: str | None, option: str) -> tuple[str, ...] | None:
-    if text is None:
+def _names(texts: list[str] | None, option: str) -> tuple[str, ...] | None:
+    from apem_fast.explain import split_outside_brackets
+
+    if not texts:
         return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for text in texts for name in split_outside_brackets(text, ",") if name.strip())
     if not names:
-        raise ValueError(f"{option} must name at least one (got {text!r})")
+        raise ValueError(f"{option} must name at least one (got {', '.join(map(repr, texts))})")
     return names
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _device(name: str, cuda: bool) -> str:

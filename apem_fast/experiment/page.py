@@ -43,7 +43,6 @@ def write_page(
     if rows.empty:
         raise ValueError(f"{store.folder} holds no map that could be measured: all {len(flagged)} are flagged")
     table = summary(store)
-    shown = [row for row in table.to_dict("records") if row["images"]]
     environment = Environment(
         loader=PackageLoader("apem_fast.experiment"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -59,12 +58,12 @@ def write_page(
             row
             | {"baseline": is_baseline(row["explainer"]), "median_text": marked(row, "median")}
             | {"mean_text": marked(row, "mean")}
-            for row in shown
+            for row in table.to_dict("records")
         ],
         best={stage: part["median"].max() for stage, part in table.groupby("stage")},
         flagged=_flagged(store, flagged),
         totals=totals(table),
-        findings=_findings(table[table["images"] > 0]),
+        findings=_findings(table),
         image_count=len(store.images()),
         correct_count=int(correct.sum()),
         truth_known=bool(correct.notna().any()),
@@ -113,6 +112,7 @@ def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
 def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
     """What the page's script shows: images, explainers, stages, and each map with its numbers and its close-up."""
     images = store.images().head(shown_images)
+    images = images[[store.photograph(name).exists() for name in images["image"]]]  # a big run keeps only the first
     results = store.results()
     results = results[results["image"].isin(images["image"])]
     names = explainer_names(store)

@@ -14,7 +14,7 @@ from apem_fast.relevance import STAGES
 def summary(store: RunStore) -> pandas.DataFrame:
     """One row for each stage and explainer, in the order of the papers' stages and of the command.
 
-    Columns: stage, explainer (its key), name, images, flagged (maps without a ray, left out of all that follows);
+    Columns: stage, explainer (its key), name, images; flagged, how many more there are whose map leaves no ray;
     mean and median of the score (APEM); median_low, median_high, mean_low, mean_high, between which these lie where
     censoring hides their exact value; mean epsilon_minus and epsilon_plus; censored_minus and censored_plus, how many
     rays reached max_epsilon without a flip (their epsilons enter as max_epsilon); seconds; probes, the forward passes
@@ -27,9 +27,9 @@ def summary(store: RunStore) -> pandas.DataFrame:
     for stage in (stage for stage in STAGES if stage in set(results["stage"])):
         for key in store.options.explainers:
             every = results[(results["stage"] == stage) & (results["explainer"] == key)]
-            if every.empty:
-                continue
             part = every[has_score(every)]
+            if part.empty:
+                continue
             scores = intervals(part, "score")
             mean, median = mean_of(scores), median_of(scores)
             rows.append(
@@ -91,7 +91,10 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
 
 
 def write_csv(store: RunStore) -> None:
-    """`table.csv`, the summary, and `results.csv`, every image's row; numbers unrounded."""
+    """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers unrounded."""
     store.write_file(store.folder / "table.csv", summary(store).to_csv(index=False))
     results = store.results().merge(store.images(), on="image", how="left")
     store.write_file(store.folder / "results.csv", results.to_csv(index=False))
+    left_out = store.left_out()
+    if left_out:
+        store.write_file(store.folder / "left-out.csv", pandas.DataFrame(left_out).to_csv(index=False))
