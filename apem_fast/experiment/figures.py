@@ -106,7 +106,9 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
             places, left = np.arange(len(bars)), np.zeros(len(bars))
             for verdict, colour in VERDICTS.items():
                 shares = np.array([one[verdict] for _, one in bars], np.float64)
-                axis.barh(places, shares, left=left, height=0.72, color=colour, label=verdict if axis is axes[0][0] else None)
+                axis.barh(
+                    places, shares, left=left, height=0.72, color=colour, label=verdict if axis is axes[0][0] else None
+                )
                 if verdict in ("better", "worse"):
                     for place in np.flatnonzero(shares >= 0.12):
                         axis.text(
@@ -158,10 +160,13 @@ def _histogram(axis, values: np.ndarray, colour: str) -> None:
         axis.hist(values, bins=edges, color=colour + "55", edgecolor=colour, linewidth=0.6)
         if len(values) > 2 and np.ptp(values) > 0:
             x = np.linspace(edges[0], edges[-1], 200)
-            axis.plot(x, stats.gaussian_kde(values)(x) * len(values) * (edges[1] - edges[0]), color=colour, linewidth=1.6)
+            axis.plot(
+                x, stats.gaussian_kde(values)(x) * len(values) * (edges[1] - edges[0]), color=colour, linewidth=1.6
+            )
     else:
         axis.text(0.5, 0.5, "no exact values", ha="center", va="center", transform=axis.transAxes, alpha=0.6)
     axis.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
+    axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(_thousands)
     axis.yaxis.get_major_locator().set_params(integer=True)
     quiet(axis)

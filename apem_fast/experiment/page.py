@@ -8,13 +8,12 @@ from typing import Any
 
 import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from apem_fast.experiment.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.pictures import coloured, data_uri
 from apem_fast.experiment.published import paper_tables
-from apem_fast.experiment.sections import Cell, Table, explainer_names, is_baseline, sections
+from apem_fast.experiment.sections import Cell, Table, explainer_names, is_baseline, number, sections
 from apem_fast.experiment.statistics import scored_rows
 from apem_fast.experiment.store import RunStore
 from apem_fast.experiment.table import marked, summary, totals
@@ -56,13 +55,15 @@ def write_page(
         stages=[STAGES[name] for name in store.options.stages],
         table=[
             row
-            | {"baseline": is_baseline(row["explainer"]), "median_text": marked(row, "median")}
-            | {"mean_text": marked(row, "mean")}
+            | {"baseline": is_baseline(row["explainer"])}
+            | {f"{name}_text": marked(row, name).replace("-", "−") for name in ("median", "mean")}
+            | {f"{name}_range": _range(row, name) for name in ("median", "mean")}
             for row in table.to_dict("records")
         ],
         best={stage: part["median"].max() for stage, part in table.groupby("stage")},
         flagged=_flagged(store, flagged),
         totals=totals(table),
+        duration=_duration(totals(table)["seconds"]),
         findings=_findings(table),
         image_count=len(store.images()),
         correct_count=int(correct.sum()),
@@ -76,10 +77,6 @@ def write_page(
 
 def _findings(table: pandas.DataFrame) -> list[str]:
     """What the table says, in sentences: who scores highest, how the baselines do, and what readability costs."""
-
-    def number(value: float) -> str:
-        return f"{value:,.1f}".replace("-", "−")
-
     stages = list(dict.fromkeys(table["stage"]))
     first = table[table["stage"] == stages[0]]
     best = first.loc[first["median"].idxmax()]
@@ -94,6 +91,21 @@ def _findings(table: pandas.DataFrame) -> list[str]:
         course = ", ".join(f"{number(medians[stage])} at {stage}" for stage in stages if stage in medians)
         sentences.append(f"{best['name']}, stage by stage: {course}.")
     return sentences
+
+
+def _range(row: dict[str, Any], name: str) -> str:
+    """Between what the exact value lies, where censoring hides it."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low == high:
+        return ""
+    if low == float("-inf"):
+        return "any value is possible" if high == float("inf") else f"at most {number(high)}"
+    return f"at least {number(low)}" if high == float("inf") else f"between {number(low)} and {number(high)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 600 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
 def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:

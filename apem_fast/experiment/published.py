@@ -8,12 +8,14 @@ another network or on other images has scores on another scale, and only order a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas
 
+from apem_fast.experiment.sections import number
 from apem_fast.experiment.statistics import (
     by_correctness,
     centres,
@@ -64,7 +66,11 @@ NORM = {"gradient": (1.11, 0.85, 0.66), "smooth-grad": (0.39, 0.30, 0.21), "lrp"
 # P2 Table 4.3: epsilon-, epsilon+, score of the first and of the second, image by image.
 EXCEPTIONS = {
     ("gradient", "lrp"): ((2, 4, 2, 1, 4, 3), (2, 3, 1, 1, 3, 2), (2, 6, 4, 1, 6, 5)),
-    ("smooth-grad", "lrp"): ((275, 444, 169, 297, 433, 136), (392, 470, 78, 455, 467, 12), (458, 515, 57, 482, 510, 28)),
+    ("smooth-grad", "lrp"): (
+        (275, 444, 169, 297, 433, 136),
+        (392, 470, 78, 455, 467, 12),
+        (458, 515, 57, 482, 510, 28),
+    ),
 }
 
 
@@ -74,17 +80,24 @@ class PaperTable:
 
     source: str
     title: str
-    columns: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    """(group, heading) of each column; "" for no group."""
     rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     """(name, ((published, run's), ...)); "–" where there is none."""
     note: str = ""
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The groups from the left, with how many columns each spans; none where no column has one."""
+        spans = [(group, len(list(columns))) for group, columns in itertools.groupby(self.columns, lambda one: one[0])]
+        return spans if any(group for group, _ in spans) else []
 
 
 NONE = "–"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return NONE if value is None or np.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
+    return NONE if value is None else number(value, digits)
 
 
 def _starred(coefficient: float, significant: bool) -> str:
@@ -116,7 +129,7 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
     tables = [
         PaperTable(
             "P1 Table I", f"Median score by network, at the last stage; the run: {network}, {which}, {last}",
-            ("VGG", "ResNet"),
+            (("", "VGG"), ("", "ResNet")),
             _rows(MEDIAN_BY_NETWORK, lambda method, values: tuple(
                 (_number(value), centre(method, last, "median") if i == 0 else "") for i, value in enumerate(values)
             )),
@@ -124,7 +137,7 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
         ),
         PaperTable(
             "P1 Table II, P2 Tables 4.2 and 4.4", f"Average and median score by stage; the run: {which}",
-            tuple(f"{name}, {stage}" for name in ("average", "median") for stage in STAGES),
+            tuple((name, stage) for name in ("average", "median") for stage in STAGES),
             _rows(BY_STAGE, lambda method, values: tuple(
                 (_number(value), centre(method, stage, name))
                 for value, (name, stage) in zip(values, [(n, s) for n in ("mean", "median") for s in STAGES])
@@ -161,17 +174,30 @@ def _exceptions(rows: pandas.DataFrame, main: pandas.DataFrame, stage: str, firs
     for i, values in enumerate(EXCEPTIONS[first, second]):
         one = found[i] if i < len(found) else None
         cells = []
-        for number, (place, name) in zip(
+        for published, (place, name) in zip(
             values, [(p, n) for p in order for n in ("epsilon_minus", "epsilon_plus", "score")]
         ):
-            cells.append((_number(number, 0), NONE if one is None else _number(one[f"{name}_{place}"], 0)))
+            cells.append((_number(published, 0), NONE if one is None else _of_exception(one, name, place)))
         lines.append((f"image {i + 1}" + (f" ({one['image']})" if one else ""), tuple(cells)))
     names = [METHODS[method] for method in (first, second)]
     winner, loser = (names[1], names[0]) if first == "gradient" else (names[0], names[1])
     return PaperTable(
-        "P2 Table 4.3", f"Images on which {winner} beats {loser}, which it seldom does; the run’s clearest",
-        tuple(f"{name} {quantity}" for name in names for quantity in ("ε⁻", "ε⁺", "score")), tuple(lines),
+        "P2 Table 4.3" + ("a" if first == "gradient" else "b"), f"Images on which {winner} beats {loser}, in the papers a rare thing; the run’s clearest, {stage}",
+        tuple((name, quantity) for name in names for quantity in ("ε⁻", "ε⁺", "score")), tuple(lines),
     )  # fmt: skip
+
+
+def _of_exception(row: dict, name: str, place: str) -> str:
+    """An epsilon or score of one image, marked where its ray is censored."""
+    minus, plus = (row[f"flipped_{sign}_{place}"] for sign in ("minus", "plus"))
+    marks = {
+        "epsilon_minus": "" if minus else ">",
+        "epsilon_plus": "" if plus else ">",
+        "score": {(True, True): "", (True, False): ">", (False, True): "<", (False, False): "≈"}[
+            bool(minus), bool(plus)
+        ],
+    }
+    return marks[name] + _number(row[f"{name}_{place}"], 0)
 
 
 def _norm(main: pandas.DataFrame, which: str) -> PaperTable:
@@ -182,7 +208,7 @@ def _norm(main: pandas.DataFrame, which: str) -> PaperTable:
         return NONE if row is None else ("≈" if row["inexact"] else "") + _number(row["norm"])
 
     return PaperTable(
-        "P2 Table 5.1", f"APEM normalised by shuffled maps; the run: {which}", tuple(STAGES),
+        "P2 Table 5.1", f"APEM normalised by shuffled maps; the run: {which}", tuple(("", stage) for stage in STAGES),
         _rows(NORM, lambda method, values: tuple((_number(v), cell(method, s)) for v, s in zip(values, STAGES))),
     )  # fmt: skip
 
@@ -199,7 +225,7 @@ def _correctness(rows: pandas.DataFrame, stage: str) -> PaperTable:
         "P1 Table III, P2 Table 5.2",
         f"Correctly classified against misclassified images; the run: {_count(rows, 'correct')} and "
         f"{_count(rows, 'misclassified')}, {stage}",
-        ("average, correct", "average, misclassified", "median, correct", "median, misclassified"),
+        tuple((name, which) for name in ("average", "median") for which in ("correct", "misclassified")),
         _rows(BY_CORRECTNESS, lambda method, values: tuple(
             (_number(value), cell(method, name)) for value, name in zip(values, columns)
         )),
@@ -209,8 +235,7 @@ def _correctness(rows: pandas.DataFrame, stage: str) -> PaperTable:
 def _correlation(rows: pandas.DataFrame, stage: str) -> PaperTable:
     sets = ("correct", "misclassified", "all")
     found = {
-        (row["explainer"], row["set"]): row
-        for row in loss_correlation(rows[rows["stage"] == stage]).to_dict("records")
+        (row["explainer"], row["set"]): row for row in loss_correlation(rows[rows["stage"] == stage]).to_dict("records")
     }
 
     def cell(method: str, which: str) -> str:
@@ -218,7 +243,8 @@ def _correlation(rows: pandas.DataFrame, stage: str) -> PaperTable:
         return NONE if row is None else _starred(row["coefficient"], row["p_value"] < SIGNIFICANT)
 
     return PaperTable(
-        "P1 Table IV, P2 Table 5.3", f"Spearman correlation of score and loss, {stage}; †: p < 0.01", sets,
+        "P1 Table IV, P2 Table 5.3", f"Spearman correlation of score and loss, {stage}; †: p < 0.01",
+        tuple(("loss", which) for which in sets),
         _rows(LOSS_CORRELATION, lambda method, values: tuple(
             (_starred(*value), cell(method, which)) for value, which in zip(values, sets)
         )),

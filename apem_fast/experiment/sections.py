@@ -58,7 +58,12 @@ class Section:
 
 def number(value: float, digits: int = 1, mark: str = "") -> str:
     """For reading: thousands parted, a real minus, – for nothing."""
-    return "–" if np.isnan(value) else mark + f"{value:,.{digits}f}".replace("-", "−")
+    # Adding 0 turns a negative zero, which rounding leaves of small numbers, into 0.
+    return "–" if np.isnan(value) else mark + f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", value)
 
 
 def probability(value: float) -> str:
@@ -136,7 +141,9 @@ class _Run:
         methods = table[table["first"].isin(self.methods) & table["second"].isin(self.methods)]
         shown = methods if len(methods) else table
         bars = {
-            stage: [(f"{self.names[row['first']]} : {self.names[row['second']]}", row) for row in part.to_dict("records")]
+            stage: [
+                (f"{self.names[row['first']]} : {self.names[row['second']]}", row) for row in part.to_dict("records")
+            ]
             for stage, part in shown.groupby("stage", sort=False)
         }
         lines = [
@@ -202,9 +209,9 @@ class _Run:
             for stage, one in by_stage.items():
                 known = np.median(one.exact) if len(one.exact) else np.nan
                 lines.append(
-                    (Cell(title), self.stage(stage), Cell(str(one.images), one.images),
+                    (Cell(title), self.stage(stage), _count(one.images),
                      Cell(percent(one.positive_share), one.positive_share), Cell(number(known), known),
-                     Cell(f"{one.above} / {one.below}", one.above + one.below), Cell(str(one.unknown), one.unknown))
+                     Cell(f"{one.above} / {one.below}", one.above + one.below), _count(one.unknown))
                 )  # fmt: skip
         columns = (
             "photographs", "stage", "images", "first is greater", "median difference", "only its sign known, +/−",
@@ -254,7 +261,9 @@ class _Run:
                 for name in ("median_correct", "median_misclassified", "mean_correct", "mean_misclassified")
             ]
             effect, p_value = row["effect"], row["p_value"]
-            lines.append((*self.named(row), *values, Cell(number(effect, 2), effect), Cell(probability(p_value), p_value)))
+            lines.append(
+                (*self.named(row), *values, Cell(number(effect, 2), effect), Cell(probability(p_value), p_value))
+            )
         columns = (
             "stage", "explanation", "median, correct", "median, misclassified", "mean, correct", "mean, misclassified",
             "Cliff’s delta", "p",
@@ -287,10 +296,12 @@ class _Run:
                 row = found[stage, explainer, which]
                 text = number(row["coefficient"], 3) + ("†" if row["p_value"] < 0.01 else "")
                 cells += [Cell(text, row["coefficient"]), Cell(probability(row["p_value"]), row["p_value"])]
-            name = Cell(self.names[explainer]) if explainer else Cell("(confidence)")
-            lines.append((self.stage(stage), name, *cells))
+            if explainer:
+                lines.append((self.stage(stage), Cell(self.names[explainer]), *cells))
+            else:
+                lines.append((Cell("", len(self.stages), is_name=True), Cell("the network’s confidence"), *cells))
         columns = ("stage", "explanation", *(c for which in st.SETS for c in (which, "p")))
-        sizes = ", ".join(f"{found[self.stages[0], '', which]['images']} {which}" for which in st.SETS)
+        sizes = ", ".join(f"{found['', '', which]['images']:,} {which}" for which in st.SETS)
         return Section(
             "loss", "Score and loss",
             "Does a high score go with a low loss? Spearman’s rank correlation: −1, always; 0, no connection. "
@@ -307,7 +318,7 @@ class _Run:
         for row in st.shuffled(self.rows).to_dict("records"):
             centre = [Cell(number(row[n], 1, row[f"{n}_mark"]), row[n]) for n in ("median", "mean")]
             norm = Cell(number(row["norm"], 2, "≈" if row["inexact"] else ""), row["norm"])
-            lines.append((*self.named(row), *centre, norm, Cell(str(row["inexact"]), row["inexact"])))
+            lines.append((*self.named(row), *centre, norm, _count(row["inexact"])))
         shown = next((key for key in self.methods if key.split(":")[0] == "gradient"), self.methods[0])
         columns = ("stage", "explanation", "median, shuffled", "mean, shuffled", "APEM norm", "with a censored ray")
         return Section(
@@ -324,7 +335,7 @@ class _Run:
         table = st.sanity(self.rows, BASELINES, self.store.options.step, self.seed)
         stable = tuple(
             (self.stage(stage), Cell(number(one.tau, 2), one.tau), Cell(f"{number(one.low, 2)} to {number(one.high, 2)}", one.low),
-             Cell(str(one.explainers), one.explainers), Cell(str(one.images), one.images))
+             _count(one.explainers), _count(one.images))
             for stage, one in found if one is not None
         )  # fmt: skip
         if not stable and table.empty:
@@ -360,7 +371,9 @@ class _Run:
         )  # fmt: skip
 
     def other_measures(self) -> Section | None:
-        present = [name for name in ("selectivity", "continuity") if name in self.rows and self.rows[name].notna().any()]
+        present = [
+            name for name in ("selectivity", "continuity") if name in self.rows and self.rows[name].notna().any()
+        ]
         if not present:
             return None
         lines = []
@@ -382,4 +395,4 @@ _SHARES = ("better", "equal", "worse", "undecided", "images")
 
 
 def _shares(row: dict[str, Any]) -> tuple[Cell, ...]:
-    return (*(Cell(percent(row[name]), row[name]) for name in _SHARES[:-1]), Cell(str(row["images"]), row["images"]))
+    return (*(Cell(percent(row[name]), row[name]) for name in _SHARES[:-1]), _count(row["images"]))

@@ -116,9 +116,7 @@ def _shares(rows: pandas.DataFrame, between: str, within: str) -> pandas.DataFra
     return pandas.DataFrame(table, columns=columns)
 
 
-def paired(
-    rows: pandas.DataFrame, column: str, first: str, second: str
-) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+def paired(rows: pandas.DataFrame, column: str, first: str, second: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """The rows of `first` and of `second` on the images that have both, in the same order."""
     one, other = (rows[rows[column] == value].set_index("image") for value in (first, second))
     common = one.index[one.index.isin(other.index)]
@@ -279,7 +277,7 @@ def loss_correlation(rows: pandas.DataFrame, seed: int = 0) -> pandas.DataFrame:
     """P1 Table IV, P2 Table 5.3: Spearman's correlation of the score with the loss, and of the confidence with it.
 
     Returns:
-        stage, explainer ("" for the confidence), set ("correct", "misclassified", "all"), coefficient, p_value,
+        stage, explainer (both "" for the confidence), set ("correct", "misclassified", "all"), coefficient, p_value,
         images. Censored scores enter as observed: which of two is greater is all that counts.
     """
     table = []
@@ -292,8 +290,7 @@ def loss_correlation(rows: pandas.DataFrame, seed: int = 0) -> pandas.DataFrame:
 
     for stage, explainer, part in groups(rows):
         add(stage, explainer, part, "score")
-    for stage, part in rows.groupby("stage", sort=False):
-        add(stage, "", part.drop_duplicates("image"), "confidence")
+    add("", "", rows.drop_duplicates("image"), "confidence")
     return pandas.DataFrame(table)
 
 
@@ -302,16 +299,14 @@ def loss_correlation(rows: pandas.DataFrame, seed: int = 0) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class FlipCurve:
-    """The share of the rays whose prediction has changed by each epsilon, with its 95 % band (all are (K,))."""
+    """The share of the rays whose prediction has changed by each epsilon, from 0 on (both are (K,))."""
 
     epsilon: NDArray[np.float64]
     share: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
 
 
 def flip_curve(rows: pandas.DataFrame, ray: str) -> FlipCurve:
-    """One less Kaplan and Meier's survival curve: censored rays count as unflipped as far as they were followed.
+    """One less Kaplan and Meier's survival curve: a censored ray counts as unflipped as far as it was followed.
 
     Args:
         rows: of one explainer at one stage.
@@ -319,16 +314,10 @@ def flip_curve(rows: pandas.DataFrame, ray: str) -> FlipCurve:
     """
     values = intervals(rows, f"epsilon_{ray}")
     if not values.exact.any():
-        nothing = np.zeros(1)
-        return FlipCurve(nothing, nothing, nothing, nothing)
+        end = values.observed.max() if len(values) else 0.0
+        return FlipCurve(np.array([0.0, end]), np.zeros(2))
     curve = stats.ecdf(stats.CensoredData.right_censored(values.observed, ~values.exact)).cdf
-    with np.errstate(divide="ignore", invalid="ignore"):
-        band = curve.confidence_interval(method="log-log")
-    low, high = np.nan_to_num(band.low.probabilities, nan=0.0), np.nan_to_num(band.high.probabilities, nan=1.0)
-    return FlipCurve(
-        np.concatenate([[0.0], curve.quantiles]), np.concatenate([[0.0], curve.probabilities]),
-        np.concatenate([[0.0], low]), np.concatenate([[0.0], high]),
-    )  # fmt: skip
+    return FlipCurve(np.concatenate([[0.0], curve.quantiles]), np.concatenate([[0.0], curve.probabilities]))
 
 
 # -- is the ranking to be relied on? ---------------------------------------------------------------------------------

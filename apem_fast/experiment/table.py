@@ -66,7 +66,8 @@ def has_score(results: pandas.DataFrame) -> pandas.Series:
 
 def marked(row: dict, name: str) -> str:
     """The mean or median of a row of `summary`, with ≥, ≤ or ≈ before it where censoring hides the exact value."""
-    return Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).mark + f"{row[name]:,.1f}"
+    mark = Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).mark
+    return mark + f"{round(row[name], 1) + 0.0:,.1f}"  # + 0: no negative zero
 
 
 COLUMNS: dict[str, tuple[str, Callable[[dict], str]]] = {
