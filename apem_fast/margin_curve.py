@@ -57,6 +57,10 @@ class RayView:
         validation.batch_size(batch_size)
         evaluator = Evaluator(model, images, bounds=bounds)
         of_map = torch.arange(len(images)) if image_of_map is None else image_of_map.cpu()
+        if of_map.dim() != 1 or not bool(((of_map >= 0) & (of_map < len(images))).all()):
+            raise ValueError(
+                f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"
+            )
         validation.relevance(relevance, images[of_map])
         self._model, self._batch_size = model, batch_size
         self._rays = evaluator.rays(relevance.detach(), of_map.numpy())

@@ -175,7 +175,7 @@ def exceptions(rows: pandas.DataFrame, stage: str, first: str, second: str, most
     one, other = paired(rows[rows["stage"] == stage], "explainer", first, second)
     beaten = compared(intervals(one, "score"), intervals(other, "score")) == WORSE
     columns = ["epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus"]
-    table = one.loc[beaten, columns].join(other.loc[beaten, columns], lsuffix="_first", rsuffix="_second")
+    table = one.loc[beaten, columns].add_suffix("_first").join(other.loc[beaten, columns].add_suffix("_second"))
     order = (table["score_second"] - table["score_first"]).sort_values(ascending=False, kind="stable").index
     return table.loc[order[:most]].rename_axis("image").reset_index()
 
