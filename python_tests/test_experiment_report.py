@@ -23,6 +23,7 @@ from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.page import write_page
 from apem_fast.experiment.photographs import bundled_photographs
 from apem_fast.experiment.report import write_report
+from apem_fast.experiment.sections import sections
 from apem_fast.experiment.statistics import scored_rows
 from apem_fast.experiment.store import RunStore
 from apem_fast.explain import explainer_from
@@ -55,6 +56,12 @@ def finished(tmp_path_factory) -> RunStore:
         store = evaluate(OPTIONS, tmp_path_factory.mktemp("run") / "new")
         write_report(store, images=2, paper=True)
     return store
+
+
+@pytest.fixture
+def without_sections(monkeypatch) -> None:
+    """Figures take seconds; a test of something else need not draw them again."""
+    monkeypatch.setattr("apem_fast.experiment.page.sections", lambda store, rows: [])
 
 
 def page_of(store: RunStore) -> str:
@@ -101,12 +108,13 @@ def test_closeups_are_of_the_maps_that_were_measured(finished):
         assert np.abs(shown - expected).max() <= 1
 
 
-def test_closeups_are_made_once(finished, monkeypatch):
+def test_closeups_are_made_once(finished, tmp_path, monkeypatch, without_sections):
     rows, _ = scored_rows(finished)
     names = [photograph.name for photograph in bundled_photographs()[:3]]
     assert missing_closeups(finished, rows, names) == {names[2]: list(OPTIONS.explainers)}
     monkeypatch.setattr("apem_fast.experiment.report.load_network", None)  # a second report needs no network
-    write_report(finished, images=2, paper=True)
+    write_report(finished, images=2, output=tmp_path / "again.html")
+    assert data_of((tmp_path / "again.html").read_text("utf-8")) == data_of(page_of(finished))
 
 
 def test_a_report_that_was_stopped_keeps_what_is_done(finished, tmp_path):
@@ -153,7 +161,7 @@ def test_names_are_escaped(finished):
     assert "now “<b>" not in page
 
 
-def test_flagged_maps_are_counted_and_shown_without_numbers(finished, tmp_path):
+def test_flagged_maps_are_counted_and_shown_without_numbers(finished, tmp_path, without_sections):
     shutil.copytree(finished.folder, tmp_path / "copy")
     store = RunStore(tmp_path / "copy")
     rows = store.read(0, "gradient").to_dict("records")
@@ -168,11 +176,21 @@ def test_flagged_maps_are_counted_and_shown_without_numbers(finished, tmp_path):
     for row in rows:
         row |= dict.fromkeys(numbers, float("nan")) | {"flag": "no"}
     store.write(0, "gradient", rows)
-    page = write_page(store).read_text("utf-8")  # an explainer without any score
+    page = write_page(store).read_text("utf-8")
     assert f"Gradient: {len(rows)} (no)" in page
 
 
-def test_filtered_maps_are_shown(finished, tmp_path):
+def test_an_explainer_without_any_score_is_left_out(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    store = RunStore(tmp_path / "copy")
+    rows = store.read(0, "gradient").to_dict("records")
+    store.write(0, "gradient", [row | {"score": float("nan"), "flag": "no ray"} for row in rows])
+    shown = sections(store, scored_rows(store)[0])
+    assert [one.key for one in shown][:3] == ["spread", "pairs", "simplification"]
+    assert "Random" in shown[0].figure and "Gradient" not in shown[0].figure
+
+
+def test_filtered_maps_are_shown(finished, tmp_path, without_sections):
     shutil.copytree(finished.folder, tmp_path / "copy")
     (tmp_path / "copy" / "filter").mkdir()
     Image.new("RGB", (40, 20), "red").save(tmp_path / "copy" / "filter" / "filtered.png")
@@ -274,7 +292,7 @@ def test_choosing_an_image(finished, tmp_path):
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(finished, tmp_path):
+def test_the_command(finished, tmp_path, without_sections):
     page = tmp_path / "report.html"
     came = CliRunner().invoke(app, ["report", str(finished.folder), "--paper", "--images", "2", "-o", str(page)])
     assert came.exit_code == 0 and str(page) in came.output.replace("\n", "")

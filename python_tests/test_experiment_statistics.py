@@ -335,6 +335,13 @@ def ranked(gaps: dict[str, float], images: int = 40, noise: float = 0.0) -> pand
     return pandas.concat(parts, ignore_index=True)
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=8))
+def test_tau_is_scipys(pairs):
+    first, second = np.array(pairs, float).T
+    expected = scipy_stats.kendalltau(first, second).statistic
+    assert statistics._tau(first, second) == pytest.approx(0 if math.isnan(expected) else expected)
+
+
 def test_a_clear_ranking_is_stable():
     found = statistics.ranking_stability(ranked({"a": 1, "b": 5, "c": 9}), "3-channel", repetitions=20)
     assert (found.tau, found.low, found.high) == (1, 1, 1) and (found.images, found.explainers) == (40, 3)
