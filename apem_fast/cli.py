@@ -143,7 +143,10 @@ def evaluate(
     """
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    from apem_fast.experiment.ranks import rank_of_process
+
+    rank, _ = rank_of_process()
+    console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
     with _user_errors("evaluate"):
         import torch
 
@@ -157,7 +160,6 @@ def evaluate(
         from apem_fast.experiment.evaluate import evaluate as run
         from apem_fast.experiment.options import RunOptions
         from apem_fast.experiment.page import write_page
-        from apem_fast.experiment.ranks import rank_of_process
         from apem_fast.experiment.table import summary, write_csv
 
         chosen = {
@@ -189,12 +191,9 @@ def evaluate(
             with ConsoleProgress(console) as progress:
                 store = run(options, output, progress=progress)
         except KeyboardInterrupt:
-            if rank_of_process()[0] == 0:
-                console.print(
-                    f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True
-                )
+            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-        if rank_of_process()[0] > 0:
+        if rank > 0:
             return
         write_csv(store)
         table = summary(store)

@@ -28,7 +28,7 @@ from apem_fast.level_search import (
 )  # fmt: skip
 from apem_fast.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.metric import BoundsOf, Evaluator
-from apem_fast.rays import Prober, Rays, best_plan, undisturbed
+from apem_fast.rays import Prober, Rays, undisturbed
 from apem_fast.search import CENSORED, Search
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def filter_relevance(
     validation.relevance(relevance, images)
     validation.contrast(relevance)
     run = _Run(evaluator, model, relevance.detach(), levels, min_drop, progress)
-    with undisturbed(model, run.memory_format):
+    with undisturbed(model), run.prober:
         run.until_settled()
     return run.result()
 
@@ -171,9 +171,7 @@ class _Run:
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         self._most_lost = math.floor(min_drop / self._options.step * (1 + 1e-12))
         self._rays: Rays = evaluator.rays(relevance, np.arange(maps))
-        plan = best_plan(model, self._rays, self._options.batch_size, most=LEVELS_AHEAD * PROBES_PER_LEVEL * maps)
-        self.memory_format = plan.memory_format
-        self._prober = Prober(model, self._rays, plan)
+        self.prober = Prober(model, self._rays, evaluator.tuner)
         self._tracks: dict[int, _Track] = {}  # by row of relevance
         self._answers: dict[int, _Answer] = {}
         self._settled = np.zeros(maps, np.int64)
@@ -183,7 +181,7 @@ class _Run:
     def until_settled(self) -> None:
         waiting = list(range(len(self._relevance)))[::-1]
         while waiting or self._tracks:
-            while waiting and len(self._tracks) < max(1, self._prober.plan.size // PROBES_PER_LEVEL):
+            while waiting and len(self._tracks) < max(1, self.prober.size // PROBES_PER_LEVEL):
                 self._begin(waiting.pop())
             self._round()
             if self._progress is not None:
@@ -204,13 +202,13 @@ class _Run:
 
     def _room(self) -> int:
         """How many levels of each ray under search fill the next forward pass."""
-        return min(LEVELS_AHEAD, max(1, self._prober.plan.size // (PROBES_PER_LEVEL * max(1, len(self._tracks)))))
+        return min(LEVELS_AHEAD, max(1, self.prober.size // (PROBES_PER_LEVEL * max(1, len(self._tracks)))))
 
     def _round(self) -> None:
         wanted = [(i, track.levels, probe) for i, track in self._tracks.items() for probe in track.wanted]
         probes = [entry for entry in wanted if not entry[2].gradient]
         image = np.array([i for i, _, _ in probes], np.int64)
-        answers = self._prober.along(
+        answers = self.prober.along(
             image,
             irrelevance=np.array([p.ray == IRRELEVANCE for _, _, p in probes], bool),
             norm=np.array([levels.norm[p.level, p.ray] for _, levels, p in probes]),
@@ -233,7 +231,7 @@ class _Run:
             at = end
 
     def _drift(self, i: int, levels: Levels, probe: LevelProbe) -> LevelMargin:
-        weight, cost = self._prober.margin_gradient(
+        weight, cost = self.prober.margin_gradient(
             i, probe.ray == IRRELEVANCE, levels.norm[probe.level, probe.ray], levels.threshold[probe.level],
             probe.step * self._options.step,
         )  # fmt: skip

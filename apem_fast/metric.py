@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.engine import Flips, Progress, find_flips
-from apem_fast.rays import Clean, Rays, direction_rays, relevance_rays, run_clean, undisturbed
+from apem_fast.rays import Clean, Rays, direction_rays, relevance_rays, run_clean, tuner_for, undisturbed
 from apem_fast.search import Search, policy_of
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Options:
         step: of the epsilon grid; epsilon is always a whole multiple of it.
         search: "isolate" (the first flip from few probes), "exhaustive" (the papers' definition: every grid
             point from the first until the label changes), or a policy from `apem_fast.search`.
-        batch_size: how many perturbed images enter one forward pass; None measures a few candidates.
+        batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
             none.
     """
@@ -139,6 +139,7 @@ class Evaluator:
         validation.model(model)
         validation.images(images, model)
         self._model, self._images = model, images.detach()
+        self.tuner = tuner_for(images, self.options.batch_size)
         with undisturbed(model):
             self._clean: Clean = run_clean(model, self._images)
         validation.labels(labels, self._clean.labels)
@@ -203,7 +204,7 @@ class Evaluator:
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:
         o = self.options
         return find_flips(
-            self._model, rays, o.policy, step=o.step, last_step=o.last_step, batch_size=o.batch_size, progress=progress
+            self._model, rays, o.policy, step=o.step, last_step=o.last_step, tuner=self.tuner, progress=progress
         )  # fmt: skip
 
     def _result(self, flips: Flips, rows: slice) -> ApemResult:

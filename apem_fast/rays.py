@@ -7,9 +7,11 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import BatchPlan, is_out_of_memory, measured_plan
+from apem_fast.batching import BatchTuner, is_out_of_memory
 
 # A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
 # (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
@@ -33,24 +35,19 @@ class ModelOutputError(ValueError):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, memory_format: torch.memory_format | None = None) -> Iterator[None]:
-    """Float32 means float32 inside, the weights lie in the asked memory format, and all is as before afterwards."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     required = [(p, p.requires_grad) for p in model.parameters()]
-    original = [(p, p.data) for p in model.parameters() if memory_format is not None and p.dim() == 4]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             for parameter, _ in required:
                 parameter.requires_grad_(False)  # no gradient may reach the user's .grad
-            for parameter, data in original:
-                parameter.data = data.contiguous(memory_format=memory_format)
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
-        for parameter, data in original:
-            parameter.data = data
         for parameter, requires_grad in required:
             parameter.requires_grad_(requires_grad)
 
@@ -203,12 +200,37 @@ class Answers:
 
 
 class Prober:
-    """Runs probes of `rays` through `model` in batches of a plan; running out of memory halves the batch for good."""
+    """Runs probes of `rays` through `model` in the batches that a tuner names.
 
-    def __init__(self, model: nn.Module, rays: Rays, plan: BatchPlan):
-        self._model, self.plan = model, plan
-        self._rays = rays.in_format(plan.memory_format)
+    A context manager, to be entered inside `undisturbed`: while it is open the model's weights lie in the memory format
+    of the batches.
+    """
+
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner):
+        self._model, self._rays, self.tuner = model, rays, tuner
         self._device = rays.images.device
+        self._format: torch.memory_format | None = None
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        self._weights = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for parameter, data in self._weights:
+            parameter.data = data
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        if memory_format is self._format:
+            return
+        self._format, self._rays = memory_format, self._rays.in_format(memory_format)
+        for parameter, data in self._weights:
+            parameter.data = data.contiguous(memory_format=memory_format)
+
+    @property
+    def size(self) -> int:
+        """How many probes fill a forward pass."""
+        return self.tuner.best.size
 
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
@@ -216,9 +238,11 @@ class Prober:
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
         # Neighbours in a batch share image and map, which then stay in the cache.
         order = np.argsort(ray, kind="stable")
+        begin = time.perf_counter()
         # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
         answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
         margin, flipped = _checked(answers)
+        self.tuner.worked(time.perf_counter() - begin)
         close = np.abs(margin) <= answers[2]
         for i in np.flatnonzero(close):
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
@@ -263,16 +287,27 @@ class Prober:
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
         at = 0
         while at < len(ray):
-            batch = slice(at, at + self.plan.size)
+            plan = self.tuner.plan(len(ray) - at)
+            batch = slice(at, at + plan.size)
             try:
+                self._lay_out(plan.memory_format)
+                timed = self.tuner.wants_time_of(plan)
+                begin = self._clock() if timed else 0.0
                 answer = self._measure(ray[batch], epsilon[batch], self._rays)
+                if timed:
+                    self.tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
-                if self.plan.size == 1 or not is_out_of_memory(error):
+                if plan.size == 1 or not is_out_of_memory(error):
                     raise
-                self.plan = self.plan.halved()
+                self.tuner.did_not_fit(plan)
                 continue
             yield answer
             at += len(ray[batch])
+
+    def _clock(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def alone(self, ray: int, epsilon: float) -> tuple[float, bool]:
         """The answer of record: one image in a batch of its own, contiguous, as a plain loop would run it."""
@@ -323,17 +358,10 @@ def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return answers[0].copy(), answers[1] != 0
 
 
-def best_plan(model: nn.Module, rays: Rays, batch_size: int | None, most: int | None = None) -> BatchPlan:
-    """The batch size asked for, or the one that measures best up to `most` (a probe of each ray), with its format."""
-    if rays.images.shape[1] == 1:
+def tuner_for(images: Tensor, batch_size: int | None) -> BatchTuner:
+    """Batches of the size asked for, or of the one that turns out best, for inputs like these."""
+    if images.shape[1] == 1:
         formats = (torch.contiguous_format,)  # with one channel the formats are the same
     else:
         formats = (torch.channels_last, torch.contiguous_format)
-    if batch_size is not None:
-        return BatchPlan(batch_size, formats[0])
-
-    def forward(batch: Tensor) -> None:
-        with torch.no_grad():
-            model(batch)
-
-    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], most or len(rays), formats)
+    return BatchTuner(formats, images.device.type, batch_size)

@@ -38,14 +38,14 @@ class _TimeLeft(ProgressColumn):
 class ConsoleProgress:
     """Shows `RunProgress`: a live bar on a terminal, one line for each finished step elsewhere.
 
-    A context manager; call it with each state. Of many processes only the first shows anything: its own share.
+    A context manager; call it with each state. A run of many processes shows the first one's share.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.progress = Progress(
             TextColumn("[bold]{task.fields[explainer]:<16}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
             TextColumn("{task.fields[images]}"),
             TextColumn("{task.fields[doing]}"),
@@ -66,8 +66,6 @@ class ConsoleProgress:
         self.progress.stop()
 
     def __call__(self, state: RunProgress) -> None:
-        if state.rank > 0:
-            return
         if state.finished:
             self.progress.console.print(state.finished, highlight=False)
         rate = state.probes / state.search_seconds if state.search_seconds > 0 else 0.0
@@ -91,7 +89,7 @@ class ConsoleProgress:
 def _images(state: RunProgress) -> str:
     if not state.images:
         return ""
-    share = f" of process 1 of {state.ranks}" if state.ranks > 1 else ""
+    share = f" (process 1 of {state.ranks})" if state.ranks > 1 else ""
     return f"{state.images_finished:,} of {state.images:,} images{share},"
 
 

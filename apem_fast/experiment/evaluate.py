@@ -101,7 +101,11 @@ class _Run:
         stack.enter_context(store.claimed())
         selection = store.selection()
         if selection is None:
-            selection = self.selected(network, images)
+            try:
+                selection = self.selected(network, images)
+            except ValueError:
+                store.discard()
+                raise
             store.write_selection(selection)
         missing = []
         for number in range(-(-len(selection.names) // options.block)):

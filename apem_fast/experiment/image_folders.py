@@ -109,7 +109,7 @@ def _truths(
     if len(within) < len(paths):
         raise ValueError(
             f"images: {folder} must hold either images or a folder of images for each class (got "
-            f"{len(paths) - len(within)} images beside {len({p.split('/')[0] for p in within})} folders); with "
+            f"{next(path for path in paths if '/' not in path)} beside folders); with "
             f"--ground-truth {NO_GROUND_TRUTH}, folders are no classes"
         )
     class_of = classes.of_folders(sorted({path.split("/")[0] for path in within}))

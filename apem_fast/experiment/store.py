@@ -90,7 +90,7 @@ class RunStore:
                 store = cls(folder)
                 store._continue_with(options, digests)
                 return store
-            if any(folder.iterdir()):
+            if any(path.name != _neighbour(folder / "run.json").name for path in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
             _write(folder / "run.json", _json(_record(options) | {"digests": dict(digests)}))
         except OSError as error:
@@ -106,8 +106,8 @@ class RunStore:
         for name, digest in digests.items():
             if digest != self.record.get("digests", {}).get(name):
                 raise ValueError(
-                    f"{self.folder} holds a run of another {name}: {getattr(options, name)} has changed since it began; "
-                    f"choose another folder, or put it back to continue that run"
+                    f"{self.folder} holds a run with the same {name}={getattr(options, name)} as it was before; it has "
+                    f"changed since, so choose another folder, or undo the change to continue that run"
                 )
         record = _record(options)
         own, other = (
@@ -158,6 +158,12 @@ class RunStore:
         return Selection(
             tuple(record["images"]), tuple(LeftOut(*one) for one in record["left_out"]), record["note"]
         )  # fmt: skip
+
+    def discard(self) -> None:
+        """Forget a run that never came to choose its images."""
+        (self.folder / "run.json").unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def write_selection(self, selection: Selection) -> None:
         record = {
@@ -251,10 +257,14 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
+def _neighbour(path: Path) -> Path:
+    """Always the same, so that what a killed process left there is overwritten, not left behind."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _write(path: Path, contents: bytes | str) -> Path:
     """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part."""
-    # The neighbour's name is fixed, so that what a killed process left of it is overwritten, not left behind.
-    neighbour = path.with_name(f".{path.name}.part")
+    neighbour = _neighbour(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -37,14 +37,15 @@ BASELINES = ("random", "uniform", "edge", "centered-gaussian")
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:
     """The parts of `text` between separators, except for separators within brackets or quotes."""
-    parts, depth, quote = [""], 0, ""
+    parts, depth, quote, escaped = [""], 0, "", False
     for character in text:
         if character == separator and not quote and depth <= 0:
             parts.append("")
             continue
         parts[-1] += character
         if quote:
-            quote = "" if character == quote else quote
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
         elif character in "'\"":
             quote = character
         else:
@@ -133,7 +134,8 @@ def _literal(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
-    return value if isinstance(value, str) and _literal(value) == value else repr(value)
+    plain = isinstance(value, str) and _literal(value) == value and not set(value) & set(":,'\"()[]{}")
+    return value if plain else repr(value)
 
 
 _readers: dict[Any, tuple[Callable[[str], Any], str]] = {
