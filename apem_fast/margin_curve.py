@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import ops, validation
-from apem_fast.batching import BatchPlan
 from apem_fast.metric import BoundsOf, Evaluator
 from apem_fast.rays import Prober, undisturbed
 
@@ -38,7 +37,7 @@ class RayView:
         model, images, bounds: as for `apem`.
         relevance: (M, 1, H, W) or (M, C, H, W) in [0, 1]; none all 0 or all 1.
         image_of_map: (M,), the row of `images` that each map is of; None: map i is of image i, and M = N.
-        batch_size: the most perturbed images in one forward pass.
+        batch_size: the most perturbed images in one forward pass; None finds out what is fastest.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -51,18 +50,17 @@ class RayView:
         relevance: Tensor,
         *,
         image_of_map: Tensor | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         bounds: BoundsOf = (None, None),
     ):
-        validation.batch_size(batch_size)
-        evaluator = Evaluator(model, images, bounds=bounds)
+        evaluator = Evaluator(model, images, batch_size=batch_size, bounds=bounds)
         of_map = torch.arange(len(images)) if image_of_map is None else image_of_map.cpu()
         if of_map.dim() != 1 or not bool(((of_map >= 0) & (of_map < len(images))).all()):
             raise ValueError(
                 f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"
             )
         validation.relevance(relevance, images[of_map])
-        self._model, self._batch_size = model, batch_size
+        self._model, self._tuner = model, evaluator.tuner
         self._rays = evaluator.rays(relevance.detach(), of_map.numpy())
 
     @property
@@ -81,8 +79,7 @@ class RayView:
         minus = _epsilons("epsilon_minus", epsilon_minus, maps)
         plus = minus if epsilon_plus is None else _epsilons("epsilon_plus", epsilon_plus, maps)
         margins = []
-        with undisturbed(self._model):
-            prober = Prober(self._model, self._rays, BatchPlan(self._batch_size, torch.contiguous_format))
+        with undisturbed(self._model), Prober(self._model, self._rays, self._tuner) as prober:
             for offset, epsilon in enumerate((minus, plus)):
                 ray = np.repeat(2 * np.arange(maps) + offset, epsilon.shape[1])
                 answers = prober(ray, epsilon.flatten().numpy())
@@ -116,7 +113,7 @@ def margin_curve(
     epsilon_minus: Tensor,
     epsilon_plus: Tensor | None = None,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     bounds: BoundsOf = (None, None),
 ) -> MarginCurve:
     """The margin at each epsilon along both rays of each map; the arguments are those of `RayView` and its `margins`."""

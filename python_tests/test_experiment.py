@@ -319,7 +319,7 @@ def page(run) -> str:
 def test_the_page_needs_no_other_file(page):
     links = Links()
     links.feed(page)
-    assert links.found == ["data:,"]
+    assert [link for link in links.found if not link.startswith("#")] == ["data:,"]
     without_names = page.replace("http://www.w3.org/", "")  # names of namespaces in the figure, not addresses
     assert "http:" not in without_names and "https:" not in without_names and "@import" not in page
 
