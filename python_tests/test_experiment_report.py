@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -227,7 +228,7 @@ def in_browser(page: str, script: str, folder: Path, address: str = "") -> dict:
         "--virtual-time-budget=10000", f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri() + address,
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    return json.loads(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1])
+    return json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1]))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -272,10 +273,13 @@ def test_choosing_an_image(finished, tmp_path):
       const addressed = state();
       const images = [...document.querySelectorAll("#detail img")];
       const decoded = await Promise.all(images.map((image) => image.decode().then(() => true, () => false)));
+      dialog.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowLeft" }));
+      dialog.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown" }));
+      const neighbour = location.hash;
       dialog.close();
       const maps = [...document.querySelectorAll("#gallery .map")];
       maps[maps.length - 1].click();
-      return { addressed, shown: decoded.every(Boolean), pictures: images.length, last: state(), address: location.hash };"""
+      return { addressed, shown: decoded.every(Boolean), pictures: images.length, neighbour, last: state(), address: location.hash };"""
     address = f"#image={name}&explainer=smooth-grad%3Asamples%3D3"
     came = in_browser(page_of(finished), script, tmp_path, address)
     assert came["errors"] == []
@@ -284,6 +288,7 @@ def test_choosing_an_image(finished, tmp_path):
     assert first["curves"] == [9] * 6  # two rays at three stages, from 0 on
     assert came["shown"] and came["pictures"] == 4 + 3 * 4 and first["markup"] == 0
     assert all(("ε" in text) == (i % 2 == 0) for i, text in enumerate(first["captions"]))
+    assert came["neighbour"] == f"#image={bundled_photographs()[0].name}&explainer=random"
     last = came["last"]  # the fifth photograph has no close-up
     assert last["open"] and last["title"].startswith("Random: ") and last["closeups"] == 0
     assert came["address"].startswith(f"#image={bundled_photographs()[4].name}")

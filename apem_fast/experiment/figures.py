@@ -34,7 +34,7 @@ def _present(rows: pandas.DataFrame, column: str, order: Sequence[str]) -> list[
 
 
 def _thousands(value: float, _: int) -> str:
-    return f"{value:,.0f}".replace("-", "−")
+    return f"{value:,.10g}".replace("-", "−")
 
 
 # -- boxplots --------------------------------------------------------------------------------------------------------

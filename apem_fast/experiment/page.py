@@ -61,6 +61,7 @@ def write_page(
             for row in table.to_dict("records")
         ],
         best={stage: part["median"].max() for stage, part in table.groupby("stage")},
+        notes=_notes(store),
         flagged=_flagged(store, flagged),
         totals=totals(table),
         duration=_duration(totals(table)["seconds"]),
@@ -106,6 +107,13 @@ def _range(row: dict[str, Any], name: str) -> str:
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 600 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+def _notes(store: RunStore) -> list[str]:
+    """What is to be known of the choice of images."""
+    chosen, left_out = store.selection(), store.left_out()
+    notes = [chosen.note] if chosen is not None and chosen.note else []
+    return notes + ([f"Files left out (left-out.csv lists them): {len(left_out):,}."] if left_out else [])
 
 
 def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:

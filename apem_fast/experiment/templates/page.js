@@ -110,11 +110,14 @@ function showGallery(stage) {
 
 // -- one map, closely -----------------------------------------------------------------------------------------------
 
+let shown = null;
+
 function showDetail(image, explainer) {
+  shown = { image, explainer };
   document.getElementById("detail-title").textContent = explainer.name + ": " + image.subject;
   document.getElementById("detail-note").textContent = image.source +
     ". The network says “" + image.prediction + "”, " + (100 * image.confidence).toFixed(1) + " %." +
-    (image.truth ? " It is “" + image.truth + "”." : "") +
+    (image.truth && image.correct !== true ? " It is “" + image.truth + "”." : "") +
     (image.loss === null ? "" : " Loss " + number.format(image.loss) + ".");
   const maps = document.getElementById("detail-maps"), rays = document.getElementById("detail-rays");
   maps.replaceChildren();
@@ -136,7 +139,8 @@ function showDetail(image, explainer) {
   }
   document.getElementById("detail-hint").textContent = rays.childElementCount
     ? "Margin: the prediction’s logit less the best other one; the prediction has changed where it is below 0. Change: " +
-      "how the perturbed photograph differs from the photograph, amplified, around grey."
+      "how the perturbed photograph differs from the photograph, amplified, around grey. The arrow keys lead to other " +
+      "photographs and explanations."
     : "Perturbed photographs and margins of the first images are added by apem-fast report; --images N for more of them.";
   const dialog = document.getElementById("detail");
   if (!dialog.open) dialog.showModal();
@@ -199,6 +203,15 @@ function drawMargins(svg, entry) {
   svgElement(svg, "text", { x: right - 66, y: top + 4, class: "minus" }, "relevance");
   svgElement(svg, "text", { x: right - 66, y: top + 16, class: "plus" }, "irrelevance");
 }
+
+// The arrow keys lead to the neighbours: left and right to other photographs, up and down to other explanations.
+document.getElementById("detail").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const neighbour = (all, one, by) => all[(all.indexOf(one) + by + all.length) % all.length];
+  showDetail(neighbour(run.images, shown.image, step[0]), neighbour(run.explainers, shown.explainer, step[1]));
+});
 
 // An address that ends in #image=NAME&explainer=KEY opens that map.
 function openAddressed() {
