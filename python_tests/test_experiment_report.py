@@ -202,7 +202,7 @@ def test_filtered_maps_are_shown(finished, tmp_path, without_sections):
     section = page[page.index('id="filter"') :]
     section = section[: section.index("</section>")]
     assert 'src="data:image/webp;base64,' in section and "&lt;i&gt;" in section
-    assert 'data-value="12.5">12.500<' in section and ">1,234<" in section and "score after" in section
+    assert 'data-value="12.5">12.5<' in section and ">1,234<" in section and "score after" in section
     assert 'id="filter"' not in page_of(finished)
 
 

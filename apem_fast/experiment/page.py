@@ -210,6 +210,7 @@ def _filtered(store: RunStore) -> dict[str, Any] | None:
 
 def _filter_cell(text: str) -> Cell:
     try:
-        return Cell(f"{float(text):,.10g}" if "." not in text else f"{float(text):,.3f}", float(text))
+        value = float(text)
     except ValueError:
         return Cell(text)
+    return Cell(f"{round(value, 3):,.12g}".replace("-", "−"), value)
