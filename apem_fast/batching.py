@@ -66,6 +66,11 @@ class BatchTuner:
             return self._wanted
         return self.best
 
+    @property
+    def seconds_an_input(self) -> float | None:
+        """The least that was measured with the best plan."""
+        return self._seconds.get(self.best)
+
     def wants_time_of(self, plan: BatchPlan) -> bool:
         """Whether a pass should be timed even where that means to wait for a GPU."""
         return not self._fixed and (self._clock_is_free or plan != self.best or plan not in self._seconds)

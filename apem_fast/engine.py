@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from apem_fast.batching import BatchTuner
-from apem_fast.rays import Prober, Rays, undisturbed
+from apem_fast.rays import Prober, Rays
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
 
 Progress = Callable[[int, int, int], None]
@@ -34,16 +32,15 @@ class Flips:
 
 
 def find_flips(
-    model: nn.Module,
+    prober: Prober,
     rays: Rays,
     policy: Search,
     *,
     step: float,
     last_step: int,
-    tuner: BatchTuner,
     progress: Progress | None = None,
 ) -> Flips:
-    """The first flip of every ray on the grid step, 2 step, ..., last_step * step."""
+    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes `rays`."""
     total = len(rays)
     first_flip, probes = np.full(total, UNDECIDED), np.zeros(total, np.int64)
 
@@ -53,27 +50,31 @@ def find_flips(
     ray_of_row = np.arange(0)
     state = start(ray_of_row)
     done = waiting = 0
-    with undisturbed(model), Prober(model, rays, tuner) as prober:
-        while done < total:
-            fresh = np.arange(waiting, min(total, waiting + max(0, PASSES_A_ROUND * prober.size - len(ray_of_row))))
-            if len(fresh):
-                waiting += len(fresh)
-                ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(start(fresh))
+    while done < total:
+        fresh = np.arange(waiting, min(total, waiting + max(0, PASSES_A_ROUND * prober.size - len(ray_of_row))))
+        if len(fresh):
+            waiting += len(fresh)
+            ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(start(fresh))
 
-            row, grid_step = policy.ask(state, prober.size)
-            whole = min(len(row) - len(row) % prober.size, PASSES_A_ROUND * prober.size) or len(row)
-            row, grid_step = _whole_rows(row, grid_step, whole)
-            answers = prober(ray_of_row[row], grid_step * step)
-            np.add.at(probes, ray_of_row[row], answers.runs)
-            state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+        row, grid_step = policy.ask(state, prober.size)
+        whole = min(len(row) - len(row) % prober.size, PASSES_A_ROUND * prober.size) or len(row)
+        row, grid_step = _whole_rows(row, grid_step, whole)
+        answers = prober(ray_of_row[row], grid_step * step)
+        np.add.at(probes, ray_of_row[row], answers.runs)
+        state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
-            decided = state.first_flip != UNDECIDED
-            if decided.any():
-                first_flip[ray_of_row[decided]] = state.first_flip[decided]
-                done += int(decided.sum())
-                ray_of_row, state = ray_of_row[~decided], state.only(state.undecided)
-            if progress is not None:
-                progress(done, total, int(probes.sum()))
+        decided = np.flatnonzero(state.first_flip != UNDECIDED)
+        if len(decided):
+            ray, flip = ray_of_row[decided], state.first_flip[decided]
+            refuted, runs = prober.confirm(ray, np.where(flip == CENSORED, last_step, flip - 1) * step)
+            probes[ray] += runs
+            first_flip[ray[~refuted]] = flip[~refuted]
+            done += int((~refuted).sum())
+            # What was told of a refuted ray cannot be trusted: it starts anew.
+            ray_of_row = np.concatenate([ray_of_row[state.undecided], ray[refuted]])
+            state = state.only(state.undecided).joined(start(ray[refuted]))
+        if progress is not None:
+            progress(done, total, int(probes.sum()))
     flipped = first_flip != CENSORED
     return Flips(np.where(flipped, first_flip, last_step), flipped, probes)
 

@@ -7,8 +7,9 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
@@ -19,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import BatchTuner, is_out_of_memory
+from apem_fast.batching import FIRST_SIZE, BatchTuner, is_out_of_memory
+from apem_fast.passes import PlainPasses
 
-# A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
-# (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
-NOISE = 2.0**-16
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 
 
@@ -52,7 +51,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     """The model's logits (N, classes), checked."""
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
@@ -87,8 +86,10 @@ def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
 def run_clean(model: nn.Module, images: Tensor) -> Clean:
     """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
-    logits, signs, gradients = [], [], []
-    for image in images.split(1):
+    logits = []
+    sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
+    gradients = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    for n, image in enumerate(images.split(1)):
         with torch.enable_grad():
             leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
             answer = logits_of(model, leaf)
@@ -97,12 +98,11 @@ def run_clean(model: nn.Module, images: Tensor) -> Clean:
         if not bool(gradient.isfinite().all()):
             raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
         logits.append(answer.detach())
-        gradients.append(gradient)
-        signs.append(gradient.sign().to(torch.int8))
+        gradients[n], sign[n] = gradient[0], gradient[0].sign()
     all_logits = torch.cat(logits)
     labels = all_logits.argmax(dim=1)
     margin, _ = ops.label_margin(all_logits, labels)
-    return Clean(labels, margin.double().cpu().numpy(), all_logits, torch.cat(signs), torch.cat(gradients))
+    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, gradients)
 
 
 # -- rays --------------------------------------------------------------------------------------------------------
@@ -157,10 +157,9 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
     plus, minus = relevance_norms(relevance, channels)
     norm = np.stack([plus, minus], axis=1).reshape(-1)
     image = np.repeat(np.asarray(image_of_map, np.int64), 2)
-    steepness = clean.loss_gradient.abs()
     along, total = [], []
     for m in range(maps):  # one map at a time: (maps, C, H, W) of products would be as large as the maps
-        g = steepness[int(image_of_map[m])]
+        g = clean.loss_gradient[int(image_of_map[m])].abs()
         along.append((relevance[m] * g).sum(dtype=torch.float64))
         total.append(g.sum(dtype=torch.float64))
     fall = torch.stack(along).cpu().numpy()
@@ -206,8 +205,8 @@ class Prober:
     of the batches.
     """
 
-    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner):
-        self._model, self._rays, self.tuner = model, rays, tuner
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses):
+        self._model, self._rays, self._tuner, self._passes = model, rays, tuner, passes
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
         self._weights: list[tuple[nn.Parameter, Tensor]] = []
@@ -217,12 +216,14 @@ class Prober:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._passes.forget()
         for parameter, data in self._weights:
             parameter.data = data
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         if memory_format is self._format:
             return
+        self._passes.forget()
         self._format, self._rays = memory_format, self._rays.in_format(memory_format)
         for parameter, data in self._weights:
             parameter.data = data.contiguous(memory_format=memory_format)
@@ -230,25 +231,28 @@ class Prober:
     @property
     def size(self) -> int:
         """How many probes fill a forward pass."""
-        return self.tuner.best.size
+        return self._tuner.best.size
 
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-        # Neighbours in a batch share image and map, which then stay in the cache.
-        order = np.argsort(ray, kind="stable")
-        begin = time.perf_counter()
-        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
-        answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
-        margin, flipped = _checked(answers)
-        self.tuner.worked(time.perf_counter() - begin)
-        close = np.abs(margin) <= answers[2]
+        order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
+        margin, flipped, noise = self._run(ray[order], epsilon[order], self._tuner)
+        if not np.isfinite([margin, noise]).all():
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        close = np.abs(margin) <= noise
         for i in np.flatnonzero(close):
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], answers[2][back], 1 + close[back])
+        return Answers(margin[back], flipped[back], noise[back], 1 + close[back])
+
+    def confirm(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which of these answers, the last unflipped ones of decided rays, turn out wrong; and model inputs it took."""
+        return np.zeros(len(ray), bool), np.zeros(len(ray), np.int64)
 
     def along(
         self,
@@ -284,22 +288,32 @@ class Prober:
             through = through.sum(dim=0, keepdim=True)
         return through.contiguous().cpu().numpy(), GRADIENT_COST
 
-    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
+    def _run(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+        """Margins, flips and noise, all (M,), in the batches of a tuner."""
+        begin = time.perf_counter()
+        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
+        answers = torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1).cpu().numpy()
+        tuner.worked(time.perf_counter() - begin)
+        return answers[0].copy(), answers[1] != 0, answers[2]
+
+    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Iterator[Tensor]:
         at = 0
         while at < len(ray):
-            plan = self.tuner.plan(len(ray) - at)
+            plan = tuner.plan(len(ray) - at)
             batch = slice(at, at + plan.size)
             try:
                 self._lay_out(plan.memory_format)
-                timed = self.tuner.wants_time_of(plan)
+                timed = tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
-                answer = self._measure(ray[batch], epsilon[batch], self._rays)
+                answer = self._measure(ray[batch], epsilon[batch], self._rays, plan.size)
                 if timed:
-                    self.tuner.ran(plan, len(ray[batch]), self._clock() - begin)
+                    tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
                 if plan.size == 1 or not is_out_of_memory(error):
                     raise
-                self.tuner.did_not_fit(plan)
+                tuner.did_not_fit(plan)
                 continue
             yield answer
             at += len(ray[batch])
@@ -325,17 +339,26 @@ class Prober:
             norm=rays.norm[[ray]],
             level=rays.level[[ray]],
         )
-        margin, flipped = _checked(self._measure(np.zeros(1, np.int64), np.array([epsilon]), one).cpu().numpy())
-        return float(margin[0]), bool(flipped[0])
+        margin, flipped, _ = self._measure(np.zeros(1, np.int64), np.array([epsilon]), one)[:, 0].tolist()
+        if not math.isfinite(margin):
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        return margin, bool(flipped)
 
-    def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
+    def _measure(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
+    ) -> Tensor:
+        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
+        of `size` inputs, or by the plain model."""
         with torch.no_grad():
-            logits = logits_of(self._model, self._inputs(ray, epsilon, rays))
+            inputs = self._inputs(ray, epsilon, rays)
+            logits = logits_of(self._model, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
-            noise = logits.abs().amax(dim=1) * NOISE
-            return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+            noise = logits.abs().amax(dim=1).double() * self._passes.noise
+            return torch.stack([margin.double(), (predicted != labels).double(), noise])
+
+    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
+        return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
 
     def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
@@ -352,16 +375,17 @@ class Prober:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    if not np.isfinite(answers).all():
-        raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
-    return answers[0].copy(), answers[1] != 0
+def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -> BatchTuner:
+    """Batches of the size asked for, or of the one that turns out best, for inputs like these.
 
-
-def tuner_for(images: Tensor, batch_size: int | None) -> BatchTuner:
-    """Batches of the size asked for, or of the one that turns out best, for inputs like these."""
+    Args:
+        one_shape: whether every new shape is expensive: then the first guess stays.
+    """
+    device = images.device.type
     if images.shape[1] == 1:
         formats = (torch.contiguous_format,)  # with one channel the formats are the same
     else:
         formats = (torch.channels_last, torch.contiguous_format)
-    return BatchTuner(formats, images.device.type, batch_size)
+    if one_shape:
+        batch_size = batch_size or FIRST_SIZE[device]
+    return BatchTuner(formats, device, batch_size)

@@ -26,6 +26,7 @@ Rows = NDArray[np.int64]
 UNDECIDED = 0  # no ray flips at step 0: the label is the prediction there
 CENSORED = -1
 
+STEEPEST_SHARE = 0.5  # how far slopes may leave the range of those seen where these are all alike
 SPARE = 16  # a pass with room for so many times the probes that are needed costs the same with a few more
 
 
@@ -91,6 +92,11 @@ class Search(Protocol[S]):
 class ExhaustiveState(State):
     reached: Steps  # [rows]: every step up to this one was measured and is not flipped
 
+    @property
+    def cleared(self) -> Steps:
+        """As Isolate's state calls it."""
+        return self.reached
+
 
 @dataclass(frozen=True)
 class Exhaustive:
@@ -129,12 +135,12 @@ def lowest_margin(
     Piyavskii's bound, with a range of slopes in place of one steepest slope. Three falls a step are known: of the
     interval itself, of the one to its `left` and of the one to its `right` (NaN: not known). Within the interval the
     fall is taken to lie within these, and further out on either side by the larger of `safety` times their spread and
-    the steepest of them. So a margin that falls evenly to a positive value is known not to have been negative on the
+    half the steepest of them. So a margin that falls evenly to a positive value is known not to have been negative on the
     way, while one that bends could have been.
     """
     fall = (start - end) / length
     least, most = np.fmin.reduce([fall, left, right]), np.fmax.reduce([fall, left, right])
-    further = np.maximum(safety * (most - least), np.maximum(np.abs(most), np.abs(least)))
+    further = np.maximum(safety * (most - least), STEEPEST_SHARE * np.maximum(np.abs(most), np.abs(least)))
     least, most = least - further, most + further
     # From the start it falls at the most, from the end it rises backwards at the least: where these two meet.
     width = most - least
@@ -171,7 +177,7 @@ class Isolate:
         depth: how many measured points to the right are remembered for each ray.
     """
 
-    safety: float = 5.0
+    safety: float = 4.0
     longest: float = 1 / 8
     depth: int = 16
 

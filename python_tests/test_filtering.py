@@ -265,7 +265,7 @@ def test_a_gradient_says_how_margins_move_along_the_levels(ray, map_channels):
     evaluator = af.Evaluator(model, images, batch_size=4)
     some, levels, epsilon, at = evaluator.rays(maps, np.arange(2)), levels_of(maps[1], 3), 3.0, 40
     one = np.ones(1, np.int64)
-    with rays.undisturbed(model), rays.Prober(model, some, evaluator.tuner) as prober:
+    with evaluator.probing(some) as prober:
 
         def margin(t):
             return prober.along(

@@ -222,7 +222,7 @@ def face_sections(
 ) -> list[Section]:
     """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take."""
     from apem_fast.siamese.saliency import superpixel_maximum, superpixels
-    from apem_fast.siamese.validation import rank_correlation
+    from apem_fast.similarity import rank_correlation
 
     other = faces.flip(0)
     ages = ranker.embed(faces).detach()[:, 0]
