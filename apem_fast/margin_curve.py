@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from apem_fast import ops, validation
 from apem_fast.metric import BoundsOf, Evaluator
-from apem_fast.rays import Prober, undisturbed
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,7 @@ class RayView:
                 f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"
             )
         validation.relevance(relevance, images[of_map])
-        self._model, self._tuner = model, evaluator.tuner
-        self._rays = evaluator.rays(relevance.detach(), of_map.numpy())
+        self._evaluator, self._rays = evaluator, evaluator.rays(relevance.detach(), of_map.numpy())
 
     @property
     def labels(self) -> Tensor:
@@ -79,7 +77,7 @@ class RayView:
         minus = _epsilons("epsilon_minus", epsilon_minus, maps)
         plus = minus if epsilon_plus is None else _epsilons("epsilon_plus", epsilon_plus, maps)
         margins = []
-        with undisturbed(self._model), Prober(self._model, self._rays, self._tuner) as prober:
+        with self._evaluator.probing(self._rays) as prober:
             for offset, epsilon in enumerate((minus, plus)):
                 ray = np.repeat(2 * np.arange(maps) + offset, epsilon.shape[1])
                 answers = prober(ray, epsilon.flatten().numpy())

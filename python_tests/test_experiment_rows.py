@@ -18,6 +18,7 @@ from tiny_networks import class_tree, save_photograph, tiny
 
 import apem_fast as af
 from apem_fast.experiment import measures
+from apem_fast.experiment.block import flags_of, with_stand_ins
 from apem_fast.experiment.console import flagged_lines, left_out_lines
 from apem_fast.experiment.evaluate import evaluate
 from apem_fast.experiment.image_folders import LeftOut
@@ -111,6 +112,16 @@ def test_a_run_with_nothing_to_measure(name, tmp_path):
     assert (store.results()["flag"] != "").all() and len(store.results()) == 12 and summary(store).empty
 
 
+def test_flags_of_maps():
+    maps = torch.zeros(5, 2, 3, 3)
+    maps[1], maps[2], maps[3, 0], maps[4, 1, 2, 2] = 1, 0.5, 1, 1e-30
+    flags = flags_of(maps)
+    assert flags == ["the map is 0 throughout", "the map is 1 throughout", "", "", ""]
+    stood_in = with_stand_ins({"some": maps, "all": maps[:1].expand(5, 2, 3, 3)}, {"some": flags, "all": flags[:1] * 5})
+    assert list(stood_in) == ["some"] and torch.equal(stood_in["some"][3:], maps[3:])
+    assert (stood_in["some"][:3] == 0.5).all() and (maps[0] == 0).all()
+
+
 # -- shuffles and further measures -----------------------------------------------------------------------------------
 
 
@@ -147,9 +158,10 @@ def test_shuffled_epsilons_are_the_least_of_those_of_each_shuffle(tmp_path):
 
 
 def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
-    def concentration(model, images, relevance, labels):
-        assert images.shape[0] == relevance.shape[0] == labels.shape[0] and not model.training
-        return relevance.mean(dim=(1, 2, 3))
+    def concentration(explained):
+        assert len(explained.images) == len(explained.pixels) == len(explained.labels) == len(explained.relevance) == 4
+        assert explained.explainer.name == "partly_zero" and explained.stage in STAGES.values()
+        return explained.relevance.mean(dim=(1, 2, 3))
 
     monkeypatch.setitem(measures.MEASURES, "concentration", concentration)
     store = evaluate(other_explainers("partly_zero", measures=("concentration",)), tmp_path / "run")

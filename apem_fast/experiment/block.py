@@ -7,13 +7,13 @@ leaves no ray gets a row that says so, and stops nobody.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apem_fast.experiment.measures import MEASURES
+from apem_fast.experiment.measures import MEASURES, Explained
 from apem_fast.experiment.networks import Network
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.photographs import Photograph
@@ -26,8 +26,11 @@ from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.relevance import STAGES
 
-EXPECTED_PASSES_PER_RAY = 20.0
+EXPECTED_PASSES_PER_RAY = 10.0
 """For the estimate of the time left only."""
+
+ImageProgress = Callable[[int, int], None]
+"""Called with (images explained, images in all)."""
 
 NAN = float("nan")
 
@@ -177,7 +180,7 @@ class Block:
         shuffles = self.shuffle(measurable, before.work + explaining + searching, searching)
         rows = self.rows(key, flags, results, attribution_seconds, search_seconds)
         self.add_shuffles(rows, shuffles, results)
-        self.add_measures(rows, maps)
+        self.add_measures(rows, measurable, explainer)
         for stage, relevance in maps.items():
             self.save_maps(key, stage, relevance)
         self.store.write(self.number, key, rows)
@@ -194,7 +197,7 @@ class Block:
             ),
         )
 
-    def maps(self, explainer: Explainer, explained: Any) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    def maps(self, explainer: Explainer, explained: ImageProgress) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
         attribution, failed = self.attribution(explainer, explained)
         maps = {name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages}
@@ -204,7 +207,7 @@ class Block:
         }
         return maps, flags
 
-    def attribution(self, explainer: Explainer, explained: Any) -> tuple[Tensor, list[bool]]:
+    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[bool]]:
         """The attribution, and of which images there is none because it did not come out finite: it is 0 there."""
         model, images, labels = self.network.model, self.images, self.labels
         try:
@@ -291,10 +294,15 @@ class Block:
                 normalised = shuffles[stage].normalised_score(results[stage])[n].item()
             row |= {f"shuffled_{name}": value for name, value in zip(names, values)} | {"score_norm": normalised}
 
-    def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor]) -> None:
+    def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor], explainer: Explainer) -> None:
+        model, percentile = self.network.model, self.options.percentile
         for name in self.options.measures:
             values = {
-                stage: MEASURES[name](self.network.model, self.images, relevance, self.labels)
+                stage: MEASURES[name](
+                    Explained(
+                        model, self.images, self.pixels, self.labels, explainer, STAGES[stage], percentile, relevance
+                    )
+                )
                 for stage, relevance in maps.items()
             }
             for i, row in enumerate(rows):

@@ -66,8 +66,8 @@ def image_set(images: str, ground_truth: str | None, classes: Classes) -> ImageS
     folder = Path(images)
     if not folder.is_dir():
         raise ValueError(f"images: {folder} is not a folder")
-    special = {Path(file).resolve() for file in (ground_truth,) if file not in (None, NO_GROUND_TRUTH)}
-    files = sorted(file for file in _files(folder) if special.isdisjoint({(folder / file).resolve()}))
+    truth_file = None if ground_truth in (None, NO_GROUND_TRUTH) else Path(ground_truth).resolve()
+    files = sorted(file for file in _files(folder) if truth_file is None or (folder / file).resolve() != truth_file)
     paths = [file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"images: {folder} holds no images ({', '.join(suffix[1:] for suffix in SUFFIXES)})")

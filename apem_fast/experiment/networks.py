@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,8 +193,6 @@ _SPECIAL: dict[str, dict[str, Any]] = {"googlenet": _PUBLISHED_ELSEWHERE, "incep
 
 def _of_function(name: str, weights: str | Path | None) -> Network:
     module, _, function = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it: modules of the current folder
     try:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:

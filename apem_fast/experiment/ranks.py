@@ -132,8 +132,11 @@ def torchrun_ranks() -> Iterator[Ranks]:
         return
     import torch.distributed as distributed
 
-    distributed.init_process_group("gloo", rank=rank, world_size=count)
+    joined = distributed.is_initialized()  # by the program that calls
+    if not joined:
+        distributed.init_process_group("gloo", rank=rank, world_size=count)
     try:
         yield Ranks(rank, count, distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
     finally:
-        distributed.destroy_process_group()
+        if not joined:
+            distributed.destroy_process_group()
