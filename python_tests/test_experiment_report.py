@@ -206,6 +206,15 @@ def test_filtered_maps_are_shown(finished, tmp_path, without_sections):
     assert 'id="filter"' not in page_of(finished)
 
 
+def test_other_measures_have_a_table(finished):
+    rows, _ = scored_rows(finished)
+    with_measure = rows.assign(selectivity=np.where(rows["stage"] == "1-channel", 0.25, 0.5))
+    section = next(one for one in sections(finished, with_measure) if one.key == "measures")
+    (_, table) = section.tables[0]
+    assert table.columns == ("stage", "explanation", "mean selectivity", "median selectivity")
+    assert [cell.text for cell in table.rows[4]] == ["1-channel", "Gradient", "0.250", "0.250"]
+
+
 # -- in a browser ----------------------------------------------------------------------------------------------------
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

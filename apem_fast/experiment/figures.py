@@ -127,15 +127,19 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
         return svg_of(figure)
 
 
-def differences(found: Mapping[str, Differences], first: str, second: str) -> str:
-    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences, a panel a stage."""
+def differences(found: Mapping[str, Mapping[str, Differences]], first: str, second: str) -> str:
+    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences: a row for each choice
+    of images, by what it is called, a panel a stage."""
     with page_style():
-        figure, axes = panels(1, len(found), 3.6, 2.2, sharey="row")
-        for axis, (stage, one) in zip(axes[0], found.items()):
-            _histogram(axis, one.exact, COLOURS["epsilon_plus"])
+        figure, axes = panels(len(found), len(next(iter(found.values()))), 3.6, 2.0, sharex="col")
+        for row, (title, by_stage) in zip(axes, found.items()):
+            for axis, one in zip(row, by_stage.values()):
+                _histogram(axis, one.exact, COLOURS["epsilon_plus"])
+            row[0].set_ylabel(title)
+        for axis, stage in zip(axes[0], next(iter(found.values()))):
             axis.set_title(stage, fontweight="bold")
+        for axis in axes[-1]:
             axis.set_xlabel(f"ε⁺ of {first} − ε⁺ of {second}")
-        axes[0][0].set_ylabel("images")
         return svg_of(figure)
 
 

@@ -202,10 +202,15 @@ class _Run:
         if pair is None:
             return None
         first, second = pair
-        found = {stage: st.epsilon_plus_differences(self.rows, stage, first, second) for stage in self.stages}
-        lower = {stage: st.epsilon_plus_differences(self.rows, stage, first, second, True) for stage in self.stages}
+        found = {
+            title: {
+                stage: st.epsilon_plus_differences(self.rows, stage, first, second, only_better_minus=only)
+                for stage in self.stages
+            }
+            for title, only in (("all photographs", False), (f"{self.names[first]} has the lower ε⁻", True))
+        }
         lines = []
-        for title, by_stage in (("all photographs", found), (f"{self.names[first]} has the lower ε⁻", lower)):
+        for title, by_stage in found.items():
             for stage, one in by_stage.items():
                 known = np.median(one.exact) if len(one.exact) else np.nan
                 lines.append(
@@ -223,8 +228,8 @@ class _Run:
             f"To the right of 0 the irrelevance of {self.names[first]} is the better one.",
             figure=Markup(figures.differences(found, self.names[first], self.names[second])),
             caption="Histogram of the differences photograph by photograph and its kernel density estimate, where "
-            "neither ε⁺ is censored. P1 Figure 8; P2 Figure 5.1 keeps only the photographs on which the first has the "
-            "lower ε⁻: the last rows of the table.",
+            "neither ε⁺ is censored: of all photographs (P1 Figure 8), and of those on which the first has the lower ε⁻ "
+            "(P2 Figure 5.1).",
             tables=(("", Table(columns, tuple(lines))),),
         )  # fmt: skip
 
@@ -384,9 +389,9 @@ class _Run:
         columns = ("stage", "explanation", *(f"{which} {name}" for name in present for which in ("mean", "median")))
         return Section(
             "measures", "Other measures",
-            "Selectivity: the area under the network’s confidence while the most relevant regions are taken away, lower "
-            "is better (P2 Algorithm 1). Continuity: how much a map changes with a photograph that hardly changes, lower "
-            "is better (P2 section 2.3.1).",
+            "Selectivity: the area under the network’s output while the most relevant features are taken away, the lower "
+            "the better (P2 Algorithm 1). Continuity: how much a map changes at most where the photograph hardly does, the "
+            "lower the better, to be compared at the same stage only (P2 section 2.3.1).",
             tables=(("", Table(columns, tuple(lines))),),
         )  # fmt: skip
 
