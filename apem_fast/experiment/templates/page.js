@@ -49,10 +49,16 @@ function drawRay(svg, entry) {
   }
 }
 
+// A censored ray leaves a bound of the score, two leave none.
+function scoreOf(entry) {
+  const mark = entry.flipped_minus ? (entry.flipped_plus ? "" : "≥ ") : (entry.flipped_plus ? "≤ " : "≈ ");
+  return mark + signed.format(entry.score).replace("-", "−");
+}
+
 function numbers(entry) {
   if (entry.flag || entry.score === undefined) return "not measured: " + (entry.flag || "no score");
   const sign = (flipped) => (flipped ? "= " : "> ");
-  return "score " + signed.format(entry.score) +
+  return "score " + scoreOf(entry) +
     "\nε⁻ " + sign(entry.flipped_minus) + number.format(entry.epsilon_minus) +
     "\nε⁺ " + sign(entry.flipped_plus) + number.format(entry.epsilon_plus);
 }
@@ -81,7 +87,7 @@ function showGallery(stage) {
   }
   for (const image of run.images) {
     const entries = run.explainers.map((explainer) => run.maps[image.image]?.[explainer.key]?.[stage.name]);
-    const best = Math.max(...entries.filter((entry) => entry?.score !== undefined).map((entry) => entry.score));
+    const best = Math.max(...entries.filter((entry) => entry?.flipped_minus || entry?.flipped_plus).map((entry) => entry.score));
     gallery.append(photographOf(image));
     run.explainers.forEach((explainer, i) => {
       const entry = entries[i];
@@ -96,7 +102,7 @@ function showGallery(stage) {
         score.className = "flag";
       } else {
         drawRay(button.querySelector("svg"), entry);
-        score.textContent = signed.format(entry.score);
+        score.textContent = scoreOf(entry);
         score.classList.toggle("best", entry.score === best);
         score.classList.toggle("negative", entry.score < 0);
       }
