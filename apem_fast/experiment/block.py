@@ -19,14 +19,14 @@ from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.photographs import Photograph
 from apem_fast.experiment.pictures import png_of
 from apem_fast.experiment.progress import ProgressKeeper
-from apem_fast.experiment.shuffles import ShuffledResult, shuffled_results
 from apem_fast.experiment.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.explain import Explainer
 from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.relevance import STAGES
 
-EXPECTED_PASSES_PER_RAY = 10.0
+EXPECTED_PASSES_PER_RAY = 6.0
 """For the estimate of the time left only."""
 
 ImageProgress = Callable[[int, int], None]
@@ -159,7 +159,7 @@ class Block:
         attribution_seconds = time.perf_counter() - started
 
         rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)
-        searching = (expected - explaining) / (1 + options.shuffles)
+        searching = EXPECTED_PASSES_PER_RAY * 2 * count * len(options.stages)
         progress.update(explaining=False, rays_done=0, rays_total=rays, work=before.work + explaining)
         started = time.perf_counter()
 
@@ -177,7 +177,7 @@ class Block:
         measurable = with_stand_ins(maps, flags)
         results = self.evaluator.apem(measurable, progress=searched) if measurable else {}
         search_seconds = time.perf_counter() - started
-        shuffles = self.shuffle(measurable, before.work + explaining + searching, searching)
+        shuffles = self.shuffle(measurable, before.work + explaining + searching, before.work + expected)
         rows = self.rows(key, flags, results, attribution_seconds, search_seconds)
         self.add_shuffles(rows, shuffles, results)
         self.add_measures(rows, measurable, explainer)
@@ -223,22 +223,27 @@ class Block:
                 failed.append(True)
         return torch.cat(attributions), failed
 
-    def shuffle(self, maps: Mapping[str, Tensor], work: float, work_of_one: float) -> dict[str, ShuffledResult]:
+    def shuffle(self, maps: Mapping[str, Tensor], work: float, work_after: float) -> dict[str, ShuffledEpsilons]:
         options, progress = self.options, self.progress
         if not options.shuffles or not maps:
             return {}
         before, started = progress.state, time.perf_counter()
+        found: dict[str, ShuffledEpsilons] = {}
 
-        def measured(done: int, probes: int) -> None:
+        def measured(rays_done: int, rays_total: int, probes: int) -> None:
+            share = (len(found) + rays_done / rays_total) / len(maps)
             progress.update(
-                doing=f"shuffle {min(done + 1, options.shuffles)} of {options.shuffles}",
-                probes=before.probes + probes,
+                doing=f"{rays_done} of {rays_total} rays of shuffled maps",
+                probes=before.probes + probes_of(found) + probes,
                 search_seconds=before.search_seconds + time.perf_counter() - started,
-                work=work + done * work_of_one,
+                work=work + share * (work_after - work),
             )
 
-        measured(0, 0)
-        return shuffled_results(self.evaluator, maps, options.shuffles, options.seed, measured)
+        for stage, relevance in maps.items():
+            found[stage] = shuffled_epsilons(
+                self.evaluator, relevance, shuffles=options.shuffles, seed=options.seed, progress=measured
+            )
+        return found
 
     def save_maps(self, key: str, stage: str, relevance: Tensor) -> None:
         for n, (photograph, map_) in enumerate(zip(self.photographs, relevance)):
@@ -280,7 +285,7 @@ class Block:
         return row | {"scan_probes": round(row["epsilon_minus"] / step) + round(row["epsilon_plus"] / step)}
 
     def add_shuffles(
-        self, rows: list[dict[str, Any]], shuffles: Mapping[str, ShuffledResult], results: Mapping[str, ApemResult]
+        self, rows: list[dict[str, Any]], shuffles: Mapping[str, ShuffledEpsilons], results: Mapping[str, ApemResult]
     ) -> None:
         if not self.options.shuffles:
             return
@@ -327,7 +332,7 @@ def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]
     return stood_in
 
 
-def probes_of(shuffles: Mapping[str, ShuffledResult]) -> int:
+def probes_of(shuffles: Mapping[str, ShuffledEpsilons]) -> int:
     return sum(int(one.probes.sum()) for one in shuffles.values())
 
 

@@ -119,7 +119,10 @@ class Ranks:
         try:
             distributed.all_gather_object(values, value, group=self.group)
         except RuntimeError:
-            raise OtherRankFailed(f"another of the {self.count} processes ended before its share was done") from None
+            raise OtherRankFailed(
+                f"another of the {self.count} processes ended before its share was done; what is finished is kept, and the "
+                "same command goes on from there"
+            ) from None
         return values
 
 
