@@ -334,6 +334,61 @@ def filter_maps(
     console.print(f"Before and after: {output / 'filtered.png'}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that evaluate has written.")],
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Add the papers' tables, with their published numbers beside the run's.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The page to write.  [default: index.html in the run's folder]"
+        ),
+    ] = None,
+    images: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Show the first N images closely: perturbed, and margins along both rays."
+        ),
+    ] = 6,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    ] = "auto",
+) -> None:
+    """Write a run's page: statistics, figures, and the first images closely.
+
+    One HTML file that needs no network. The close-ups run the network again; they are kept in the run's folder, so
+    that the next report is quick.
+    """
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with _user_errors("report"):
+        import torch
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from apem_fast.experiment.report import write_report
+        from apem_fast.experiment.store import RunStore
+
+        bar = Progress(
+            TextColumn("[bold]close-ups"), BarColumn(bar_width=28), TextColumn("{task.completed} of {task.total} images"),
+            TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        task = bar.add_task("", total=None, visible=False)
+        try:
+            with bar:
+                page = write_report(
+                    RunStore(run), images=images, paper=paper, output=output,
+                    device=_device(device, torch.cuda.is_available()),
+                    progress=lambda done, total: bar.update(task, completed=done, total=total, visible=done < total),
+                )  # fmt: skip
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {run} keeps the close-ups that are done.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    console.print(f"The report: {page}", highlight=False, soft_wrap=True)
+
+
 class _user_errors:
     """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
 
