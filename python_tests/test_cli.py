@@ -115,7 +115,7 @@ def test_a_fault_of_the_program_is_not_hidden(command, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", fail)
+    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", fail)
     assert isinstance(command("evaluate", "--output", tmp_path / "run").exception, ZeroDivisionError)
 
 
@@ -123,7 +123,7 @@ def test_ctrl_c_says_how_to_go_on(command, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", interrupt)
+    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", interrupt)
     came = command("evaluate", "--output", tmp_path / "run")
     assert came.exit_code == cli.STOPPED and "the same command goes on" in " ".join(came.output.split())
 

@@ -9,6 +9,7 @@ import re
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pandas
 import pytest
 import tiny_networks
@@ -22,11 +23,13 @@ from apem_fast.experiment.block import flags_of, with_stand_ins
 from apem_fast.experiment.console import flagged_lines, left_out_lines
 from apem_fast.experiment.evaluate import evaluate
 from apem_fast.experiment.image_folders import LeftOut
-from apem_fast.experiment.networks import Network
+from apem_fast.experiment.networks import Network, load_network
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.page import write_page
+from apem_fast.experiment.photographs import bundled_photographs
 from apem_fast.experiment.store import RunStore
 from apem_fast.experiment.table import summary, write_csv
+from apem_fast.explain import explainer_from
 from apem_fast.relevance import STAGES, shuffled
 
 OPTIONS = RunOptions(
@@ -168,8 +171,31 @@ def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
     results = store.results()
     assert (results["concentration"].isna() == (results["flag"] != "")).all()
     assert results["concentration"].dropna().between(0, 1).all() and results["concentration"].nunique() == 3
-    with pytest.raises(ValueError, match="measures must be one of concentration"):
-        RunOptions(measures=("selectivity",))
+    with pytest.raises(ValueError, match="measures must be one of selectivity, continuity, concentration"):
+        RunOptions(measures=("sensitivity",))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_selectivity_and_continuity_of_a_run(tmp_path, stage):
+    store = evaluate(
+        dataclasses.replace(OPTIONS, measures=("selectivity", "continuity"), stages=(stage,)), tmp_path / "run"
+    )
+    network = load_network(OPTIONS.network)
+    pixels = torch.stack([network.pixels(one.open()) for one in bundled_photographs()[: OPTIONS.limit]])
+    images = network.normalised(pixels)
+    for key in OPTIONS.explainers:
+        explainer = explainer_from(key)
+        relevance = STAGES[stage](explainer(network.model, images), pixels, OPTIONS.percentile)
+        rows = store.results().query("explainer == @key")
+        areas = af.selectivity(network.model, images, relevance).area
+        np.testing.assert_allclose(rows["selectivity"], areas, rtol=1e-4)
+        for n, expected in enumerate(rows["continuity"]):
+            one = pixels[n : n + 1]
+            found = af.continuity(
+                network.model, images[n : n + 1], explainer, neighbours=3,
+                relevance=lambda a, one=one: STAGES[stage](a, one.expand_as(a), OPTIONS.percentile),
+            )  # fmt: skip
+            np.testing.assert_allclose(expected, found.continuity.item(), rtol=1e-4)
 
 
 # -- images ----------------------------------------------------------------------------------------------------------
