@@ -40,6 +40,8 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 
 demo: $(BUILT)
 	@$(BIN)/apem-fast evaluate --output $(DEMO_OUTPUT)
+	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) cat rocket flower
+	@$(BIN)/apem-fast report $(DEMO_OUTPUT) --images 3
 
 test: $(BUILT)
 	@$(BIN)/python -m pytest -m "not slow"
