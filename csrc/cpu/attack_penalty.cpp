@@ -98,17 +98,13 @@ APEM_FAST_VECTOR_VERSIONS int64_t count_changed(const A* row, int64_t width, int
   return count;
 }
 
-struct Terms {
-  double variation = 0, changed = 0, squared = 0;
-};
-
 // Rows [begin, end) of one image. The variation of the last of them needs one row more, unless the image ends there.
 template <typename T>
-Terms band_terms(const T* perturbed, const T* original, const Rows& rows, int64_t begin, int64_t end,
+PenaltyTerms band_terms(const T* perturbed, const T* original, const Rows& rows, int64_t begin, int64_t end,
                  arithmetic_t<T>* buffer) {
   arithmetic_t<T>*row = buffer, *below = buffer + rows.size();
   const bool channels_last = rows.segments == 1 && rows.channels != 1;
-  Terms terms;
+  PenaltyTerms terms{0, 0, 0};
   read_row(row, perturbed, original, rows, begin);
   for (int64_t i = begin; i < end; ++i) {
     terms.squared += sum_of_squares(row, rows.size());
@@ -137,7 +133,7 @@ std::tuple<Tensor, Tensor> attack_penalty(const Tensor& perturbed, const Tensor&
   const Tensor o = torch::stable::contiguous(original, format);   // [N, C, H, W]
   const Rows rows(perturbed, format);
   const int64_t bands = image_size ? (rows.height + kBandRows - 1) / kBandRows : 0;
-  std::vector<Terms> partial(n * bands);  // one for each band, added up in order whatever the threads
+  std::vector<PenaltyTerms> partial(n * bands);  // one for each band, added up in order whatever the threads
   dispatch_floating(perturbed.scalar_type(), [&](auto value) {
     using T = decltype(value);
     const int64_t grain = std::max<int64_t>(1, kGrainValues / std::max<int64_t>(1, kBandRows * rows.size()));
@@ -153,13 +149,12 @@ std::tuple<Tensor, Tensor> attack_penalty(const Tensor& perturbed, const Tensor&
   double* p = mutable_data_of<double>(penalty);
   double* t = mutable_data_of<double>(terms);
   for (int64_t i = 0; i < n; ++i) {
-    Terms sum;
+    PenaltyTerms sum{0, 0, 0};
     for (int64_t b = 0; b < bands; ++b) {
-      const Terms& band = partial[i * bands + b];
-      sum = {sum.variation + band.variation, sum.changed + band.changed, sum.squared + band.squared};
+      sum = sum + partial[i * bands + b];
     }
-    sum.squared /= static_cast<double>(std::max<int64_t>(image_size, 1));
-    p[i] = tv * sum.variation + zero * sum.changed + diff * sum.squared;
+    sum = mean_squared(sum, image_size);
+    p[i] = penalty_of(sum, tv, zero, diff);
     t[3 * i] = sum.variation, t[3 * i + 1] = sum.changed, t[3 * i + 2] = sum.squared;
   }
   return {penalty, terms};
@@ -245,8 +240,8 @@ Tensor attack_penalty_backward(const Tensor& grad_penalty, const Tensor& perturb
         const int64_t i = b / bands, at = i * image_size, begin = b % bands * kBandRows;
         const double grad = data_of<double>(g)[i];
         band_gradient(mutable_data_of<T>(out) + at, data_of<T>(x) + at, data_of<T>(o) + at, rows, begin,
-                      std::min(begin + kBandRows, rows.height), static_cast<A>(grad * tv),
-                      static_cast<A>(grad * (2 * diff / static_cast<double>(image_size))), buffer.data());
+                      std::min(begin + kBandRows, rows.height), variation_weight<A>(grad, tv),
+                      squared_weight<A>(grad, diff, image_size), buffer.data());
       }
     });
   });
