@@ -14,7 +14,6 @@ import apem_fast.ops as ops
 from apem_fast.ops import reference
 
 
-
 @every_backend
 @pytest.mark.parametrize("zero", [0.0, 0.05])
 @pytest.mark.parametrize("bounds", [(None, None), (-0.5, None), (-0.5, 0.5)])

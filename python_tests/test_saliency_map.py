@@ -14,7 +14,6 @@ import apem_fast.ops as ops
 from apem_fast.ops import reference
 
 
-
 @every_backend
 def test_equations_28_and_29_in_numpy(backend: Backend, generator: torch.Generator) -> None:
     original, perturbed = (torch.rand((3, 3, 7, 9), generator=generator, dtype=torch.float64) for _ in range(2))

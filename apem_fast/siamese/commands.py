@@ -194,7 +194,7 @@ def _split(data):
 def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path):
     import torch
 
-    from apem_fast.siamese import networks, training
+    from apem_fast.siamese import networks, regimes, training
 
     faces = images is Images.utkface
     architecture = "utkface" if faces else "mnist-mirroring" if regime is Regime.mirroring else "mnist"
@@ -205,12 +205,12 @@ def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: in
     options = training.TrainingOptions(
         steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
     )
-    regimes = {
-        Regime.simultaneous: training.train_simultaneous,
-        Regime.autoencoder_first: training.train_autoencoder_first,
-        Regime.mirroring: training.train_mirroring,
-    }
-    regimes[regime](network, data, options)
+    run = {
+        Regime.simultaneous: regimes.train_simultaneous,
+        Regime.autoencoder_first: regimes.train_autoencoder_first,
+        Regime.mirroring: regimes.train_mirroring,
+    }[regime]
+    run(network, data, options)
     return network, architecture
 
 

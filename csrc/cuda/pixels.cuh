@@ -22,8 +22,8 @@ struct Pixels {
 };
 
 // The way to a single pixel beside a pack.
-template <typename Access, typename T>
-using Single = ::apem_fast::Access<T, Access::kBlock, false>;
+template <typename Packed, typename T>
+using Single = Access<T, Packed::kBlock, false>;
 
 // A group is the channels that are read together.
 template <Walk kWalk>
