@@ -131,6 +131,7 @@ def over_pairs(
 
 
 def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, Any]]:
+    """`difference` is the greatest between the attack's and the loop's images, of the greatest change of a pixel."""
     for name, make, shape in (
         ("digits", SiameseRanker.for_mnist, (1, 28, 28)),
         ("UTKFace", SiameseRanker.for_utkface, (3, 112, 112)),
@@ -149,22 +150,18 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
             seconds=0.0, rounds=(rounds, rounds), warm_ups=0,
         )  # fmt: skip
         perturbed = ours(steps)
-        row = {
-            "network": name,
-            "seconds": timings.median("attack"),
-            "over the bare passes": 1 / timings.speedup("attack", "passes"),
-        }
         for loop in (plain_loop, frugal_loop):
             took, looped = over_pairs(loop, ranker, first, second, steps, loop_seconds)
-            which, moved = loop.__name__.replace("_", " "), (looped - first[: len(looped)]).abs().max()
-            row |= {
-                f"x {which}": took / timings.median("attack"),
-                f"pairs of the {which}": len(looped),
-                f"difference from the {which}, of its greatest change": float(
-                    (perturbed[: len(looped)] - looped).abs().max() / moved
-                ),
+            moved = (looped - first[: len(looped)]).abs().max()
+            yield {
+                "network": name,
+                "seconds": timings.median("attack"),
+                "over bare passes": 1 / timings.speedup("attack", "passes"),
+                "loop": loop.__name__.removesuffix("_loop"),
+                "pairs": len(looped),
+                "x loop": took / timings.median("attack"),
+                "difference": float((perturbed[: len(looped)] - looped).abs().max() / moved),
             }
-        yield row
 
 
 def main() -> None:

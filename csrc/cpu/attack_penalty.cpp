@@ -116,6 +116,13 @@ APEM_FAST_VECTOR_VERSIONS void mark_changed(int32_t* changed, const A* value, in
 
 template <typename A>
 APEM_FAST_VECTOR_VERSIONS void mark_changed_pixels(int32_t* changed, const A* value, int64_t pixels, int64_t channels) {
+  if (channels == 3) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      changed[p] = (value[3 * p] != A(0) ? 1 : 0) | (value[3 * p + 1] != A(0) ? 1 : 0) |
+                   (value[3 * p + 2] != A(0) ? 1 : 0);
+    }
+    return;
+  }
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t c = 0; c < channels; ++c) {
       changed[p] |= value[p * channels + c] != A(0) ? 1 : 0;

@@ -114,21 +114,33 @@ void step_planes(T* out, const Step<T>& step, const uint8_t* region, bool region
   }
 }
 
-// The same where the channels are last.
+template <typename A>
+APEM_FAST_VECTOR_VERSIONS void sum_of_pixels(A* sum, const A* square, int64_t pixels, int64_t channels) {
+  if (channels == 3) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      sum[p] = square[3 * p] + square[3 * p + 1] + square[3 * p + 2];
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    A total = square[p * channels];
+    for (int64_t c = 1; c < channels; ++c) {
+      total += square[p * channels + c];
+    }
+    sum[p] = total;
+  }
+}
+
+// The same where the channels are last: what belongs to a pixel is repeated for each of them.
 template <typename T, typename A = arithmetic_t<T>>
 void step_pixels(T* out, const Step<T>& step, const uint8_t* region, bool region_has_channels, int64_t begin,
-                 int64_t count, int64_t channels, A* moved, A* square) {
+                 int64_t count, int64_t channels, A* moved, A* sum, A* square, uint8_t* inside) {
   const int64_t at = begin * channels, values = count * channels;
   if (step.original) {
     move_run(moved, step, at, values);
     squares(square, moved, step.original + at, values);
-    for (int64_t p = 0; p < count; ++p) {
-      A sum = square[p * channels];
-      for (int64_t c = 1; c < channels; ++c) {
-        sum += square[p * channels + c];
-      }
-      std::fill(square + p * channels, square + (p + 1) * channels, sum);
-    }
+    sum_of_pixels(sum, square, count, channels);
+    repeat_per_channel(square, sum, count, channels);
     put_back(out + at, moved, step.original + at, square, values, step.threshold);
   } else {
     move_run(out + at, step, at, values);
@@ -136,11 +148,8 @@ void step_pixels(T* out, const Step<T>& step, const uint8_t* region, bool region
   if (region && region_has_channels) {
     keep_outside(out + at, step.perturbed + at, region + at, values);
   } else if (region) {
-    for (int64_t p = 0; p < count; ++p) {
-      if (!region[begin + p]) {
-        std::copy_n(step.perturbed + at + p * channels, channels, out + at + p * channels);
-      }
-    }
+    repeat_per_channel(inside, region + begin, count, channels);
+    keep_outside(out + at, step.perturbed + at, inside, values);
   }
 }
 
@@ -192,16 +201,18 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
     T* to = mutable_data_of<T>(out);
     const int64_t grain = std::max<int64_t>(1, kGrainValues / (tile * rows));
     torch::stable::parallel_for(0, images * tiles, grain, [&](int64_t first, int64_t last) {
-      AlignedBuffer<A> buffer(start ? 2 * tile * rows : 0);
-      A *moved = buffer.data(), *square = moved + tile * rows;
+      AlignedBuffer<A> buffer(start ? 2 * tile * rows + tile : 0);
+      A *moved = buffer.data(), *sum = moved + tile * rows, *square = sum + tile;
+      AlignedBuffer<uint8_t> inside(interleaved && mask ? tile * rows : 0);
       for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / tiles, begin = i % tiles * tile, count = std::min(tile, row - begin);
         const Step<T> own = step.at(image * size);
         const uint8_t* kept = mask ? region_data + image * mask_size : nullptr;
         if (interleaved) {
-          step_pixels(to + image * size, own, kept, mask_has_channels, begin, count, rows, moved, square);
+          step_pixels(to + image * size, own, kept, mask_has_channels, begin, count, rows, moved, sum, square,
+                      inside.data());
         } else {
-          step_planes(to + image * size, own, kept, mask_has_channels, begin, count, rows, row, moved, square);
+          step_planes(to + image * size, own, kept, mask_has_channels, begin, count, rows, row, moved, sum);
         }
       }
     });

@@ -29,11 +29,20 @@ APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const T* original, const T* p
 template <typename T, typename A>
 APEM_FAST_VECTOR_VERSIONS void sum_squares_of_pixels(A* sum, const T* original, const T* perturbed, int64_t count,
                                                      int64_t channels) {
+  const auto square = [=](int64_t i) {
+    const A difference = static_cast<A>(original[i]) - static_cast<A>(perturbed[i]);
+    return difference * difference;
+  };
+  if (channels == 3) {
+    for (int64_t p = 0; p < count; ++p) {
+      sum[p] = square(3 * p) + square(3 * p + 1) + square(3 * p + 2);
+    }
+    return;
+  }
   for (int64_t p = 0; p < count; ++p) {
     A total = A(0);
     for (int64_t c = 0; c < channels; ++c) {
-      const A difference = static_cast<A>(original[p * channels + c]) - static_cast<A>(perturbed[p * channels + c]);
-      total += difference * difference;
+      total += square(p * channels + c);
     }
     sum[p] = total;
   }
