@@ -1,23 +1,24 @@
-"""Which batch size and memory format this model runs fastest with on this machine: measured, not assumed.
+"""Which batch size and memory format a model runs fastest with on this machine: measured while it works, not assumed.
 
-On a CPU a larger batch can be several times slower per image, and channels-last several times faster.
+On a CPU a larger batch can be several times slower per image, and channels-last several times faster. The passes that
+have to be run anyway are the measurements: a search begins with a plan that is seldom far off and tries others for as
+long as that costs a small share of the work.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 Format = torch.memory_format
 
-CPU_SIZES = (1, 2, 4, 8, 16)
-CUDA_SIZES = (16, 32, 64, 128, 256)
+FIRST_SIZE = {"cpu": 4, "cuda": 64}
+LARGEST = 512
 ENOUGH_GAIN = 0.95  # a larger batch must be worth its memory
+FREE_TRIALS = 0.05  # seconds of trials that need no justification
+SHARE_OF_TRIALS = 1 / 16  # of the work, which trials may take beyond that
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,6 @@ class BatchPlan:
     size: int
     memory_format: Format
 
-    def halved(self) -> BatchPlan:
-        return replace(self, size=max(1, self.size // 2))
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has an exception of its own; the CPU's allocator only a message."""
@@ -38,57 +36,101 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def measured_plan(
-    forward: Callable[[Tensor], object],
-    prepared: Callable[[Format], AbstractContextManager[None]],
-    image: Tensor,
-    most: int,
-    formats: Sequence[Format],
-    budget: float = 0.7,
-) -> BatchPlan:
-    """The candidate with the least seconds per image, each tried twice, all within about `budget` seconds.
+class BatchTuner:
+    """Names the plan for each forward pass, and learns from the passes that were run.
+
+    From the first size it climbs by doubling for as long as that gains, else descends by halving for as long as that
+    loses nothing, in the first memory format; the others are tried at the size that was found. A pass that did not
+    fit the memory bounds the size for good.
 
     Args:
-        forward: runs the model on (batch, C, H, W).
-        prepared: lays the model's weights out in a format while it is entered.
-        image: (1, C, H, W), repeated to make the batches; values matter little, sparsity of activations does.
-        most: no batch larger than this, however fast: there are not more probes to run.
+        formats: memory formats to choose from, the likelier one first.
+        device_type: "cpu" or "cuda".
+        size: a batch size that was asked for; only smaller ones are used instead, where memory runs out.
     """
-    on_cuda = image.device.type == "cuda"
-    begin = time.perf_counter()
-    best, least = BatchPlan(1, formats[0]), float("inf")
-    sizes = [size for size in (CUDA_SIZES if on_cuda else CPU_SIZES) if size <= most] or [max(1, most)]
-    for memory_format in formats:
-        previous = float("inf")
-        with prepared(memory_format):
-            for size in sizes:
-                batch = image.expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
-                seconds = _seconds_per_image(forward, batch, on_cuda)
-                if seconds is None:
-                    break
-                if seconds < ENOUGH_GAIN * least:
-                    best, least = BatchPlan(size, memory_format), seconds
-                if seconds > 1.2 * previous or time.perf_counter() - begin > budget:
-                    break  # past the optimum of this format, or out of time
-                previous = seconds
-        if time.perf_counter() - begin > budget:
-            break
-    return best
 
+    def __init__(self, formats: Sequence[Format], device_type: str, size: int | None = None):
+        self._formats = tuple(formats)
+        self._fixed = size is not None
+        self._first = size or FIRST_SIZE.get(device_type, FIRST_SIZE["cpu"])
+        self._limit = size or LARGEST
+        self._clock_is_free = device_type == "cpu"
+        self._warm: set[BatchPlan] = set()
+        self._seconds: dict[BatchPlan, float] = {}  # the least an input took, by plan
+        self._worked = self._tried = 0.0  # seconds
+        self.best, self._wanted = self._explored()
 
-def _seconds_per_image(forward: Callable[[Tensor], object], batch: Tensor, on_cuda: bool) -> float | None:
-    """The better of two runs after a warm-up; None if the batch does not fit the memory."""
-    least = float("inf")
-    try:
-        for run in range(3):
-            begin = time.perf_counter()
-            forward(batch)
-            if on_cuda:
-                torch.cuda.synchronize(batch.device)
-            if run:
-                least = min(least, time.perf_counter() - begin)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            return None
-        raise
-    return least / len(batch)
+    def plan(self, waiting: int) -> BatchPlan:
+        """The plan for the next pass, of at most `waiting` inputs."""
+        if self._wanted is not None and self._wanted.size <= waiting and self._affordable(self._wanted):
+            return self._wanted
+        return self.best
+
+    @property
+    def seconds_an_input(self) -> float | None:
+        """The least that was measured with the best plan."""
+        return self._seconds.get(self.best)
+
+    def wants_time_of(self, plan: BatchPlan) -> bool:
+        """Whether a pass should be timed even where that means to wait for a GPU."""
+        return not self._fixed and (self._clock_is_free or plan != self.best or plan not in self._seconds)
+
+    def ran(self, plan: BatchPlan, inputs: int, seconds: float) -> None:
+        """A pass of so many inputs took so long."""
+        if plan != self.best:
+            self._tried += seconds
+        if inputs != plan.size:
+            return
+        if plan not in self._warm:  # the first pass of a shape pays for what later ones reuse
+            self._warm.add(plan)
+            return
+        self._seconds[plan] = min(self._seconds.get(plan, float("inf")), seconds / inputs)
+        self.best, self._wanted = self._explored()
+
+    def worked(self, seconds: float) -> None:
+        """So much time passed altogether since the last call."""
+        self._worked += seconds
+
+    def did_not_fit(self, plan: BatchPlan) -> None:
+        """A pass ran out of memory."""
+        self._limit = max(1, plan.size // 2)
+        self._first = min(self._first, self._limit)
+        self._seconds = {fits: seconds for fits, seconds in self._seconds.items() if fits.size <= self._limit}
+        self.best, self._wanted = self._explored()
+
+    def _affordable(self, plan: BatchPlan) -> bool:
+        expected = 2 * plan.size * self._seconds[self.best]
+        return self._tried + expected <= FREE_TRIALS + SHARE_OF_TRIALS * self._worked
+
+    def _explored(self) -> tuple[BatchPlan, BatchPlan | None]:
+        """The best plan as far as is known, and the one to try next."""
+        best, wanted = self._climbed(BatchPlan(self._first, self._formats[0]))
+        for memory_format in self._formats[1:]:
+            if wanted is not None:
+                break
+            other = BatchPlan(best.size, memory_format)
+            if other not in self._seconds:
+                return best, other if best in self._seconds and not self._fixed else None
+            if self._seconds[other] < self._seconds[best]:
+                best, wanted = self._climbed(other)
+        return best, wanted
+
+    def _climbed(self, plan: BatchPlan) -> tuple[BatchPlan, BatchPlan | None]:
+        first = plan
+        if self._fixed or plan not in self._seconds:
+            return plan, None
+        while 2 * plan.size <= self._limit:
+            larger = replace(plan, size=2 * plan.size)
+            if larger not in self._seconds:
+                return plan, larger
+            if self._seconds[larger] > ENOUGH_GAIN * self._seconds[plan]:
+                break
+            plan = larger
+        while plan.size > 1 and (plan == first or plan.size < first.size):
+            smaller = replace(plan, size=plan.size // 2)
+            if smaller not in self._seconds:
+                return plan, smaller
+            if self._seconds[smaller] > self._seconds[plan]:
+                break
+            plan = smaller
+        return plan, None

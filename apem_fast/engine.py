@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from apem_fast.rays import Prober, Rays, best_plan, undisturbed
+from apem_fast.rays import Prober, Rays
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
 
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""
 
-BATCHES_IN_WINDOW = 4  # enough passes under way that reading their answers never keeps a GPU waiting
+PASSES_A_ROUND = 4  # enough of them under way that reading their answers never keeps a GPU waiting
 
 
 @dataclass(frozen=True)
@@ -33,55 +32,51 @@ class Flips:
 
 
 def find_flips(
-    model: nn.Module,
+    prober: Prober,
     rays: Rays,
     policy: Search,
     *,
     step: float,
     last_step: int,
-    batch_size: int | None,
     progress: Progress | None = None,
 ) -> Flips:
-    """The first flip of every ray on the grid step, 2 step, ..., last_step * step."""
+    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes `rays`."""
     total = len(rays)
-    flip_step, probes = np.full(total, UNDECIDED), np.zeros(total, np.int64)
-    if not total:
-        return Flips(flip_step, np.zeros(0, bool), probes)
-    plan = best_plan(model, rays, batch_size)
-    with undisturbed(model, plan.memory_format):
-        prober = Prober(model, rays, plan)
-        window = min(total, BATCHES_IN_WINDOW * plan.size)
-        ray_of_row = np.arange(window)
-        waiting = window
+    first_flip, probes = np.full(total, UNDECIDED), np.zeros(total, np.int64)
 
-        def start(ray: NDArray[np.int64]) -> State:
-            return policy.start(rays.margin[ray], rays.slope[ray] * step, last_step)
+    def start(ray: NDArray[np.int64]) -> State:
+        return policy.start(rays.margin[ray], rays.slope[ray] * step, last_step)
 
-        state = start(ray_of_row)
-        done = 0
-        while done < total:
-            row, grid_step = policy.ask(state, prober.plan.size)
-            whole = len(row) - len(row) % prober.plan.size or len(row)
-            row, grid_step = _whole_rows(row, grid_step, whole)
-            ray = ray_of_row[row]
-            answers = prober(ray, grid_step * step)
-            np.add.at(probes, ray, answers.runs)
-            state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+    ray_of_row = np.arange(0)
+    state = start(ray_of_row)
+    done = waiting = 0
+    while done < total:
+        fresh = np.arange(waiting, min(total, waiting + max(0, PASSES_A_ROUND * prober.size - len(ray_of_row))))
+        if len(fresh):
+            waiting += len(fresh)
+            ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(start(fresh))
 
-            decided = np.flatnonzero(state.first_flip != UNDECIDED)
-            decided = decided[flip_step[ray_of_row[decided]] == UNDECIDED]
-            flip_step[ray_of_row[decided]] = state.first_flip[decided]
-            done += len(decided)
-            refill = decided[: total - waiting]
-            if len(refill):
-                fresh = np.arange(waiting, waiting + len(refill))
-                waiting += len(refill)
-                ray_of_row[refill] = fresh
-                state = state.with_rows(refill, start(fresh))
-            if progress is not None:
-                progress(done, total, int(probes.sum()))
-    flipped = flip_step != CENSORED
-    return Flips(np.where(flipped, flip_step, last_step), flipped, probes)
+        row, grid_step = policy.ask(state, prober.size)
+        whole = min(len(row) - len(row) % prober.size, PASSES_A_ROUND * prober.size) or len(row)
+        row, grid_step = _whole_rows(row, grid_step, whole)
+        answers = prober(ray_of_row[row], grid_step * step)
+        np.add.at(probes, ray_of_row[row], answers.runs)
+        state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+
+        decided = np.flatnonzero(state.first_flip != UNDECIDED)
+        if len(decided):
+            ray, flip = ray_of_row[decided], state.first_flip[decided]
+            refuted, runs = prober.confirm(ray, np.where(flip == CENSORED, last_step, flip - 1) * step)
+            probes[ray] += runs
+            first_flip[ray[~refuted]] = flip[~refuted]
+            done += int((~refuted).sum())
+            # What was told of a refuted ray cannot be trusted: it starts anew.
+            ray_of_row = np.concatenate([ray_of_row[state.undecided], ray[refuted]])
+            state = state.only(state.undecided).joined(start(ray[refuted]))
+        if progress is not None:
+            progress(done, total, int(probes.sum()))
+    flipped = first_flip != CENSORED
+    return Flips(np.where(flipped, first_flip, last_step), flipped, probes)
 
 
 def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:

@@ -28,7 +28,7 @@ from apem_fast.level_search import (
 )  # fmt: skip
 from apem_fast.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.metric import BoundsOf, Evaluator
-from apem_fast.rays import Prober, Rays, best_plan, undisturbed
+from apem_fast.rays import Prober, Rays
 from apem_fast.search import CENSORED, Search
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
 # A margin so close that it was run alone is the same in any batch, but from one level to the next it still jumps by
-# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `rays.NOISE` allows.
+# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise` allows.
 JUMP = 1 / 4
 LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
 
@@ -143,8 +143,9 @@ def filter_relevance(
     )  # fmt: skip
     validation.relevance(relevance, images)
     validation.contrast(relevance)
-    run = _Run(evaluator, model, relevance.detach(), levels, min_drop, progress)
-    with undisturbed(model, run.memory_format):
+    rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))
+    with evaluator.probing(rays) as prober:
+        run = _Run(evaluator, prober, rays, levels, min_drop, progress)
         run.until_settled()
     return run.result()
 
@@ -162,28 +163,25 @@ class _Run:
     """The loop between the level searches of many maps and the model: a round runs what all of them want."""
 
     def __init__(
-        self, evaluator: Evaluator, model: nn.Module, relevance: Tensor, steps: int | None, min_drop: float,
+        self, evaluator: Evaluator, prober: Prober, rays: Rays, steps: int | None, min_drop: float,
         progress: Progress | None,
     ):  # fmt: skip
-        maps = len(relevance)
-        self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, relevance
+        maps = len(rays.relevance)
+        self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
+        self._prober, self._rays = prober, rays
         self._steps, self._progress = steps, progress
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         self._most_lost = math.floor(min_drop / self._options.step * (1 + 1e-12))
-        self._rays: Rays = evaluator.rays(relevance, np.arange(maps))
-        plan = best_plan(model, self._rays, self._options.batch_size, most=LEVELS_AHEAD * PROBES_PER_LEVEL * maps)
-        self.memory_format = plan.memory_format
-        self._prober = Prober(model, self._rays, plan)
         self._tracks: dict[int, _Track] = {}  # by row of relevance
         self._answers: dict[int, _Answer] = {}
         self._settled = np.zeros(maps, np.int64)
-        self._levels = np.array([count_levels(values, steps) for values in relevance])
+        self._levels = np.array([count_levels(values, steps) for values in self._relevance])
         self._probes = np.zeros(maps, np.int64)
 
     def until_settled(self) -> None:
         waiting = list(range(len(self._relevance)))[::-1]
         while waiting or self._tracks:
-            while waiting and len(self._tracks) < max(1, self._prober.plan.size // PROBES_PER_LEVEL):
+            while waiting and len(self._tracks) < max(1, self._prober.size // PROBES_PER_LEVEL):
                 self._begin(waiting.pop())
             self._round()
             if self._progress is not None:
@@ -204,7 +202,7 @@ class _Run:
 
     def _room(self) -> int:
         """How many levels of each ray under search fill the next forward pass."""
-        return min(LEVELS_AHEAD, max(1, self._prober.plan.size // (PROBES_PER_LEVEL * max(1, len(self._tracks)))))
+        return min(LEVELS_AHEAD, max(1, self._prober.size // (PROBES_PER_LEVEL * max(1, len(self._tracks)))))
 
     def _round(self) -> None:
         wanted = [(i, track.levels, probe) for i, track in self._tracks.items() for probe in track.wanted]

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apem_fast.levels import IRRELEVANCE, RELEVANCE, Levels
-from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, State
+from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, State, lowest_margin
 
 # A curve that other levels lean on is measured a little more finely than its own answer needs, so that it can move.
 RESERVE = 1.5
+SAFETY = 3.0  # how many times further off its way a margin may be between two levels than it was found to be
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
 OUT_OF_DATE = 0.05  # a gradient that was off by more than this share of the way it predicted is measured anew
@@ -98,11 +99,10 @@ class Curve:
     def slack(self) -> NDArray[np.float64]:
         """(P - 1,) by how much both margins of each interval could fall together before it might hide a flip."""
         length = np.diff(self.step)
-        fall = np.abs(np.diff(self.margin)) / length
-        around = np.concatenate([[0.0], fall, [0.0]])
-        bound = self.safety * np.maximum.reduce([fall, around[:-2], around[2:]])
-        lowest = self.margin - self.fallen
-        slack = np.where(length == 1, lowest[1:], (lowest[:-1] + lowest[1:] - bound * length) / 2)
+        fall = np.concatenate([[np.nan], -np.diff(self.margin) / length, [np.nan]])
+        lowest, _ = lowest_margin(self.safety, self.margin[:-1], self.margin[1:], length, fall[:-2], fall[2:])
+        # Margins fall together: the curve keeps its shape.
+        slack = np.where(length == 1, self.margin[1:], lowest) - np.maximum(self.fallen[:-1], self.fallen[1:])
         if len(slack) and length[-1] == 1:
             slack[-1] = np.inf  # the point before the flip is always measured: it speaks for itself
         return slack
@@ -173,7 +173,7 @@ def warm(
     hints = [k for k, _ in near.edges]
     reply = yield [LevelProbe(ray, level, k) for k in hints]
     points = dict(zip(hints, reply))
-    allowance = policy.safety * max(moved, *(abs(points[k].margin - margin) for k, margin in near.edges))
+    allowance = SAFETY * max(moved, *(abs(points[k].margin - margin) for k, margin in near.edges))
     clear, before = near.clear(allowance), int(near.step[-1])
     end = min((k for k in hints if points[k].flipped), default=last_step + 1)
 
@@ -192,7 +192,13 @@ def warm(
         kept = min(clear + 1, int(np.searchsorted(near.step, min(end - 1, before))))
         held = near.lowered(kept, allowance)
         known = [(k, p.margin, p.flipped) for k, p in points.items()]
-        cleared, margin = int(held.step[-1]), float(held.margin[-1] - held.fallen[-1])
+        cleared, margin = int(held.step[-1]), float(held.margin[-1])
+        if cleared and cleared not in points:  # from here on the bound needs this level's own margins
+            reply = yield [LevelProbe(ray, level, cleared)]
+            points[cleared] = reply[0]
+            margin = reply[0].margin
+            if reply[0].flipped:  # the margin moved more than the bound allowed: trust nothing
+                return (yield from cold(policy, ray, level, float(near.margin[0]), slope, last_step))
         state = fine.resume(cleared, margin, _last_fall(held, slope), last_step, known)
     first_flip = yield from search_ray(fine, state, ray, level, points)
     before = (first_flip if first_flip != CENSORED else last_step + 1) - 1
@@ -205,10 +211,10 @@ def warm(
 
 
 def _last_fall(curve: Curve, otherwise: float) -> float:
-    """Steepness of a curve's last interval, a step."""
+    """By how much a step the margin falls over a curve's last interval."""
     if len(curve.step) < 2:
         return otherwise
-    return abs(curve.margin[-1] - curve.margin[-2]) / (curve.step[-1] - curve.step[-2])
+    return (curve.margin[-2] - curve.margin[-1]) / (curve.step[-1] - curve.step[-2])
 
 
 # -- the levels of one map ---------------------------------------------------------------------------------------
@@ -424,12 +430,12 @@ class _Follower(_Visitor):
         for k, margin in here.edges:
             sign = 1 if margin > 0 else -1
             least = float((sign * (margin + k * way)).min())
-            if least - self.policy.safety * off - INEXACT * k * spread <= max(here.noise, there.noise):
+            if least - SAFETY * off - INEXACT * k * spread <= max(here.noise, there.noise):
                 return False
         # Earlier margins go the same way as these, from what they are here to what they are there. Where that is
         # straight, none in between is lower than at one of the ends, and no interval has less slack than there.
         dip = min(0.0, float(way[-1])) - float(way.min())
-        fall = self.policy.safety * (off + here.edges[-1][0] * dip) + INEXACT * here.edges[-1][0] * spread
+        fall = SAFETY * (off + here.edges[-1][0] * dip) + INEXACT * here.edges[-1][0] * spread
         return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
 
     def _next_levels(self) -> list[int]:
@@ -445,12 +451,12 @@ class _Follower(_Visitor):
             self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
         )
         dip = np.minimum(way, 0) - np.minimum.accumulate(way)
-        fall = self.policy.safety * (off + curve.edges[-1][0] * dip) + INEXACT * curve.edges[-1][0] * spread
+        fall = SAFETY * (off + curve.edges[-1][0] * dip) + INEXACT * curve.edges[-1][0] * spread
         settled = fall < curve.slack.min(initial=np.inf)
         for k, margin in curve.edges:
             sign = 1 if margin > 0 else -1
             least = np.minimum.accumulate(sign * (margin + k * way))
-            settled &= least - self.policy.safety * off - INEXACT * k * spread > curve.noise
+            settled &= least - SAFETY * off - INEXACT * k * spread > curve.noise
         stride = len(settled) - 1 if settled.all() else int(settled.argmin()) - 1
         wanted = [self.at + max(stride, 1)]
         while len(wanted) < self.room() and wanted[-1] < end:

@@ -7,7 +7,8 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.engine import Flips, Progress, find_flips
-from apem_fast.rays import Clean, Rays, direction_rays, relevance_rays, run_clean, undisturbed
+from apem_fast.passes import passes_for
+from apem_fast.rays import Clean, Prober, Rays, direction_rays, relevance_rays, run_clean, tuner_for, undisturbed
+from apem_fast.screening import ScreeningProber
 from apem_fast.search import Search, policy_of
 
 if TYPE_CHECKING:
@@ -94,7 +97,11 @@ class Options:
         step: of the epsilon grid; epsilon is always a whole multiple of it.
         search: "isolate" (the first flip from few probes), "exhaustive" (the papers' definition: every grid
             point from the first until the label changes), or a policy from `apem_fast.search`.
-        batch_size: how many perturbed images enter one forward pass; None measures a few candidates.
+        batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
+        precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
+            "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
+        compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
+            decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
             none.
     """
@@ -103,6 +110,8 @@ class Options:
     step: float = 1.0
     search: str | Search = "isolate"
     batch_size: int | None = None
+    precision: str = "float32"
+    compile: bool = False
     bounds: BoundsOf = (None, None)
     policy: Search = field(init=False, repr=False)
     last_step: int = field(init=False, repr=False)
@@ -113,6 +122,7 @@ class Options:
         if self.max_epsilon < self.step:
             raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
         validation.batch_size(self.batch_size)
+        validation.precision(self.precision)
         validation.bounds(self.bounds)
         object.__setattr__(self, "policy", policy_of(self.search))
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
@@ -138,10 +148,24 @@ class Evaluator:
         self.options = Options(**options)  # type: ignore[arg-type]
         validation.model(model)
         validation.images(images, model)
+        validation.precision(self.options.precision, images)
         self._model, self._images = model, images.detach()
+        compile = self.options.compile
+        self._passes = passes_for(model, images.device, compile)
+        self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
         with undisturbed(model):
             self._clean: Clean = run_clean(model, self._images)
         validation.labels(labels, self._clean.labels)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, as it was given."""
+        return self._model
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W), as they were given."""
+        return self._images
 
     @property
     def labels(self) -> Tensor:
@@ -156,6 +180,17 @@ class Evaluator:
     def rays(self, maps: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
         """Two rays a map: 2m along map m's relevance, 2m + 1 along its irrelevance."""
         return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
+
+    @contextmanager
+    def probing(self, rays: Rays, precision: str | None = None) -> Iterator[Prober]:
+        """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
+        precision = precision or self.options.precision
+        if precision == "float32":
+            prober = Prober(self._model, rays, self._tuner, self._passes)
+        else:
+            prober = ScreeningProber(self._model, rays, self._tuner, self._passes, precision, self._screen_tuner)
+        with undisturbed(self._model), prober:
+            yield prober
 
     def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:
         """The metric of several sets of maps of these images at once, packed into the same forward passes.
@@ -202,9 +237,8 @@ class Evaluator:
 
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:
         o = self.options
-        return find_flips(
-            self._model, rays, o.policy, step=o.step, last_step=o.last_step, batch_size=o.batch_size, progress=progress
-        )  # fmt: skip
+        with self.probing(rays) as prober:
+            return find_flips(prober, rays, o.policy, step=o.step, last_step=o.last_step, progress=progress)
 
     def _result(self, flips: Flips, rows: slice) -> ApemResult:
         epsilon = torch.from_numpy(flips.step[rows] * self.options.step)
@@ -225,6 +259,8 @@ def apem(
     step: float = 1.0,
     search: str | Search = "isolate",
     batch_size: int | None = None,
+    precision: str = "float32",
+    compile: bool = False,
     bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
 ) -> ApemResult:
@@ -239,7 +275,7 @@ def apem(
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
         labels: the predictions, if known; an error if they are not the model's.
-        max_epsilon, step, search, batch_size, bounds: see `Options`.
+        max_epsilon, step, search, batch_size, precision, compile, bounds: see `Options`.
         progress: called with (rays decided, rays in all, probes so far).
 
     Raises:
@@ -247,7 +283,7 @@ def apem(
     """
     evaluator = Evaluator(
         model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        bounds=bounds,
+        precision=precision, compile=compile, bounds=bounds,
     )  # fmt: skip
     return evaluator.apem({"relevance": relevance}, progress)["relevance"]
 
@@ -262,6 +298,8 @@ def minimum_epsilon(
     step: float = 1.0,
     search: str | Search = "isolate",
     batch_size: int | None = None,
+    precision: str = "float32",
+    compile: bool = False,
     bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
 ) -> EpsilonResult:
@@ -274,6 +312,6 @@ def minimum_epsilon(
     """
     evaluator = Evaluator(
         model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        bounds=bounds,
+        precision=precision, compile=compile, bounds=bounds,
     )  # fmt: skip
     return evaluator.minimum_epsilon(direction, progress)

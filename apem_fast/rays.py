@@ -7,9 +7,12 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,11 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import BatchPlan, is_out_of_memory, measured_plan
+from apem_fast.batching import FIRST_SIZE, BatchTuner, is_out_of_memory
+from apem_fast.passes import PlainPasses
 
-# A margin this close to 0, relative to the greatest logit, may change sign with the batch that the image was in
-# (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0; such a probe is decided by running it alone.
-NOISE = 2.0**-16
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 
 
@@ -33,29 +34,24 @@ class ModelOutputError(ValueError):
 
 
 @contextmanager
-def undisturbed(model: nn.Module, memory_format: torch.memory_format | None = None) -> Iterator[None]:
-    """Float32 means float32 inside, the weights lie in the asked memory format, and all is as before afterwards."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     required = [(p, p.requires_grad) for p in model.parameters()]
-    original = [(p, p.data) for p in model.parameters() if memory_format is not None and p.dim() == 4]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices):
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
             for parameter, _ in required:
                 parameter.requires_grad_(False)  # no gradient may reach the user's .grad
-            for parameter, data in original:
-                parameter.data = data.contiguous(memory_format=memory_format)
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
-        for parameter, data in original:
-            parameter.data = data
         for parameter, requires_grad in required:
             parameter.requires_grad_(requires_grad)
 
 
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     """The model's logits (N, classes), checked."""
     logits = model(inputs)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
@@ -203,28 +199,60 @@ class Answers:
 
 
 class Prober:
-    """Runs probes of `rays` through `model` in batches of a plan; running out of memory halves the batch for good."""
+    """Runs probes of `rays` through `model` in the batches that a tuner names.
 
-    def __init__(self, model: nn.Module, rays: Rays, plan: BatchPlan):
-        self._model, self.plan = model, plan
-        self._rays = rays.in_format(plan.memory_format)
+    A context manager, to be entered inside `undisturbed`: while it is open the model's weights lie in the memory format
+    of the batches.
+    """
+
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses):
+        self._model, self._rays, self._tuner, self._passes = model, rays, tuner, passes
         self._device = rays.images.device
+        self._format: torch.memory_format | None = None
+        self._weights: list[tuple[nn.Parameter, Tensor]] = []
+
+    def __enter__(self) -> Self:
+        self._weights = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._passes.forget()
+        for parameter, data in self._weights:
+            parameter.data = data
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        if memory_format is self._format:
+            return
+        self._passes.forget()
+        self._format, self._rays = memory_format, self._rays.in_format(memory_format)
+        for parameter, data in self._weights:
+            parameter.data = data.contiguous(memory_format=memory_format)
+
+    @property
+    def size(self) -> int:
+        """How many probes fill a forward pass."""
+        return self._tuner.best.size
 
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-        # Neighbours in a batch share image and map, which then stay in the cache.
-        order = np.argsort(ray, kind="stable")
-        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
-        answers = torch.cat(list(self._batches(ray[order], epsilon[order])), dim=1).cpu().numpy()
-        margin, flipped = _checked(answers)
-        close = np.abs(margin) <= answers[2]
+        order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
+        margin, flipped, noise = self._run(ray[order], epsilon[order], self._tuner)
+        if not np.isfinite([margin, noise]).all():
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        close = np.abs(margin) <= noise
         for i in np.flatnonzero(close):
             margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], answers[2][back], 1 + close[back])
+        return Answers(margin[back], flipped[back], noise[back], 1 + close[back])
+
+    def confirm(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which of these answers, the last unflipped ones of decided rays, turn out wrong; and model inputs it took."""
+        return np.zeros(len(ray), bool), np.zeros(len(ray), np.int64)
 
     def along(
         self,
@@ -260,19 +288,40 @@ class Prober:
             through = through.sum(dim=0, keepdim=True)
         return through.contiguous().cpu().numpy(), GRADIENT_COST
 
-    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Iterator[Tensor]:
+    def _run(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+        """Margins, flips and noise, all (M,), in the batches of a tuner."""
+        begin = time.perf_counter()
+        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
+        answers = torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1).cpu().numpy()
+        tuner.worked(time.perf_counter() - begin)
+        return answers[0].copy(), answers[1] != 0, answers[2]
+
+    def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Iterator[Tensor]:
         at = 0
         while at < len(ray):
-            batch = slice(at, at + self.plan.size)
+            plan = tuner.plan(len(ray) - at)
+            batch = slice(at, at + plan.size)
             try:
-                answer = self._measure(ray[batch], epsilon[batch], self._rays)
+                self._lay_out(plan.memory_format)
+                timed = tuner.wants_time_of(plan)
+                begin = self._clock() if timed else 0.0
+                answer = self._measure(ray[batch], epsilon[batch], self._rays, plan.size)
+                if timed:
+                    tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
-                if self.plan.size == 1 or not is_out_of_memory(error):
+                if plan.size == 1 or not is_out_of_memory(error):
                     raise
-                self.plan = self.plan.halved()
+                tuner.did_not_fit(plan)
                 continue
             yield answer
             at += len(ray[batch])
+
+    def _clock(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def alone(self, ray: int, epsilon: float) -> tuple[float, bool]:
         """The answer of record: one image in a batch of its own, contiguous, as a plain loop would run it."""
@@ -290,17 +339,26 @@ class Prober:
             norm=rays.norm[[ray]],
             level=rays.level[[ray]],
         )
-        margin, flipped = _checked(self._measure(np.zeros(1, np.int64), np.array([epsilon]), one).cpu().numpy())
-        return float(margin[0]), bool(flipped[0])
+        margin, flipped, _ = self._measure(np.zeros(1, np.int64), np.array([epsilon]), one)[:, 0].tolist()
+        if not math.isfinite(margin):
+            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
+        return margin, bool(flipped)
 
-    def _measure(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise."""
+    def _measure(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
+    ) -> Tensor:
+        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
+        of `size` inputs, or by the plain model."""
         with torch.no_grad():
-            logits = logits_of(self._model, self._inputs(ray, epsilon, rays))
+            inputs = self._inputs(ray, epsilon, rays)
+            logits = logits_of(self._model, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
-            noise = logits.abs().amax(dim=1) * NOISE
-            return torch.stack([margin.double(), (predicted != labels).double(), noise.double()])
+            noise = logits.abs().amax(dim=1).double() * self._passes.noise
+            return torch.stack([margin.double(), (predicted != labels).double(), noise])
+
+    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
+        return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
 
     def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
@@ -317,23 +375,17 @@ class Prober:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
-def _checked(answers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    if not np.isfinite(answers).all():
-        raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
-    return answers[0].copy(), answers[1] != 0
+def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -> BatchTuner:
+    """Batches of the size asked for, or of the one that turns out best, for inputs like these.
 
-
-def best_plan(model: nn.Module, rays: Rays, batch_size: int | None, most: int | None = None) -> BatchPlan:
-    """The batch size asked for, or the one that measures best up to `most` (a probe of each ray), with its format."""
-    if rays.images.shape[1] == 1:
+    Args:
+        one_shape: whether every new shape is expensive: then the first guess stays.
+    """
+    device = images.device.type
+    if images.shape[1] == 1:
         formats = (torch.contiguous_format,)  # with one channel the formats are the same
     else:
         formats = (torch.channels_last, torch.contiguous_format)
-    if batch_size is not None:
-        return BatchPlan(batch_size, formats[0])
-
-    def forward(batch: Tensor) -> None:
-        with torch.no_grad():
-            model(batch)
-
-    return measured_plan(forward, lambda form: undisturbed(model, form), rays.images[:1], most or len(rays), formats)
+    if one_shape:
+        batch_size = batch_size or FIRST_SIZE[device]
+    return BatchTuner(formats, device, batch_size)

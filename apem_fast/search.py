@@ -26,6 +26,9 @@ Rows = NDArray[np.int64]
 UNDECIDED = 0  # no ray flips at step 0: the label is the prediction there
 CENSORED = -1
 
+STEEPEST_SHARE = 0.5  # how far slopes may leave the range of those seen where these are all alike
+SPARE = 16  # a pass with room for so many times the probes that are needed costs the same with a few more
+
 
 class Probes(NamedTuple):
     """Points that a policy wants measured: `step[i]` on the ray in row `row[i]`."""
@@ -54,21 +57,15 @@ class State:
     def undecided(self) -> Rows:
         return np.flatnonzero(self.first_flip == UNDECIDED)
 
-    def with_rows(self, rows: Rows, other: Self) -> Self:
-        """This state with `other`'s rows in place of `rows`: finished rays make room for waiting ones."""
-        changed = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, np.ndarray):
-                value = value.copy()
-                value[rows] = getattr(other, field.name)
-            changed[field.name] = value
-        return type(self)(**changed)
-
     def only(self, rows: Rows) -> Self:
-        """This state with `rows` alone."""
+        """This state with `rows` alone: finished rays leave."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return type(self)(**{k: v[rows] if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+
+    def joined(self, other: Self) -> Self:
+        """This state with the rows of `other` after its own: waiting rays come in."""
+        fields = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
+        return type(self)(**{k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in fields.items()})
 
 
 S = TypeVar("S", bound=State)
@@ -94,6 +91,11 @@ class Search(Protocol[S]):
 @dataclass(frozen=True)
 class ExhaustiveState(State):
     reached: Steps  # [rows]: every step up to this one was measured and is not flipped
+
+    @property
+    def cleared(self) -> Steps:
+        """As Isolate's state calls it."""
+        return self.reached
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,34 @@ class Exhaustive:
 # -- isolate -----------------------------------------------------------------------------------------------------
 
 
+def lowest_margin(
+    safety: float, start: Margins, end: Margins, length: NDArray, left: Margins, right: Margins
+) -> tuple[Margins, Margins]:
+    """How low a margin may be between two steps, and after which share of the way it would be there.
+
+    Piyavskii's bound, with a range of slopes in place of one steepest slope. Three falls a step are known: of the
+    interval itself, of the one to its `left` and of the one to its `right` (NaN: not known). Within the interval the
+    fall is taken to lie within these, and further out on either side by the larger of `safety` times their spread and
+    half the steepest of them. So a margin that falls evenly to a positive value is known not to have been negative on the
+    way, while one that bends could have been.
+    """
+    fall = (start - end) / length
+    least, most = np.fmin.reduce([fall, left, right]), np.fmax.reduce([fall, left, right])
+    further = np.maximum(safety * (most - least), STEEPEST_SHARE * np.maximum(np.abs(most), np.abs(least)))
+    least, most = least - further, most + further
+    # From the start it falls at the most, from the end it rises backwards at the least: where these two meet.
+    width = most - least
+    share = np.where(width > 0, (fall - least) / np.where(width > 0, width, 1), 0.0)
+    return start - most * length * share, share
+
+
 @dataclass(frozen=True)
 class IsolateState(State):
     """Up to `cleared` no step can flip. To its right lie measured points, nearest last: a stack per ray."""
 
     cleared: Steps  # [rows]
     margin: Margins  # [rows], at `cleared`
-    slope: Margins  # [rows], steepness of the last cleared interval: |change of margin| a step
+    fall: Margins  # [rows], of the margin over the last cleared interval, a step
     point_step: Steps  # [rows, depth]
     point_margin: Margins  # [rows, depth]
     points: Steps  # [rows], how many of them are in use; only the deepest can be flipped
@@ -139,23 +162,22 @@ class IsolateState(State):
 
 @dataclass(frozen=True)
 class Isolate:
-    """The first flip from an order of magnitude fewer probes, by Shubert and Piyavskii's bound.
+    """The first flip from a few probes, by Shubert and Piyavskii's method.
 
-    Between two measured steps a < b with margins p, q > 0, a margin that changes by at most L a step cannot fall
-    to 0 if p + q > L (b - a). L is `safety` times the steepest change seen on the interval, on the cleared one to
-    its left and on the measured one to its right: local, because margins flatten by orders of magnitude along a
-    ray. Intervals that could hide a flip are split, leftmost first, so what is found is the first flip and not just
-    a flip. Where nothing is measured yet the search marches: the longest stride that the bound would still clear
-    if the margin went on falling as it did, 2 p / (L + slope); on a straight ray this leaves a fixed share of the
-    way to the flip each time, so the number of probes grows with the logarithm of the answer.
+    `lowest_margin` bounds the margin between two measured steps from the slopes seen there and on either side: local,
+    because margins flatten by orders of magnitude along a ray. Intervals that could hide a flip are split where the
+    bound is lowest, leftmost first, so what is found is the first flip and not just a flip. Where nothing is measured
+    yet, and between a margin and a flip, the search aims at the step before the one where a straight line would flip:
+    on a ray without bends two probes answer, whatever the distance.
 
     Args:
-        safety: how many times steeper than seen a margin may be; a larger factor is safer and probes more.
+        safety: by how many times the spread of the slopes seen nearby a slope may leave their range; a larger
+            factor is safer and probes more.
         longest: no interval longer than this share of the grid counts as cleared, whatever its margins.
         depth: how many measured points to the right are remembered for each ray.
     """
 
-    safety: float = 3.0
+    safety: float = 4.0
     longest: float = 1 / 8
     depth: int = 16
 
@@ -174,7 +196,7 @@ class Isolate:
             last_step=last_step,
             cleared=np.zeros(rays, np.int64),
             margin=np.asarray(margin, np.float64).copy(),
-            slope=np.abs(np.asarray(slope, np.float64)),
+            fall=np.asarray(slope, np.float64).copy(),
             point_step=np.zeros((rays, self.depth), np.int64),
             point_margin=np.zeros((rays, self.depth)),
             points=np.zeros(rays, np.int64),
@@ -186,27 +208,41 @@ class Isolate:
         """State of one ray of which something is known: no flip up to `cleared`, and (step, margin, flipped) beyond."""
         state = self.start(np.array([margin]), np.array([slope]), last_step)
         state.cleared[0] = cleared
-        row = np.zeros(1, np.int64)
-        for step, at, flipped in sorted(measured, reverse=True):
-            self._push(state, Measured(row, np.array([step]), np.array([at]), np.array([flipped])))
-        self._clear(state, row)
+        step, at, flipped = (np.array(column) for column in zip(*measured)) if measured else (np.zeros(0),) * 3
+        self._push(state, Measured(np.zeros(len(step), np.int64), step.astype(np.int64), at, flipped.astype(bool)))
+        self._clear(state, np.zeros(1, np.int64))
         return state
 
     def ask(self, state: IsolateState, room: int) -> Probes:
         row = state.undecided
-        return Probes(row, self._next_step(state, row))
+        start, step, end = self._next_step(state, row)
+        each = int(np.clip(room // (SPARE * max(1, len(row))), 1, 4))
+        # Where passes would be almost empty, also the step after, where a good guess ends, and half way on either side.
+        further = np.stack([step, step + 1, (start + step) // 2, (step + end) // 2], axis=1)[:, :each]
+        further = np.sort(further, axis=1)
+        new = (further > start[:, None]) & (further < end[:, None])
+        new[:, 1:] &= further[:, 1:] != further[:, :-1]
+        return Probes(np.broadcast_to(row[:, None], further.shape)[new], further[new])
 
     def tell(self, state: IsolateState, measured: Measured) -> IsolateState:
         state = dataclasses.replace(
             state, **{f.name: getattr(state, f.name).copy() for f in dataclasses.fields(state) if f.name != "last_step"}
         )
         self._push(state, measured)
-        self._clear(state, measured.row)
+        self._clear(state, np.unique(measured.row))
         return state
 
     # The two below change the arrays of a state that `tell` has just made its own.
 
     def _push(self, state: IsolateState, measured: Measured) -> None:
+        """Puts points onto their rays' stacks, the farthest first, all of them nearer than what is there."""
+        order = np.lexsort((-measured.step, measured.row))
+        row, step, margin, flipped = (column[order] for column in measured)
+        turn = np.arange(len(row)) - np.searchsorted(row, row)
+        for one in (np.flatnonzero(turn == t) for t in range(turn.max(initial=-1) + 1)):
+            self._push_one(state, Measured(row[one], step[one], margin[one], flipped[one]))
+
+    def _push_one(self, state: IsolateState, measured: Measured) -> None:
         row = measured.row
         state.points[row[measured.flipped]] = 0  # what lies beyond a flip no longer matters
         full = row[state.points[row] == self.depth]
@@ -233,48 +269,42 @@ class Isolate:
             flipped = margin < 0
             done = flipped & (length == 1)
             state.first_flip[row[done]] = step[done]
-            fall = np.abs(state.margin[row] - margin) / length
-            bound = self.safety * np.maximum.reduce([fall, state.slope[row], self._slope_beyond(state, row)])
-            safe = (state.margin[row] + margin > bound * length) & (length <= self._longest_interval(state))
+            lowest, _ = self._lowest(state, row, margin, length)
+            safe = (lowest > 0) & (length <= self._longest_interval(state))
             passed = ~flipped & (safe | (length == 1))
+            state.fall[row[passed]] = ((state.margin[row] - margin) / length)[passed]
             row, top = row[passed], top[passed]
-            state.cleared[row], state.margin[row], state.slope[row] = step[passed], margin[passed], fall[passed]
-            state.points[row] = top
+            state.cleared[row], state.margin[row], state.points[row] = step[passed], margin[passed], top
             at_end = row[state.cleared[row] == state.last_step]
             state.first_flip[at_end] = CENSORED
 
     def _longest_interval(self, state: IsolateState) -> int:
         return max(1, int(self.longest * state.last_step))
 
-    def _slope_beyond(self, state: IsolateState, row: Rows) -> Margins:
-        """Steepness between the two nearest points to the right; 0 where there are not two."""
+    def _lowest(self, state: IsolateState, row: Rows, margin: Margins, length: Steps) -> tuple[Margins, Margins]:
+        """`lowest_margin` of the interval up to the nearest point, with what is known on either side of it."""
         two = state.points[row] > 1
         near = np.maximum(state.points[row] - 1, 1)
-        length = state.point_step[row, near - 1] - state.point_step[row, near]
-        fall = np.abs(state.point_margin[row, near - 1] - state.point_margin[row, near])
-        return np.where(two, fall / np.where(two, length, 1), 0.0)
+        beyond = state.point_step[row, near - 1] - state.point_step[row, near]
+        right = (state.point_margin[row, near] - state.point_margin[row, near - 1]) / np.where(two, beyond, 1)
+        return lowest_margin(
+            self.safety, state.margin[row], margin, length, state.fall[row], np.where(two, right, np.nan)
+        )
 
-    def _next_step(self, state: IsolateState, row: Rows) -> Steps:
-        start, margin, slope = state.cleared[row], state.margin[row], state.slope[row]
+    def _next_step(self, state: IsolateState, row: Rows) -> tuple[Steps, Steps, Steps]:
+        """The steps up to which rays are cleared, those to measure next, and those where the next points are."""
+        start, margin = state.cleared[row], state.margin[row]
         has_point = state.points[row] > 0
         top = np.maximum(state.points[row] - 1, 0)
-        end = np.where(has_point, state.point_step[row, top], state.last_step + 1)  # exclusive
+        end = np.where(has_point, state.point_step[row, top], state.last_step + 1)
         end_margin = state.point_margin[row, top]
         length = end - start
-        flipped = has_point & (end_margin < 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            # Before a known flip, how the margin falls towards it; in the open, how it fell last.
-            fall = np.where(flipped, (margin - end_margin) / length, slope)
-            march = 2 * margin / ((self.safety + 1) * fall)
-            # Between two positive margins, where the bound is lowest.
-            steepest = self.safety * np.maximum.reduce(
-                [np.abs(margin - end_margin) / length, slope, self._slope_beyond(state, row)]
-            )
-            lowest = length / 2 + (margin - end_margin) / (2 * steepest)
-        stride = np.where(has_point & ~flipped, lowest, march)
-        stride = np.where(np.isfinite(stride), stride, length / 2)
-        stride = np.clip(stride, 1, self._longest_interval(state)).round().astype(np.int64)
-        return start + np.clip(stride, 1, length - 1)
+        between = has_point & (end_margin >= 0)  # two positive margins
+        fall = np.where(has_point, (margin - end_margin) / length, state.fall[row])
+        _, share = self._lowest(state, row, end_margin, length)
+        straight = np.floor(np.where(fall > 0, margin / np.where(fall > 0, fall, 1), length))
+        stride = np.where(between, np.round(share * length), np.minimum(straight, self._longest_interval(state)))
+        return start, start + np.clip(stride, 1, length - 1).astype(np.int64), end
 
 
 POLICIES = {"isolate": Isolate, "exhaustive": Exhaustive}

@@ -44,6 +44,21 @@ def batch_size(value: int | None) -> None:
         raise ValueError(f"apem: batch_size must be at least 1 (got {value})")
 
 
+PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
+
+
+def precision(value: str, images: Tensor | None = None) -> None:
+    """Whether it is one, and with `images` whether it goes with them."""
+    if value not in PRECISIONS:
+        raise ValueError(f"apem: precision must be one of {', '.join(PRECISIONS)} (got {value!r})")
+    if images is None or value == "float32":
+        return
+    if images.dtype != torch.float32:
+        raise ValueError(f'apem: precision="{value}" goes with float32 images (got {_dtype(images)})')
+    if value == "tf32" and images.device.type != "cuda":
+        raise ValueError(f'apem: precision="tf32" needs images on a CUDA device (got {images.device.type})')
+
+
 def levels(value: int | None) -> None:
     if value is None:
         return
@@ -77,13 +92,13 @@ def bounds(value: tuple[float | None, float | None]) -> None:
         raise ValueError(f"apem: bounds must have lower < upper (got {lower:g}, {upper:g})")
 
 
-def model(value: object) -> None:
+def model(value: object, name: str = "model") -> None:
     if not isinstance(value, nn.Module):
-        raise TypeError(f"apem: model must be a torch.nn.Module (got {_name(value)})")
-    training = next((name for name, module in value.named_modules() if module.training), None)
+        raise TypeError(f"apem: {name} must be a torch.nn.Module (got {_name(value)})")
+    training = next((path for path, module in value.named_modules() if module.training), None)
     if training is not None:
         where = f"its module {training!r}" if training else "it"
-        raise ValueError(f"apem: model must be in eval mode, call model.eval() ({where} is in training mode)")
+        raise ValueError(f"apem: {name} must be in eval mode, call {name}.eval() ({where} is in training mode)")
 
 
 def images(value: object, of_model: nn.Module) -> None:
@@ -109,13 +124,19 @@ def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
     return value
 
 
-def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:
-    name = "relevance" if called is None else f"relevance[{called!r}]"
+def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
+    """A finite value for each pixel, or for each channel of each pixel."""
     value = _like_images(name, value, of_images)
     n, c, h, w = of_images.shape
     if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
         raise ValueError(f"apem: {name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
     _finite(name, value)
+    return value
+
+
+def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:
+    name = "relevance" if called is None else f"relevance[{called!r}]"
+    value = map_of_images(name, value, of_images)
     low, high = value.amin(dim=(1, 2, 3)), value.amax(dim=(1, 2, 3))
     if bool((low < 0).any()) or bool((high > 1).any()):
         raise ValueError(f"apem: {name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")

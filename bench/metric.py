@@ -173,7 +173,9 @@ def main() -> None:
         "rays": rays,
         "censored": int((~result.flipped_minus).sum() + (~result.flipped_plus).sum()),
         "every epsilon equal": equal,
-        "epsilons": {name: answer for name, answer in answers.items() if name == "literal" or answer != answers["literal"]},
+        "epsilons": {
+            name: answer for name, answer in answers.items() if name == "literal" or answer != answers["literal"]
+        },
         "probes per ray": float(result.probes.sum()) / rays,
         "scan's probes per ray": float(np.mean(answers["literal"])),
         "best batch": size,

@@ -265,8 +265,7 @@ def test_a_gradient_says_how_margins_move_along_the_levels(ray, map_channels):
     evaluator = af.Evaluator(model, images, batch_size=4)
     some, levels, epsilon, at = evaluator.rays(maps, np.arange(2)), levels_of(maps[1], 3), 3.0, 40
     one = np.ones(1, np.int64)
-    with rays.undisturbed(model):
-        prober = rays.Prober(model, some, rays.best_plan(model, some, 4))
+    with evaluator.probing(some) as prober:
 
         def margin(t):
             return prober.along(

@@ -11,7 +11,8 @@ from networks import epsilons_of, images_and_maps, literal_epsilons, small_netwo
 from torch import nn
 
 import apem_fast as af
-from apem_fast import engine, rays
+from apem_fast import rays
+from apem_fast.passes import PlainPasses
 from apem_fast.search import Isolate
 
 GRID = {"step": 0.25, "max_epsilon": 40.0}
@@ -143,8 +144,7 @@ def test_first_order_estimate_is_close_to_the_true_slope():
     two = nn.Sequential(model, nn.Linear(10, 2, dtype=torch.float64)).eval()  # with two classes loss and margin agree
     clean = rays.run_clean(two, images)
     some = rays.relevance_rays(images, clean, relevance, np.arange(3))
-    with rays.undisturbed(two):
-        prober = rays.Prober(two, some, engine.best_plan(two, some, 4))
+    with rays.undisturbed(two), rays.Prober(two, some, rays.tuner_for(images, 4), PlainPasses(two)) as prober:
         margin = prober(np.arange(6), np.full(6, 1e-5)).margin
     np.testing.assert_allclose((some.margin - margin) / 1e-5, some.slope, rtol=1e-3)
 

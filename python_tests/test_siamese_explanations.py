@@ -14,6 +14,7 @@ import torch
 from rankers import PIXELS, small_pairs, small_ranker, stripes
 from typer.testing import CliRunner
 
+from apem_fast import similarity
 from apem_fast.ops import saliency_map
 from apem_fast.siamese import attack, checkpoints, commands, sanity, validation
 from apem_fast.siamese.networks import SiameseRanker
@@ -65,7 +66,7 @@ def test_angles_and_rank_correlations() -> None:
     assert turned[3].isnan()
     x, y = torch.rand(3, 1, 6, 6), torch.rand(3, 1, 6, 6).round(decimals=1)  # with ties
     y[2] = 0.5
-    correlation = validation.rank_correlation(x, y)
+    correlation = similarity.rank_correlation(x, y)
     for i in range(2):
         assert float(correlation[i]) == pytest.approx(scipy.stats.spearmanr(x[i].flatten(), y[i].flatten()).statistic)
     assert correlation[2].isnan()

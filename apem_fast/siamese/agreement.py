@@ -21,8 +21,8 @@ from apem_fast.siamese.validation import (
     compare_one_and_many_steps,
     masking_agreement,
     mid_point_sensitivity,
-    rank_correlation,
 )
+from apem_fast.similarity import rank_correlation
 
 __all__ = ["agreement_section", "label_section", "parameter_section", "sanity_plot"]
 

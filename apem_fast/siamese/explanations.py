@@ -226,7 +226,7 @@ def face_sections(
     and once it is sure of one of them its gradient all but vanishes.
     """
     from apem_fast.siamese.saliency import superpixel_maximum, superpixels
-    from apem_fast.siamese.validation import rank_correlation
+    from apem_fast.similarity import rank_correlation
 
     other = faces.flip(0)
     ages = ranker.embed(faces).detach()[:, 0]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from apem_fast.randomised import randomised_stages
 from apem_fast.siamese.networks import Ranker, SiameseRanker
-from apem_fast.siamese.validation import rank_correlation
+from apem_fast.similarity import rank_correlation
 
 __all__ = ["CRITERION", "SanityCheck", "cascading_randomisation", "label_randomisation"]
 
@@ -70,18 +71,14 @@ def cascading_randomisation(
     reference = explain(ranker, first, second)
     randomised = copy.deepcopy(ranker)
     embedding = randomised.branch if isinstance(randomised, SiameseRanker) else randomised
-    layers = [(name, layer) for name, layer in embedding.named_modules() if _has_own_parameters(layer)]
-    if not layers:
-        raise ValueError("cascading_randomisation: ranker must have layers that can be reset (got none)")
-    collected: dict[str, list[Tensor]] = {name: [] for name in reference}
+    stages, collected = [], {name: [] for name in reference}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for _, layer in reversed(layers):
-            layer.reset_parameters()
+        for stage in randomised_stages(embedding, seed=seed):
+            stages.append(stage)
             for name, maps in explain(randomised, first, second).items():
                 collected[name].append(rank_correlation(reference[name], maps))
-    stages = tuple(f"{type(layer).__name__} {name}".strip() for name, layer in reversed(layers))
-    return SanityCheck(stages, {name: torch.stack(rows) for name, rows in collected.items()})
+    return SanityCheck(tuple(stages), {name: torch.stack(rows) for name, rows in collected.items()})
 
 
 def label_randomisation(
@@ -94,7 +91,3 @@ def label_randomisation(
     reference, other = explain(ranker, first, second), explain(relabelled, first, second)
     correlation = {name: rank_correlation(maps, other[name])[None] for name, maps in reference.items()}
     return SanityCheck(("labels",), correlation)
-
-
-def _has_own_parameters(layer: nn.Module) -> bool:
-    return hasattr(layer, "reset_parameters") and any(True for _ in layer.parameters(recurse=False))

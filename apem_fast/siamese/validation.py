@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
@@ -18,6 +16,7 @@ from apem_fast.siamese.checks import check_pairs, embed_images
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.saliency import superpixel_maximum
+from apem_fast.similarity import rank_correlation
 
 __all__ = [
     "AttackComparison",
@@ -27,7 +26,6 @@ __all__ = [
     "masking_agreement",
     "masking_importance",
     "mid_point_sensitivity",
-    "rank_correlation",
 ]
 
 
@@ -39,17 +37,6 @@ def angle(first: Tensor, second: Tensor) -> Tensor:
     # Not the arc cosine of the product: near 0 degrees it keeps half of the digits.
     half = torch.linalg.vector_norm(u - v, dim=1), torch.linalg.vector_norm(u + v, dim=1)
     return torch.rad2deg(2 * torch.atan2(*half))
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """(N, ...), (N, ...) -> (N,) float64: Spearman's correlation of each pair of maps; NaN where one is constant."""
-    x, y = (
-        rankdata(maps.detach().cpu().double().flatten(1).numpy(), axis=1, nan_policy="propagate")
-        for maps in (first, second)
-    )
-    x, y = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (x, y))
-    with numpy.errstate(invalid="ignore", divide="ignore"):
-        return torch.from_numpy((x * y).sum(axis=1) / numpy.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
 
 
 @dataclass(frozen=True)

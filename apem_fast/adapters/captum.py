@@ -1,0 +1,87 @@
+"""APEM as a function signed like Captum's metrics, `captum.metrics.infidelity` for one.
+
+from apem_fast.adapters.captum import apem
+attributions = captum.attr.Saliency(model).attribute(inputs, target=target, abs=False)
+apem(model, inputs, attributions, target=target)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast.metric import apem as apem_of_relevance
+from apem_fast.relevance import relevance_map
+
+
+def apem(
+    forward_func: Callable[..., Tensor],
+    inputs: Tensor | tuple[Tensor],
+    attributions: Tensor | tuple[Tensor],
+    additional_forward_args: Any = None,
+    target: int | Tensor | None = None,
+    max_examples_per_batch: int | None = None,
+    *,
+    percentile: float | None = 99.0,
+    channels: Literal["sum", "keep"] = "sum",
+    **options: Any,
+) -> Tensor:
+    """APEM of the attributions of each example: epsilon_plus - epsilon_minus, high is good.
+
+    Args:
+        forward_func: the model, in eval mode, or any function of it that returns logits (N, classes).
+        inputs: (N, C, H, W), alone or as a tuple of one.
+        attributions: as an attribution method of Captum returns them for these inputs, signed.
+        additional_forward_args: handed on to every call of forward_func; no tensors, for they would have a row for
+            each example.
+        target: the class that was explained, for all or for each, (N,); an error where it is not the prediction.
+            None takes the predictions.
+        max_examples_per_batch: how many perturbed inputs enter one call; None measures what is fastest.
+        percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
+        options: max_epsilon, step, search and bounds, as for `af.apem`.
+
+    Returns:
+        (N,) float64, on the device of the inputs. `af.apem` returns the epsilons and censored flags too.
+    """
+    images, attribution = _single("inputs", inputs), _single("attributions", attributions)
+    extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+    extra = () if additional_forward_args is None else extra
+    if any(isinstance(value, Tensor) for value in extra):
+        raise TypeError("apem: additional_forward_args must not hold tensors (got torch.Tensor)")
+    labels = target
+    if isinstance(target, int) and not isinstance(target, bool):
+        labels = torch.full((len(images),), target, dtype=torch.int64, device=images.device)
+    relevance = relevance_map(attribution.to(images.dtype), percentile=percentile, channels=channels)
+    result = apem_of_relevance(
+        _Forward(forward_func, extra), images, relevance, labels=labels, batch_size=max_examples_per_batch, **options
+    )
+    return result.score.to(images.device)
+
+
+class _Forward(nn.Module):
+    """A function as a module, beside the module that it is a method of, if it is one."""
+
+    def __init__(self, function: Callable[..., Tensor], extra: tuple[Any, ...]):
+        super().__init__()
+        if not callable(function):
+            raise TypeError(f"apem: forward_func must be callable (got {type(function).__name__})")
+        owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+        if isinstance(owner, nn.Module):
+            self.owner = owner
+        self._call, self._extra = (function,), extra  # in a tuple, or a module would be registered twice
+        self.training = False  # of this wrapper only: the owner's mode is its own, and checked
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._call[0](x, *self._extra)
+
+
+def _single(name: str, value: Tensor | tuple[Tensor]) -> Tensor:
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, Tensor):
+        came = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
+        raise TypeError(f"apem: {name} must be one torch.Tensor (got {came})")
+    return value

@@ -1,0 +1,120 @@
+"""APEM called as Quantus calls its metrics. Quantus itself is not needed.
+
+quantus.evaluate({"APEM": Apem(max_epsilon=1024)}, xai_methods, model, x_batch, y_batch, ...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.metric import Evaluator, Options
+from apem_fast.rays import logits_of, undisturbed
+from apem_fast.relevance import relevance_map
+
+
+class Apem:
+    """Called with a batch, returns one score an image: epsilon_plus - epsilon_minus, high is good.
+
+    An image whose explained class is not the model's prediction has no APEM, nor has a map that is 0 throughout: its
+    score is NaN.
+
+    Args:
+        percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
+        return_aggregate: whether a call returns one number, [aggregate_func(scores)].
+        aggregate_func: by default the mean of the scores that are there.
+        options: those of `apem_fast.metric.Options`: max_epsilon, step, search, batch_size (perturbed images in one
+            forward pass), bounds.
+    """
+
+    name = "APEM"
+    score_direction = "higher"
+    evaluation_category = "Faithfulness"
+
+    def __init__(
+        self,
+        *,
+        percentile: float | None = 99.0,
+        channels: Literal["sum", "keep"] = "sum",
+        return_aggregate: bool = False,
+        aggregate_func: Callable[[Sequence[float]], float] = np.nanmean,
+        **options: Any,
+    ):
+        Options(**options)  # a bad one is said now
+        self.percentile, self.channels, self.options = percentile, channels, options
+        self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
+        self.evaluation_scores: list[float] = []
+        self.all_evaluation_scores: list[float] = []
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x_batch: NDArray | Tensor,
+        y_batch: NDArray | Tensor | None = None,
+        a_batch: NDArray | Tensor | None = None,
+        s_batch: object = None,
+        channel_first: bool | None = None,
+        explain_func: Callable[..., Any] | None = None,
+        explain_func_kwargs: Mapping[str, Any] | None = None,
+        model_predict_kwargs: Mapping[str, Any] | None = None,
+        softmax: bool | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 64,
+        **kwargs: Any,
+    ) -> list[float]:
+        """The scores of a batch.
+
+        Args:
+            model: an `nn.Module` in eval mode that returns logits, or Quantus' wrapper of one.
+            x_batch: (N, C, H, W), or (N, H, W, C) where channel_first is False.
+            y_batch: (N,) the classes that are explained; None takes the predictions.
+            a_batch: attributions (N, C, H, W), (N, 1, H, W) or (N, H, W), signed; None calls
+                explain_func(model=, inputs=, targets=, **explain_func_kwargs).
+            device: where the model is; None looks.
+            batch_size: how many images are evaluated at a time.
+            s_batch, softmax, kwargs: for other metrics; logits and softmax have the same flips.
+        """
+        model = model.get_model() if hasattr(model, "get_model") else model
+        validation.model(model)
+        if model_predict_kwargs:
+            raise ValueError(f"apem: model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})")
+        like = next(model.parameters(), torch.empty(0))
+        device = like.device if device is None else torch.device(device)
+        images = torch.as_tensor(x_batch).to(device, like.dtype)
+        images = images.movedim(-1, 1) if channel_first is False else images
+        validation.images(images, model)
+        predicted = _predictions(model, images)
+        targets = predicted if y_batch is None else torch.as_tensor(y_batch).to(device).long().flatten()
+        if targets.shape != predicted.shape:
+            raise ValueError(f"apem: y_batch must have shape ({len(images)},) (got {tuple(targets.shape)})")
+        if a_batch is None:
+            if explain_func is None:
+                raise ValueError("apem: a_batch must be given where there is no explain_func (got None)")
+            options = dict(explain_func_kwargs or {})
+            a_batch = explain_func(model=model, inputs=images.cpu().numpy(), targets=targets.cpu().numpy(), **options)
+        attribution = torch.as_tensor(a_batch).to(device, like.dtype)
+        if channel_first is False and attribution.dim() == 4:
+            attribution = attribution.movedim(-1, 1)
+        maps = relevance_map(attribution, percentile=self.percentile, channels=self.channels)
+        has_ray = (maps.amax(dim=(1, 2, 3)) > 0) & (maps.amin(dim=(1, 2, 3)) < 1)
+        scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
+        for rows in (has_ray & (targets == predicted)).nonzero()[:, 0].split(batch_size):
+            if len(rows):
+                evaluator = Evaluator(model, images[rows], **self.options)
+                scores[rows.cpu()] = evaluator.apem({"relevance": maps[rows]})["relevance"].score
+        self.evaluation_scores = scores.tolist()
+        if self.return_aggregate:
+            self.evaluation_scores = [float(self.aggregate_func(self.evaluation_scores))]
+        self.all_evaluation_scores.extend(self.evaluation_scores)
+        return self.evaluation_scores
+
+
+def _predictions(model: nn.Module, images: Tensor) -> Tensor:
+    with undisturbed(model), torch.no_grad():
+        return torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)

@@ -1,0 +1,166 @@
+"""Explanation continuity: how much an explanation can change while the image hardly does (P2 section 2.3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.measures.arguments import (
+    Explain,
+    check_classes,
+    check_count,
+    check_model_and_images,
+    explainer_of,
+    said_by,
+)
+from apem_fast.rays import logits_of, undisturbed
+from apem_fast.relevance import relevance_map
+from apem_fast.seeding import generator_for
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class ContinuityResult:
+    """How the explanations of N images differ from those of K neighbours each (tensors are on the CPU)."""
+
+    change: Tensor  # (N, K) float64: norm1(R(x) - R(x'))
+    distance: Tensor  # (N, K) float64: norm2(x - x')
+    labels: Tensor  # (N,) int64: the classes that were explained, for the image and its neighbours
+
+    @property
+    def ratio(self) -> Tensor:
+        """(N, K) float64: norm1(R(x) - R(x')) / norm2(x - x')."""
+        return self.change / self.distance
+
+    @property
+    def continuity(self) -> Tensor:
+        """(N,) float64: the greatest ratio over the neighbours; low is continuous."""
+        return self.ratio.amax(dim=1)
+
+    @property
+    def maximum(self) -> float:
+        """The greatest ratio of all: the best lower bound of the maximum over the input domain."""
+        return float(self.continuity.max())
+
+    @property
+    def mean(self) -> float:
+        """The mean over the images of their greatest ratio."""
+        return float(self.continuity.mean())
+
+    @property
+    def median(self) -> float:
+        """The median over the images, the mean of the middle two for an even number of images."""
+        return float(np.median(self.continuity.numpy()))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image: label, continuity, and the mean ratio over its neighbours."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "label": self.labels.numpy(),
+                "continuity": self.continuity.numpy(),
+                "mean_ratio": self.ratio.mean(dim=1).numpy(),
+            }
+        )
+
+
+def continuity(
+    model: nn.Module,
+    images: Tensor,
+    explain: Explain,
+    *,
+    labels: Tensor | None = None,
+    neighbours: int | Tensor = 10,
+    distance: float = 0.01,
+    relevance: Callable[[Tensor], Tensor] | None = relevance_map,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ContinuityResult:
+    """The greatest norm1(R(x) - R(x')) / norm2(x - x') over neighbours x' of each image x (P2 section 2.3.1).
+
+    The papers' maximum is over the whole input domain; over finitely many neighbours it is a lower bound. Neighbours
+    are drawn evenly from the sphere around x whose radius is `distance` times norm2(x), from a generator seeded by
+    the image and `seed`: neither the batch nor the device changes them. R explains the same class for x and x'. Both
+    norms are over the tensors as they are, so ratios of maps with and without channels, or of images of different
+    size, cannot be compared. What a method draws at random for x and for x' counts as change: SmoothGrad of few samples
+    is not continuous.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them; none 0 throughout, unless neighbours are
+            given.
+        explain: an explanation method, or a function (model, images, labels) -> attribution.
+        labels: (N,) int64, the classes to explain; None takes the predictions for the images.
+        neighbours: how many to draw for each image, or the neighbours themselves, (N, K, C, H, W), each unlike its
+            image: translations, say, or the next frames of a film.
+        distance: see above; positive.
+        relevance: makes R of an attribution (N, C, H, W); by default the papers' map in [0, 1] with one channel. None
+            takes the attribution as it is.
+        seed: of the neighbours, any integer.
+        progress: called as progress(images done, images in all).
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    with said_by("continuity"):
+        check_model_and_images(model, images)
+        check_classes(labels, images)
+        explainer = explainer_of(explain)
+        validation.positive("distance", distance)
+        given = _checked_neighbours(neighbours, images)
+        if relevance is not None and not callable(relevance):
+            raise TypeError(f"apem: relevance must be a function or None (got {type(relevance).__name__})")
+    images = images.detach()
+    with undisturbed(model), torch.no_grad():
+        if labels is None:
+            labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
+        change, apart = [], []
+        for n, image in enumerate(images):  # a few neighbours in memory at a time
+            around = _drawn(image, int(neighbours), distance, seed) if given is None else given[n]  # type: ignore[arg-type]
+            both = torch.cat([image[None], around])
+            maps = explainer(model, both, labels[n : n + 1].to(images.device).expand(len(both)).contiguous())
+            maps = (maps if relevance is None else relevance(maps)).double().flatten(1)
+            change.append((maps[1:] - maps[:1]).abs().sum(dim=1))
+            apart.append((around.double() - image.double()).flatten(1).norm(dim=1))
+            if progress is not None:
+                progress(n + 1, len(images))
+    return ContinuityResult(torch.stack(change).cpu(), torch.stack(apart).cpu(), labels.detach().cpu())
+
+
+def _drawn(image: Tensor, count: int, distance: float, seed: int) -> Tensor:
+    """(K, C, H, W): neighbours of (C, H, W) at the given share of its l2 norm."""
+    radius = distance * float(image.double().norm())
+    drawn = []
+    for k in range(count):
+        step = torch.randn(image.shape, generator=generator_for(image, seed, k), dtype=torch.float64)
+        drawn.append((image.double() + (radius / step.norm() * step).to(image.device)).to(image.dtype))
+    return torch.stack(drawn)
+
+
+def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | None:
+    if not isinstance(neighbours, Tensor):
+        check_count("neighbours", neighbours)
+        still = (images == 0).flatten(1).all(dim=1)
+        if bool(still.any()):
+            raise ValueError(f"apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index {int(still.nonzero()[0])})")  # fmt: skip
+        return None
+    n, c, h, w = images.shape
+    expected = f"({n}, K, {c}, {h}, {w})"
+    if neighbours.dim() != 5 or neighbours.shape[1] == 0 or neighbours.flatten(0, 1).shape[1:] != images.shape[1:] or len(neighbours) != n:  # fmt: skip
+        raise ValueError(f"apem: neighbours must have shape {expected} (got {tuple(neighbours.shape)})")
+    for k in range(neighbours.shape[1]):
+        validation.map_of_images("neighbours", neighbours[:, k], images)
+    same = (neighbours == images[:, None]).flatten(2).all(dim=2)
+    if bool(same.any()):
+        n, k = same.nonzero()[0].tolist()
+        raise ValueError(f"apem: neighbours must differ from their image (got the image itself at index {n}, {k})")
+    return neighbours.detach()

@@ -1,0 +1,228 @@
+"""Randomisation tests: an explanation has to change with the network's parameters and with what it was trained on.
+
+P2 section 2.2 tells of methods that pass for explanations and hardly depend on either; an edge detector does not
+at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.explain import Explainer
+from apem_fast.measures.arguments import (
+    Explain,
+    check_classes,
+    check_model_and_images,
+    explainer_of,
+    said_by,
+)
+from apem_fast.metric import Evaluator
+from apem_fast.randomised import parts_of, randomised_stages
+from apem_fast.rays import logits_of, undisturbed
+from apem_fast.relevance import relevance_map
+from apem_fast.similarity import rank_correlation, structural_similarity
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class RandomisationResult:
+    """How like the explanations of N images stay to what they were, over S stages (tensors are on the CPU).
+
+    Near 0 is good once all is randomised: what is left of an explanation then was never about the network.
+    """
+
+    stages: tuple[str, ...]  # what was randomised, in this order; ("labels",) for data randomisation
+    rank_correlation: Tensor  # (S, N) float64: Spearman's, of the signed attributions; NaN where one is constant
+    absolute_rank_correlation: Tensor  # (S, N) float64: the same of their absolute values
+    structural_similarity: Tensor  # (S, N) float64: SSIM of the relevance maps, in [-1, 1]
+    labels: Tensor  # (N,) int64: the classes that were explained: the original network's predictions, or yours
+    score: Tensor | None = None  # (S, N) float64: APEM of the stage's maps for the original network; NaN: no ray
+    original_score: Tensor | None = None  # (N,) float64: APEM of the original maps
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a stage and image."""
+        import pandas
+
+        stages, images = self.rank_correlation.shape
+        columns: dict[str, Any] = {
+            "stage": [stage for stage in self.stages for _ in range(images)],
+            "image": list(range(images)) * stages,
+            "label": self.labels.repeat(stages).numpy(),
+        }
+        for name in ("rank_correlation", "absolute_rank_correlation", "structural_similarity", "score"):
+            values = getattr(self, name)
+            if values is not None:
+                columns[name] = values.flatten().numpy()
+        return pandas.DataFrame(columns)
+
+
+def parameter_randomisation(
+    model: nn.Module,
+    images: Tensor,
+    explain: Explain,
+    *,
+    mode: Literal["cascading", "independent"] = "cascading",
+    stages: Sequence[str] | None = None,
+    labels: Tensor | None = None,
+    relevance: Callable[[Tensor], Tensor] = relevance_map,
+    apem: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> RandomisationResult:
+    """Re-initialises a copy of the network part by part and compares its explanations with the original's.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes); comes back untouched, a copy is changed.
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        explain: an explanation method, or a function (model, images, labels) -> attribution.
+        mode: "cascading" randomises each part on top of those before it, "independent" one part at a time.
+        stages: names of submodules in the order in which they are randomised, such as ["fc", "layer4", "layer3"];
+            None takes every layer with parameters, from the output to the input.
+        labels: (N,) int64, the classes to explain throughout; None takes the original network's predictions.
+        relevance: makes a map in [0, 1] of an attribution, for the structural similarity and APEM.
+        apem: options of `Evaluator`, such as {"max_epsilon": 1024}, to have APEM of every stage's maps measured on
+            the original network; {} takes the defaults, None measures none.
+        seed: of the new parameters; the global random state is left alone.
+        progress: called as progress(stages done, stages in all).
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    with said_by("parameter_randomisation"):
+        if mode not in ("cascading", "independent"):
+            raise ValueError(f'apem: mode must be "cascading" or "independent" (got {mode!r})')
+        if isinstance(stages, str):
+            raise TypeError("apem: stages must be a list of names (got str)")
+        original = _Original(model, images, explain, labels, relevance, apem)
+        randomised = copy.deepcopy(model)
+        total = len(parts_of(randomised, stages))
+    rows = []
+    names = []
+    for name in randomised_stages(randomised, independent=mode == "independent", names=stages, seed=seed):
+        names.append(name)
+        rows.append(original.compared_with(randomised))
+        if progress is not None:
+            progress(len(rows), total)
+    return original.result(names, rows)
+
+
+def data_randomisation(
+    model: nn.Module,
+    randomised: nn.Module | Callable[[nn.Module], nn.Module],
+    images: Tensor,
+    explain: Explain,
+    *,
+    labels: Tensor | None = None,
+    relevance: Callable[[Tensor], Tensor] = relevance_map,
+    apem: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> RandomisationResult:
+    """Compares the network's explanations with those of its like that was trained on permuted labels.
+
+    Args:
+        randomised: the network that was trained on permuted labels, in eval mode; or a function that trains one: it is
+            handed a copy of `model` with all its layers re-initialised, in training mode, and returns it trained. Both
+            draw their random numbers from `seed`; the global random state is left alone. Labels without meaning are had
+            by `labels[torch.randperm(len(labels))]`.
+
+    The other arguments, and the errors, are those of `parameter_randomisation`; the result has one stage, "labels".
+    """
+    with said_by("data_randomisation"):
+        original = _Original(model, images, explain, labels, relevance, apem)
+        if not callable(randomised):
+            raise TypeError(f"apem: randomised must be a network or a function that trains one (got {type(randomised).__name__})")  # fmt: skip
+        if not isinstance(randomised, nn.Module):
+            blank = copy.deepcopy(model)
+            for _ in randomised_stages(blank, seed=seed):
+                pass
+            devices = {value.device.index for value in model.parameters() if value.is_cuda}
+            with torch.enable_grad(), torch.random.fork_rng(devices=sorted(devices)):
+                torch.manual_seed(seed)
+                trained = randomised(blank.train())
+            if not isinstance(trained, nn.Module):
+                raise TypeError(f"apem: randomised must return the trained network (got {type(trained).__name__})")
+            randomised = trained.eval()
+        validation.model(randomised, "randomised")
+    return original.result(["labels"], [original.compared_with(randomised)])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One stage; all are (N,)."""
+
+    rank: Tensor
+    absolute_rank: Tensor
+    structural: Tensor
+    score: Tensor | None
+
+
+class _Original:
+    """The explanations that the others are compared with."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        explain: Explain,
+        labels: Tensor | None,
+        relevance: Callable[[Tensor], Tensor],
+        apem: Mapping[str, Any] | None,
+    ):
+        check_model_and_images(model, images)
+        check_classes(labels, images)
+        self.explainer: Explainer = explainer_of(explain)
+        if not callable(relevance):
+            raise TypeError(f"apem: relevance must be a function (got {type(relevance).__name__})")
+        self.relevance = relevance
+        self.images = images.detach()
+        with undisturbed(model):
+            with torch.no_grad():
+                predictions = torch.cat([logits_of(model, image) for image in self.images.split(1)]).argmax(dim=1)
+            self.labels = predictions if labels is None else labels.to(self.images.device)
+            self.attribution = self.explainer(model, self.images, self.labels)
+        self.map = relevance(self.attribution)
+        self.evaluator = None if apem is None else Evaluator(model, self.images, labels=labels, **apem)
+        self.score = self._score(self.map)
+
+    def compared_with(self, randomised: nn.Module) -> _Row:
+        with undisturbed(randomised):
+            other = self.explainer(randomised, self.images, self.labels)
+        map_ = self.relevance(other)
+        return _Row(
+            rank_correlation(self.attribution, other),
+            rank_correlation(self.attribution.abs(), other.abs()),
+            structural_similarity(self.map, map_),
+            self._score(map_),
+        )
+
+    def result(self, names: Sequence[str], rows: Sequence[_Row]) -> RandomisationResult:
+        measured = self.evaluator is not None
+        return RandomisationResult(
+            tuple(names),
+            torch.stack([row.rank for row in rows]),
+            torch.stack([row.absolute_rank for row in rows]),
+            torch.stack([row.structural for row in rows]),
+            self.labels.detach().cpu(),
+            torch.stack([row.score for row in rows if row.score is not None]) if measured else None,
+            self.score,
+        )
+
+    def _score(self, maps: Tensor) -> Tensor | None:
+        """(N,): a map that is 0 or 1 throughout has no ray, so it is left out and its score is NaN."""
+        if self.evaluator is None:
+            return None
+        low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))
+        blank = ((high == 0) | (low == 1)).cpu()
+        stand_in = maps.clone()
+        stand_in[blank] = 0.5  # any map will do: what comes of it is thrown away
+        score = self.evaluator.apem({"relevance": stand_in})["relevance"].score
+        return score.masked_fill(blank, torch.nan)

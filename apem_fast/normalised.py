@@ -1,0 +1,213 @@
+"""APEM normalised by shuffled maps: how much better than chance a relevance map is (P2 section 5.2, Table 5.1).
+
+A shuffled map has the values of the map it comes from and no explanation left, so its epsilons say how easily the
+image itself flips. Divided by them, scores of images, models and methods can be set side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.engine import Progress
+from apem_fast.metric import ApemResult, BoundsOf, Evaluator
+from apem_fast.relevance import shuffled
+from apem_fast.search import Search
+from apem_fast.siblings import find_least_flips
+
+if TYPE_CHECKING:
+    import pandas
+
+MAPS_AT_ONCE = 64  # shuffled maps in memory: 40 MB of 3 x 224 x 224
+
+
+# -- results -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShuffledEpsilons:
+    """The least epsilons over the shuffles of each map (all tensors are (N,), on the CPU)."""
+
+    epsilon_minus: Tensor  # float64: the least at which one of the shuffled maps flips the image
+    epsilon_plus: Tensor  # float64: the same for the irrelevance of the same shuffled maps
+    flipped_minus: Tensor  # bool; False: censored, no shuffle flips up to max_epsilon
+    flipped_plus: Tensor  # bool; False: censored
+    probes: Tensor  # int64: model inputs that were run for all of the image's shuffles
+    shuffles: int
+
+    def normalised_score(self, result: ApemResult) -> Tensor:
+        """epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus, (N,) float64, of the maps that
+        were shuffled."""
+        return result.epsilon_plus / self.epsilon_plus - result.epsilon_minus / self.epsilon_minus
+
+
+@dataclass(frozen=True)
+class ApemNormResult:
+    """The metric of N images, and of shuffles of their maps."""
+
+    apem: ApemResult  # of the maps as they are
+    shuffled: ShuffledEpsilons
+
+    @property
+    def score(self) -> Tensor:
+        """epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus, (N,) float64."""
+        return self.shuffled.normalised_score(self.apem)
+
+    @property
+    def censored(self) -> Tensor:
+        """(N,) bool: whether any of the four epsilons is not exact, and so the score is not."""
+        plain, chance = self.apem, self.shuffled
+        return ~(plain.flipped_minus & plain.flipped_plus & chance.flipped_minus & chance.flipped_plus)
+
+    @property
+    def mean(self) -> float:
+        """APEM_norm, P2 section 5.2: the mean score over the images."""
+        return float(self.score.mean())
+
+    @property
+    def median(self) -> float:
+        """The median score, the mean of the middle two for an even number of images."""
+        return float(np.median(self.score.numpy()))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image: the columns of `ApemResult.to_dataframe`, shuffled_* and score_norm."""
+        names = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
+        shuffles = {f"shuffled_{name}": getattr(self.shuffled, name).numpy() for name in names}
+        return self.apem.to_dataframe().assign(**shuffles, score_norm=self.score.numpy())
+
+
+# -- the measure -------------------------------------------------------------------------------------------------
+
+
+def apem_norm(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    *,
+    shuffles: int = 10,
+    generator: torch.Generator | None = None,
+    labels: Tensor | None = None,
+    max_epsilon: float = 4096.0,
+    step: float = 1.0,
+    search: str | Search = "isolate",
+    batch_size: int | None = None,
+    bounds: BoundsOf = (None, None),
+    progress: Progress | None = None,
+) -> ApemNormResult:
+    """APEM of `relevance` in units of what shuffled maps reach (P2 section 5.2).
+
+    Each map is shuffled `shuffles` times: all its values, those of all channels together where it has channels, are
+    put in random order. The shuffle's irrelevance is 1 minus the shuffle, the same order for both. The image's
+    shuffled epsilons are the least over the shuffles, for a flip of any of them sets them; the score is
+    epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus. A map that is no better than
+    chance scores near 0; note that a least of ten is smaller than a typical one, which stretches the scores.
+
+    Args:
+        shuffles: of each map; P2 has ten.
+        generator: one number is drawn from it to seed the shuffles; None gives the same shuffles every time. What a
+            map's shuffles are depends on the map and that number alone, not on the other images.
+        progress: called with (rays decided, rays in all, probes so far), the shuffles' rays among them.
+
+    The other arguments, and the errors, are those of `apem`. A generator that is passed is advanced; nothing else of
+    the caller's is changed.
+    """
+    _check_shuffles(shuffles)
+    seed = _seed_of(generator)
+    evaluator = Evaluator(
+        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
+        bounds=bounds,
+    )  # fmt: skip
+    own = 2 * len(images)
+    total = own * (1 + shuffles)
+    plain = evaluator.apem(
+        {"relevance": relevance}, progress and (lambda done, _, probes: progress(done, total, probes))
+    )["relevance"]
+    before = int(plain.probes.sum())
+    chance = shuffled_epsilons(
+        evaluator, relevance, shuffles=shuffles, seed=seed,
+        progress=progress and (lambda done, _, probes: progress(own + done, total, before + probes)),
+    )  # fmt: skip
+    return ApemNormResult(plain, chance)
+
+
+def shuffled_epsilons(
+    evaluator: Evaluator,
+    relevance: Tensor,
+    *,
+    shuffles: int = 10,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ShuffledEpsilons:
+    """The second half of `apem_norm`, for an evaluator that is at hand: many maps of the same images share it.
+
+    No shuffle's ray is searched beyond the nearest flip that is known of the others, and only a few images' shuffles
+    are in memory at a time.
+
+    Args:
+        evaluator: of the images.
+        relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
+        shuffles: of each map.
+        seed: of the shuffles, any integer.
+        progress: called with (rays decided, rays in all, probes so far).
+    """
+    _check_shuffles(shuffles)
+    validation.relevance(relevance, evaluator.images)
+    maps, options = relevance.detach(), evaluator.options
+    count, per_image = len(maps), 2 * shuffles
+    step, flipped = np.zeros((count, 2), np.int64), np.zeros((count, 2), bool)
+    probes = np.zeros((count, 2), np.int64)
+    for chunk in _chunks(count, max(1, MAPS_AT_ONCE // shuffles)):
+        here = chunk.stop - chunk.start
+        rays = evaluator.rays(
+            torch.cat([shuffled(maps[chunk], seed, k) for k in range(shuffles)]),
+            np.tile(np.arange(chunk.start, chunk.stop), shuffles),
+        )
+        rays = replace(
+            rays, images=rays.images[chunk], labels=rays.labels[chunk], sign=rays.sign[chunk],
+            image=rays.image - chunk.start,
+        )  # fmt: skip
+
+        def report(
+            done: int, _: int, probes_here: int, start: int = chunk.start, before: int = int(probes.sum())
+        ) -> None:
+            if progress is not None:
+                progress(start * per_image + done, count * per_image, before + probes_here)
+
+        with evaluator.probing(rays, "float32") as prober:
+            least = find_least_flips(
+                prober, rays, 2 * rays.image + rays.irrelevance, options.policy,
+                step=options.step, last_step=options.last_step, progress=report,
+            )  # fmt: skip
+        for table, column in ((step, least.step), (flipped, least.flipped), (probes, least.probes)):
+            table[chunk] = column.reshape(here, 2)
+    epsilon = torch.from_numpy(step * options.step)
+    seen = torch.from_numpy(flipped)
+    return ShuffledEpsilons(
+        epsilon[:, 0], epsilon[:, 1], seen[:, 0], seen[:, 1], torch.from_numpy(probes.sum(axis=1)), shuffles
+    )
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _check_shuffles(shuffles: object) -> None:
+    if isinstance(shuffles, bool) or not isinstance(shuffles, int):
+        raise TypeError(f"apem_norm: shuffles must be a whole number (got {type(shuffles).__name__})")
+    if shuffles < 1:
+        raise ValueError(f"apem_norm: shuffles must be at least 1 (got {shuffles})")
+
+
+def _seed_of(generator: torch.Generator | None) -> int:
+    if generator is None:
+        return 0
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"apem_norm: generator must be a torch.Generator or None (got {type(generator).__name__})")
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -1,0 +1,130 @@
+"""Prepared passes: filled-up batches, the comparison with the plain model, and the way back."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from networks import images_and_maps, small_network
+
+import apem_fast as af
+from apem_fast import passes
+from apem_fast.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
+
+GRID = {"max_epsilon": 40.0, "step": 0.25}
+
+
+class Recorded(_PreparedPasses):
+    """Stands for a capture: the shape is fixed, and the answer is overwritten by the next pass."""
+
+    doing = "recording the model"
+
+    def __init__(self, model, wrong=lambda logits: logits):
+        super().__init__(model)
+        self.wrong, self.prepared, self.shapes = wrong, 0, set()
+
+    def prepare(self, example):
+        self.prepared += 1
+        static, answer = example.clone(), self._model(example)
+
+        def replay(batch):
+            assert batch.shape == static.shape and batch.stride() == static.stride()
+            self.shapes.add(tuple(batch.shape))
+            static.copy_(batch)
+            answer.copy_(self.wrong(self._model(static)))
+            return answer.clone()
+
+        return replay
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    made = []
+
+    def instead(model, device, compile):
+        made.append(Recorded(model))
+        return made[-1]
+
+    monkeypatch.setattr("apem_fast.metric.passes_for", instead)
+    return made
+
+
+@pytest.mark.parametrize("batch_size", [5, None])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_fixed_shapes_change_no_epsilon(recorded, batch_size, precision, memory_format):
+    model = small_network()
+    images, relevance = images_and_maps(6)
+    images = images.contiguous(memory_format=memory_format)
+    result = af.apem(model, images, relevance, batch_size=batch_size, precision=precision, **GRID)
+    assert recorded[0].prepared
+    if batch_size:
+        assert {shape[0] for shape in recorded[0].shapes} == {5}
+    plain = small_plain(model, images, relevance)
+    for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
+        assert torch.equal(getattr(result, name), getattr(plain, name)), name
+
+
+def small_plain(model, images, relevance):
+    """A run that cannot have been recorded: one image at a time, every grid point."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apem_fast.metric.passes_for", lambda model, device, compile: PlainPasses(model))
+        return af.apem(model, images, relevance, batch_size=1, search="exhaustive", **GRID)
+
+
+def test_only_a_few_shapes_stay_prepared():
+    one = Recorded(small_network())
+    images, _ = images_and_maps(8)
+    with torch.no_grad():
+        for size in (8, 7, 6, 5, 4):
+            assert torch.equal(one(images[:3], size, True), one(images[:3], size, True))
+    assert one.prepared == 5 and len(one._ready) == passes.KEPT
+    one.forget()
+    assert not one._ready
+
+
+@pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * torch.nan], ids=["off", "nan"])
+def test_wrong_logits_are_seen_and_said_once(wrong):
+    model = small_network()
+    images, _ = images_and_maps(3)
+    one = Recorded(model, wrong)
+    with torch.no_grad():
+        with pytest.warns(RuntimeWarning, match="apem: recording the model failed, the plain model runs instead"):
+            assert torch.equal(one(images, 4, True), model(images))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(one(images, 8, True), model(images))
+
+
+def test_what_cannot_be_captured_runs_plain(monkeypatch):
+    """Without a GPU every capture fails: the way back, in the class that CUDA uses."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
+    model = small_network()
+    images, _ = images_and_maps(3)
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="capturing the model in a CUDA graph failed"):
+        assert torch.equal(GraphedPasses(model)(images, 4, True), model(images))
+
+
+def test_memory_is_not_a_reason_to_give_up():
+    one = Recorded(small_network(), lambda logits: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
+        one(images_and_maps(3)[0], 4, True)
+
+
+def test_kinds():
+    model = small_network()
+    assert type(passes_for(model, torch.device("cpu"), False)) is PlainPasses
+    assert type(passes_for(model, torch.device("cuda"), False)) is GraphedPasses
+    assert type(passes_for(model, torch.device("cpu"), True)) is CompiledPasses
+
+
+@pytest.mark.slow
+def test_compiled_models_give_the_same_epsilons():
+    model = small_network()
+    images, relevance = images_and_maps(4)
+    plain = af.apem(model, images, relevance, **GRID)
+    compiled = af.apem(model, images, relevance, compile=True, **GRID)
+    for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
+        assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
