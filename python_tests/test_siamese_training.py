@@ -76,6 +76,20 @@ def test_digits_and_pairs() -> None:
     assert not torch.equal(shuffled.values, learnt.values)
 
 
+def test_mnist_is_read_from_torchvisions_folder(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images, labels = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8), torch.tensor([7, 0, 9, 1, 7])
+    for part in ("train", "t10k"):  # torchvision wants both parts
+        header = b"".join(n.to_bytes(4, "big") for n in (0x803, 5, 28, 28))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        header = b"".join(n.to_bytes(4, "big") for n in (0x801, 5))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.to(torch.uint8).numpy().tobytes())
+    data = pairs.mnist(tmp_path)
+    assert torch.equal(data.images[:, 0], images) and data.values.tolist() == [7, 0, 9, 1, 7]
+    assert (data.low, data.high, data.attribute) == (0, 9, "digit")
+
+
 def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
     from PIL import Image
 
