@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,8 @@ def test_a_checkpoint_of_something_else_gets_one_sentence(tmp_path: Path) -> Non
         regimes.fine_tune(small_ranker(dtype=torch.float32), stripes(), options)
     with pytest.raises(ValueError, match=r"train_tail: checkpoint must be of this regime \(got train_ranking in "):
         regimes.train_tail(small_ranker(dtype=torch.float32), stripes(), options)
+    with pytest.raises(ValueError, match=r"train_ranking: seed must be that of the checkpoint, 0 \(got 1; "):
+        regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), replace(options, seed=1))
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="train_ranking: checkpoint must be one that apem_fast wrote"):
         regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)

@@ -137,7 +137,7 @@ def check(
         def labels() -> list:
             images, regime = Images(facts["images"]), Regime(facts["regime"])
             learnt = _split(_images(images, folder))[0].with_shuffled_values(torch.Generator().manual_seed(seed))
-            path = ranker.with_suffix(".shuffled.pt")
+            path = ranker.with_suffix(f".shuffled-{seed}.pt")
             other, _ = _train(learnt, images, regime, facts["size"], facts["steps"], facts["seed"], path)
             return [agreement.label_section(network, other, a, b, **attack)]
 

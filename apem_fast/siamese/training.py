@@ -155,9 +155,14 @@ def fit(
     return Training(regime, torch.tensor(losses, dtype=torch.float64), resumed_from)
 
 
+def _decisive(options: TrainingOptions) -> dict[str, int | float]:
+    """The options that the numbers of a run depend on."""
+    return {n: getattr(options, n) for n in ("steps", "images", "pairs", "shift", "learning_rate", "seed")}
+
+
 def _save(path, regime, modules, optimiser, schedule, options, losses) -> None:
     checkpoints.write(path, {
-        "kind": checkpoints.TRAINING, "regime": regime, "steps": options.steps, "state": modules.state_dict(),
+        "kind": checkpoints.TRAINING, "regime": regime, "options": _decisive(options), "state": modules.state_dict(),
         "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "random": torch.get_rng_state(),
         "losses": losses,
     })  # fmt: skip
@@ -167,11 +172,12 @@ def _resume(path, regime, modules, optimiser, schedule, options) -> list[float]:
     content = checkpoints.read(path, checkpoints.TRAINING, regime)
     if content["regime"] != regime:
         raise ValueError(f"{regime}: checkpoint must be of this regime (got {content['regime']} in {path})")
-    if content["steps"] != options.steps:
-        raise ValueError(
-            f"{regime}: steps must be those of the checkpoint, {content['steps']}, because the learning rate "
-            f"depends on them (got {options.steps})"
-        )
+    for name, value in _decisive(options).items():
+        if content["options"][name] != value:
+            raise ValueError(
+                f"{regime}: {name} must be that of the checkpoint, {content['options'][name]} (got {value}; {path} goes "
+                f"on where it was, another file would start afresh)"
+            )
     checkpoints.require_same_architecture(modules, content["state"], regime, path)
     modules.load_state_dict(content["state"])
     optimiser.load_state_dict(content["optimiser"])
