@@ -1,11 +1,11 @@
-"""Attacks measured: the operators against their definitions, and 64 pairs at once against loops over pairs in plain torch.
+"""Attacks measured: the operators against their definitions, and 64 pairs at once against loops over pairs.
 
     python -m bench.siamese [--threads 2] [--only operators|attacks] [--loop-seconds 300]
 
-The attacks are of 100 steps, on 64 pairs of the networks for UTKFace (112 pixels) and for digits (28 pixels), with fresh
-parameters: the time does not depend on what was learnt. A loop runs over as many of the pairs as `--loop-seconds` allow,
-and its time is scaled to all of them; its results are compared with the attack's. On two quiet cores the whole takes
-about a quarter of an hour, most of it in the loops.
+The attacks are of 100 steps, on 64 pairs of the networks for UTKFace (112 pixels) and for digits (28 pixels), with
+fresh parameters: the time does not depend on what was learnt. The loops are in plain torch. One runs over as many of
+the pairs as `--loop-seconds` allow, and its time is scaled to all of them; its results are compared with the attack's.
+On two quiet cores the whole takes about a quarter of an hour, most of it in the loops.
 """
 
 from __future__ import annotations

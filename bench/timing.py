@@ -52,9 +52,12 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], device: str = "cpu", seconds: float = 3.0, rounds: tuple[int, int] = (7, 300),
+    candidates: Mapping[str, Callable[[], Any]],
+    device: str = "cpu",
+    seconds: float = 3.0,
+    rounds: tuple[int, int] = (7, 300),
     warm_ups: int = 2,
-) -> Timings:  # fmt: skip
+) -> Timings:
     """Times the candidates in turns for about `seconds`, at least and at most so many rounds."""
     for call in candidates.values():  # compiles, allocates, warms the caches
         for _ in range(warm_ups):

@@ -21,7 +21,7 @@ struct Rows {
     segments = channels_last ? 1 : channels;
     length = channels_last ? width * channels : width;
     shift = channels_last ? channels : 1;
-    band = std::max<int64_t>(1, kTileValues / std::max<int64_t>(length, 1));
+    band = std::max<int64_t>(1, std::min(height, kTileValues / std::max<int64_t>(length, 1)));
   }
   int64_t image_size() const { return channels * height * width; }
   int64_t bands() const { return image_size() ? (height + band - 1) / band : 0; }
@@ -34,9 +34,9 @@ template <typename A>
 class Band {
  public:
   explicit Band(const Rows& rows)
-      : rows_(rows), values_((rows.band + 2) * rows.length + 2 * rows.shift), paired_(rows.band * rows.length + rows.shift) {
-    std::fill(values_.data(), values_.data() + (rows.band + 2) * rows.length + 2 * rows.shift, A(0));
-    std::fill(paired_.data(), paired_.data() + rows.band * rows.length + rows.shift, A(0));
+      : rows_(rows), values_(with_neighbours(rows)), paired_(rows.shift + rows.band * rows.length) {
+    std::fill_n(values_.data(), with_neighbours(rows), A(0));
+    std::fill_n(paired_.data(), rows.shift + rows.band * rows.length, A(0));
     for (int64_t i = 0; i < rows.band; ++i) {
       for (int64_t j = 0; j + rows.shift < rows.length; ++j) {
         paired()[i * rows.length + j] = A(1);
@@ -57,6 +57,8 @@ class Band {
   A* paired() { return paired_.data() + rows_.shift; }
 
  private:
+  static int64_t with_neighbours(const Rows& rows) { return (rows.band + 2) * rows.length + 2 * rows.shift; }
+
   template <typename T>
   APEM_FAST_VECTOR_VERSIONS static void subtract(A* difference, const T* perturbed, const T* original, int64_t count) {
     for (int64_t j = 0; j < count; ++j) {

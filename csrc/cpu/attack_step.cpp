@@ -1,5 +1,5 @@
-// attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force) a
-// tile's step waits in a buffer until the squares of its channels are summed.
+// attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force),
+// a tile's step waits in a buffer until the squares of its channels are summed.
 
 #include "tiles.h"
 

@@ -1,5 +1,5 @@
-// saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another over
-// a channel's worth of values.
+// saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another
+// over a channel's worth of values.
 
 #include "tiles.h"
 
@@ -91,7 +91,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
   const int64_t n = original.size(0), channels = original.size(1), pixels = original.size(2) * original.size(3);
   Tensor out = empty_output(original, {n, 1, original.size(2), original.size(3)}, original.scalar_type(), format);
   if (original.numel() == 0) {
-    return out;
+    return torch::stable::zero_(out);  // without channels nothing changed
   }
   const Tensor a = torch::stable::contiguous(original, format);   // [N, C, H, W]
   const Tensor b = torch::stable::contiguous(perturbed, format);  // [N, C, H, W]

@@ -13,7 +13,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
   const int64_t n = original.size(0), c = original.size(1), h = original.size(2), w = original.size(3);
   Tensor out = empty_image(original, {n, 1, h, w}, original.scalar_type(), format);
   if (original.numel() == 0) {
-    return out;
+    return torch::stable::zero_(out);  // without channels nothing changed
   }
   const Tensor a = torch::stable::contiguous(original, format);   // [N, C, H, W]
   const Tensor b = torch::stable::contiguous(perturbed, format);  // [N, C, H, W]

@@ -1,5 +1,5 @@
-// saliency_map on CUDA: the distances of an image's pixels and, chunk by chunk, their range in one kernel; the rescaling,
-// for which the range must be whole, in another.
+// saliency_map on CUDA: the distances of an image's pixels and, chunk by chunk, their range in one kernel; the
+// rescaling, for which the range must be whole, in another.
 #pragma once
 
 #include "chunks.cuh"

@@ -17,7 +17,9 @@ void test(int64_t channels, int64_t pixels, bool channels_last, int64_t offset) 
   Buffer<A> distance(n * pixels);
   Buffer<Extent<A>> chunk_extents(n * chunks);
   original.fill([&](int64_t) { return static_cast<float>(random.centred()); });
-  perturbed.fill([&](int64_t i) { return i < size ? original[i] : static_cast<T>(static_cast<float>(random.centred())); });
+  perturbed.fill([&](int64_t i) {  // nothing changed in the first image
+    return i < size ? static_cast<float>(original[i]) : static_cast<float>(random.centred());
+  });
   perturbed[2 * size + size / 2] = std::numeric_limits<float>::quiet_NaN();
 
   launch_saliency_map<kBlock>(
