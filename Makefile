@@ -55,6 +55,12 @@ test-cuda: $(BUILT)
 bench: $(BUILT)
 	@$(BIN)/python -m bench
 
+# On a machine with an NVIDIA GPU: checks first, then operators against a copy, then the engine over the bare model.
+bench-cuda: $(BUILT)
+	@$(BIN)/python -m pytest -q -m cuda
+	@$(BIN)/python -m bench.operators --device cuda
+	@$(BIN)/python -m bench.throughput --device cuda
+
 check: $(BUILT)
 	@$(BIN)/python -m pip --quiet install ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
 

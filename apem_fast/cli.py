@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from apem_fast.command_line import STOPPED, device_named, user_errors
+from apem_fast.experiment.commands import filter_maps, report
 from apem_fast.siamese import commands as siamese
 
 app = typer.Typer(
@@ -19,9 +21,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
-
 
 app.add_typer(siamese.app, name="siamese")
 
@@ -36,14 +35,55 @@ def evaluate(
         ),
     ],
     network: Annotated[
-        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model "
+            "of torchvision, such as resnet18, with --weights; or package.module:function, a function of yours that "
+            "returns an nn.Module (224 pixels, ImageNet's mean and deviation) or an "
+            "apem_fast.experiment.networks.Network.",
+        ),
     ] = "efficientnet-lite0",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The network's weights, as torch.save(model.state_dict(), FILE) writes them."),
+    ] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder with a folder of images for each class, named after the class, its index from 0 or its "
+            "synset; a flat folder of images; or photographs, the bundled ones.",
+        ),
+    ] = "photographs",
+    ground_truth: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the images of a flat folder show, such as ILSVRC2012's: lines NAME INDEX or NAME SYNSET, or the "
+            "development kit's numbers with its meta.mat beside them. none: folders are no classes.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The network's classes, a line each, in its order: synset, name, or both."),
+    ] = None,
+    selection: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Which images: all, those classified correct or misclassified, or both."),
+    ] = "all",
+    count: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw N images at random; N of each kind for both.  [default: all]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of that draw, and of the shuffles.")] = 0,
     explainers: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="NAMES",
             help="Explanations to compare, separated by commas, options after colons: "
-            "gradient,smooth-grad:samples=50. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
+            "gradient,smooth-grad:samples=50. May be given several times; commas and colons within brackets or quotes "
+            "belong to an option's value. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
             "guided-grad-cam, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
             "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, smooth-grad and the baselines]",
         ),
@@ -56,7 +96,7 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Evaluate only the first N photographs.  [default: all 14]")
+        int | None, typer.Option(metavar="N", help="Look only at the first N images, by name.  [default: all]")
     ] = None,
     max_epsilon: Annotated[
         float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
@@ -71,6 +111,12 @@ def evaluate(
     percentile: Annotated[
         float, typer.Option(metavar="P", help="Clip each explanation's values at this percentile.")
     ] = 99.0,
+    shuffles: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Measure N shuffles of each map too, for scores normalised by them; the papers take 10."
+        ),
+    ] = 0,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     ] = "auto",
@@ -79,38 +125,70 @@ def evaluate(
         typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory."),
     ] = None,
     block: Annotated[
-        int, typer.Option(metavar="N", help="How many photographs are in memory at once, and finished together.")
+        int, typer.Option(metavar="N", help="How many images are in memory at once, and finished together.")
     ] = 32,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Measure also selectivity (how fast the output falls as relevant features go) or continuity (how much "
+            "a map changes where the image hardly does), for a column each.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", help="Keep the photograph and the maps of the first N images as PNG.")
+    ] = 100,
 ) -> None:  # fmt: skip
-    """Compare explanations of a network's decisions on photographs.
+    """Compare explanations of a network's decisions on images.
 
-    Explains each photograph with each method, measures every map (APEM: how much further the network can be pushed
+    Explains each image with each method, measures every map (APEM: how much further the network can be pushed
     where the map says "irrelevant" than where it says "relevant"), prints a table, and writes CSV files, the maps
     and a page to open in a browser.
 
-    A run that is stopped continues where it was when the same command is given again.
+    A run that is stopped continues where it was when the same command is given again. On many processors or GPUs:
+    torchrun --nproc-per-node N -m apem_fast evaluate ...
     """
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    with _user_errors("evaluate"):
-        import torch
+    from apem_fast.experiment.ranks import rank_of_process
 
-        from apem_fast.experiment.console import ConsoleProgress, summary_table, totals_line
+    rank, _ = rank_of_process()
+    console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
+    with user_errors("evaluate"):
+        from apem_fast.experiment.console import (
+            ConsoleProgress,
+            flagged_lines,
+            left_out_lines,
+            summary_table,
+            totals_line,
+        )
         from apem_fast.experiment.evaluate import evaluate as run
         from apem_fast.experiment.options import RunOptions
         from apem_fast.experiment.page import write_page
         from apem_fast.experiment.table import summary, write_csv
 
-        chosen = {"explainers": _names(explainers, "--explainers"), "stages": _names(stages, "--stages")}
+        chosen = {
+            "explainers": _names(explainers, "--explainers"),
+            "stages": _names(None if stages is None else [stages], "--stages"),
+            "measures": _names(measures, "--measures"),
+        }
         options = RunOptions(
             network=network,
+            weights=_text(weights),
+            images=images,
+            ground_truth=_text(ground_truth),
+            classes=_text(classes),
             limit=limit,
+            selection=selection,
+            count=count,
+            seed=seed,
+            shuffles=shuffles,
+            pictures=pictures,
             max_epsilon=max_epsilon,
             step=step,
             search=search,
             percentile=percentile,
-            device=_device(device, torch.cuda.is_available()),
+            device=device_named(device),
             batch_size=batch_size,
             block=block,
             **{name: names for name, names in chosen.items() if names is not None},
@@ -121,139 +199,45 @@ def evaluate(
         except KeyboardInterrupt:
             console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-    write_csv(store)
-    page = write_page(store)
-    table = summary(store)
+        if rank > 0:
+            return
+        write_csv(store)
+        table = summary(store)
+        page = write_page(store) if len(table) else None
     console.print()
-    console.print(summary_table(table))
-    console.print()
-    console.print(totals_line(table), highlight=False)
-    console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
+    if page is not None:
+        console.print(summary_table(table))
+        console.print()
+        console.print(totals_line(table), highlight=False)
+    chosen_images = store.selection()
+    notes = [chosen_images.note] if chosen_images and chosen_images.note else []
+    for line in [*notes, *flagged_lines(store), *left_out_lines(store.left_out())]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if page is not None:
+        console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
 
 
-@app.command("filter")
-def filter_maps(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where pictures and maps go.")],
-    photographs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PHOTOGRAPH]...",
-            help="Image files, or names of bundled photographs such as cat.  [default: cat, rocket, flower]",
-        ),
-    ] = None,
-    network: Annotated[
-        str, typer.Option(metavar="NAME", help="The network to explain. It comes with its ImageNet weights.")
-    ] = "efficientnet-lite0",
-    explainer: Annotated[str, typer.Option(metavar="NAME", help="The explanation to filter.")] = "gradient",
-    stage: Annotated[
-        str, typer.Option(metavar="NAME", help="What a map looks like: 3-channel, 1-channel, times-image.")
-    ] = "1-channel",
-    levels: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Take a map's values away in N steps.  [default: one value at a time]"),
-    ] = None,
-    min_drop: Annotated[
-        float, typer.Option(metavar="E", help="A score that falls by no more than this has not dropped.")
-    ] = 0.0,
-    max_epsilon: Annotated[
-        float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
-    ] = 4096.0,
-    step: Annotated[float, typer.Option(metavar="E", help="Precision: every epsilon is a multiple of it.")] = 1.0,
-    search: Annotated[
-        str, typer.Option(metavar="NAME", help="isolate: fast. exhaustive: every level and every epsilon; days.")
-    ] = "isolate",
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory.")
-    ] = None,
-) -> None:
-    """Take away from explanations what does not matter to the network.
+def _names(texts: list[str] | None, option: str) -> tuple[str, ...] | None:
+    from apem_fast.explain import split_outside_brackets
 
-    Sets the least values of each map to zero, one after the other, for as long as the map's score (APEM) does not
-    drop. Writes each map before and after, alone and times the photograph, and a table.
-    """
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    with _user_errors("filter"):
-        import torch
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
-
-        options = FilterOptions(
-            network=network, explainer=explainer, stage=stage, levels=levels, min_drop=min_drop,
-            max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-            device=_device(device, torch.cuda.is_available()),
-        )  # fmt: skip
-        chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
-        bar = Progress(
-            TextColumn("[bold]{task.description:<14}"), BarColumn(bar_width=28),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} levels, {task.fields[probes]:,} probes"),
-            TimeElapsedColumn(), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-        tasks: dict[str, object] = {}
-
-        def show(name: str, settled: int, total: int, probes: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total, probes=0)
-            bar.update(tasks[name], completed=settled, probes=probes)
-
-        try:
-            with bar:
-                done = filter_photographs(options, chosen, output, show)
-        except KeyboardInterrupt:
-            console.print(f"Stopped. {output} keeps the filtered maps that are done.", soft_wrap=True)
-            raise typer.Exit(STOPPED) from None
-    for one in done:
-        result = one.result
-        console.print(
-            f"[bold]{one.photograph.name}[/bold] ({one.prediction}): score {float(result.score_before):g} -> "
-            f"{float(result.score_after):g}, {int(result.levels_removed):,} of {int(result.levels):,} levels and "
-            f"{100 * float(result.removed_share):.1f} % of the relevance gone, {int(result.probes):,} probes. "
-            f"{result.stopped[0].value}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    console.print(f"Before and after: {output / 'filtered.png'}", highlight=False, soft_wrap=True)
-
-
-class _user_errors:
-    """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback."""
-
-    def __init__(self, command: str):
-        self.command = command
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (ValueError, FileNotFoundError)) and str(error):
-            typer.echo(f"apem-fast {self.command}: {error}", err=True)
-            raise typer.Exit(2) from None
-
-
-def _names(text: str | None, option: str) -> tuple[str, ...] | None:
-    if text is None:
+    if not texts:
         return None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for text in texts for name in split_outside_brackets(text, ",") if name.strip())
     if not names:
-        raise ValueError(f"{option} must name at least one (got {text!r})")
+        raise ValueError(f"{option} must name at least one (got {', '.join(map(repr, texts))})")
     return names
 
 
-def _device(name: str, cuda: bool) -> str:
-    if name == "auto":
-        return "cuda" if cuda else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise ValueError(f"--device must be cpu, cuda, cuda:N or auto (got {name!r})")
-    if kind == "cuda" and not cuda:
-        raise ValueError("--device cuda needs an NVIDIA GPU that torch can use (none was found)")
-    return name
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+app.command("filter")(filter_maps)
+app.command()(report)
 
 
 def main() -> None:
     """The entry point: as a program, not as a library."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it: the user's functions are found in the current folder
     app(prog_name="apem-fast", args=sys.argv[1:])

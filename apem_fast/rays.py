@@ -86,8 +86,10 @@ def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
 
 def run_clean(model: nn.Module, images: Tensor) -> Clean:
     """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
-    logits, signs, gradients = [], [], []
-    for image in images.split(1):
+    logits = []
+    sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
+    gradients = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    for n, image in enumerate(images.split(1)):
         with torch.enable_grad():
             leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
             answer = logits_of(model, leaf)
@@ -96,12 +98,11 @@ def run_clean(model: nn.Module, images: Tensor) -> Clean:
         if not bool(gradient.isfinite().all()):
             raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
         logits.append(answer.detach())
-        gradients.append(gradient)
-        signs.append(gradient.sign().to(torch.int8))
+        gradients[n], sign[n] = gradient[0], gradient[0].sign()
     all_logits = torch.cat(logits)
     labels = all_logits.argmax(dim=1)
     margin, _ = ops.label_margin(all_logits, labels)
-    return Clean(labels, margin.double().cpu().numpy(), all_logits, torch.cat(signs), torch.cat(gradients))
+    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, gradients)
 
 
 # -- rays --------------------------------------------------------------------------------------------------------
@@ -156,10 +157,9 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
     plus, minus = relevance_norms(relevance, channels)
     norm = np.stack([plus, minus], axis=1).reshape(-1)
     image = np.repeat(np.asarray(image_of_map, np.int64), 2)
-    steepness = clean.loss_gradient.abs()
     along, total = [], []
     for m in range(maps):  # one map at a time: (maps, C, H, W) of products would be as large as the maps
-        g = steepness[int(image_of_map[m])]
+        g = clean.loss_gradient[int(image_of_map[m])].abs()
         along.append((relevance[m] * g).sum(dtype=torch.float64))
         total.append(g.sum(dtype=torch.float64))
     fall = torch.stack(along).cpu().numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import metric, operators
+from bench import metric, operators, scaling
 
-for benchmark in (operators, metric):
+for benchmark in (operators, metric, scaling):
     benchmark.main()

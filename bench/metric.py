@@ -5,13 +5,16 @@
 Compared, each a whole run from images and maps to epsilons, the gradients for the sign included:
 - literal: the loop a reader of P1 would write, one image and one epsilon at a time;
 - scan: a good batched linear scan, plain torch: channels-last, an active set of rays, full batches of the best size;
-- exhaustive, isolate: `apem()` with either search;
-- bare: the forward passes that isolate ran, as bare model calls at the best batch and memory format of a sweep.
+- exhaustive, isolate: `apem()` with either search; bfloat16: isolate with verified low precision; compiled: isolate
+  with `compile=True`, of the second run, once everything is compiled (`--compile`);
+- bare: the forward passes that isolate ran, as bare model calls at the best batch and memory format of a sweep, and a
+  forward and backward pass an image.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from dataclasses import dataclass
 
@@ -107,8 +110,8 @@ def scan(work: Workload, size: int, memory_format: torch.memory_format) -> Epsil
     return list(zip(flips[0::2].tolist(), flips[1::2].tolist()))
 
 
-def engine(work: Workload, search: str) -> af.ApemResult:
-    return af.apem(work.model, work.images, work.relevance, max_epsilon=MAX_EPSILON, search=search)
+def engine(work: Workload, search: str, **options: object) -> af.ApemResult:
+    return af.apem(work.model, work.images, work.relevance, max_epsilon=MAX_EPSILON, search=search, **options)
 
 
 def epsilons(result: af.ApemResult) -> Epsilons:
@@ -118,13 +121,14 @@ def epsilons(result: af.ApemResult) -> Epsilons:
 def bare(work: Workload, inputs: int, size: int, memory_format: torch.memory_format) -> float:
     """Seconds of `inputs` model inputs as bare forward passes, and of one forward and backward pass an image."""
     batch = work.images[:1].expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
-    with af.rays.undisturbed(work.model, memory_format), torch.no_grad():
-        work.model(batch)
+    model = copy.deepcopy(work.model).to(memory_format=memory_format)
+    with torch.no_grad():
+        model(batch)
         begin = time.perf_counter()
         for _ in range(inputs // size):
-            work.model(batch)
+            model(batch)
         if inputs % size:
-            work.model(batch[: inputs % size])
+            model(batch[: inputs % size])
         seconds = time.perf_counter() - begin
     begin = time.perf_counter()
     for image in work.images:
@@ -148,16 +152,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", nargs="*", help="names; default: all bundled ones")
     parser.add_argument("--rounds", type=int, default=3, help="how often isolate and bare are timed (default 3)")
+    parser.add_argument("--compile", action="store_true", help="also time compile=True; compiling takes a minute")
     arguments = parser.parse_args()
 
     work = workload(arguments.photographs)
     size, memory_format = best_of_sweep(work)
-    runs: dict[str, list[float]] = {"isolate": [], "bare": []}
+    runs: dict[str, list[float]] = {"isolate": [], "bfloat16": [], "bare": []}
+    if arguments.compile:
+        runs["compiled"] = []
+        engine(work, "isolate", compile=True)
+    answers = {}
     for _ in range(arguments.rounds):
         result, seconds = timed(engine, work, "isolate")
         runs["isolate"].append(seconds)
         runs["bare"].append(bare(work, int(result.probes.sum()), size, memory_format))
-    answers = {"isolate": epsilons(result)}
+        for name, options in (("bfloat16", {"precision": "bfloat16"}), ("compiled", {"compile": True})):
+            if name in runs:
+                begin = time.perf_counter()
+                answers[name] = epsilons(engine(work, "isolate", **options))
+                runs[name].append(time.perf_counter() - begin)
+    answers["isolate"] = epsilons(result)
     for name, function, extra in (
         ("exhaustive", lambda w: epsilons(engine(w, "exhaustive")), ()),
         ("scan", scan, (size, memory_format)),
@@ -183,6 +197,8 @@ def main() -> None:
         "literal / isolate": runs["literal"][0] / isolate,
         "scan / isolate": runs["scan"][0] / isolate,
         "exhaustive / isolate": runs["exhaustive"][0] / isolate,
+        "literal / bfloat16": runs["literal"][0] / median(runs["bfloat16"]),
+        "literal / compiled": runs["literal"][0] / median(runs["compiled"]) if arguments.compile else None,
         "isolate / bare": median([a / b for a, b in zip(runs["isolate"], runs["bare"])]),
         "seconds": {name: median(values) for name, values in runs.items()},
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from tiny_networks import class_tree
 from typer.testing import CliRunner
 
 from apem_fast import cli
@@ -50,6 +51,32 @@ def test_help_names_every_explainer_and_stage(command):
 
 
 @pytest.mark.parametrize(
+    "texts, names",
+    [
+        (["gradient,edge"], ("gradient", "edge")),
+        (["gradient", " edge , uniform,"], ("gradient", "edge", "uniform")),
+        (["a.B:sizes=(3,8,8):x=[1,2],edge"], ("a.B:sizes=(3,8,8):x=[1,2]", "edge")),
+        (["a.b:name='x,y','edge'"], ("a.b:name='x,y'", "'edge'")),
+        (['a.b:name="it\'s, so",edge'], ('a.b:name="it\'s, so"', "edge")),
+        (["a.b:text=),edge"], ("a.b:text=)", "edge")),
+    ],
+)
+def test_commas_within_brackets_and_quotes_belong_to_values(texts, names):
+    assert cli._names(texts, "--explainers") == names
+
+
+def test_an_option_with_commas_and_colons_reaches_the_explainer():
+    from apem_fast.explain import explainer_from, key_of
+
+    for title in ("a:b", "it's, (so", '"it\'s"', "plain words"):
+        (name,) = cli._names([f"captum.attr.Occlusion:sliding_window_shapes=(3,8,8):name={title!r}"], "--explainers")
+        explainer = explainer_from(name)
+        assert explainer.options["sliding_window_shapes"] == (3, 8, 8) and explainer.name == title
+        assert cli._names([key_of(explainer) + ",edge"], "") == (key_of(explainer), "edge")
+        assert explainer_from(key_of(explainer)) == explainer
+
+
+@pytest.mark.parametrize(
     "arguments, words",
     [
         (("--explainers", "smoothgrad"), "unknown explainer 'smoothgrad'; did you mean 'smooth-grad'"),
@@ -61,6 +88,14 @@ def test_help_names_every_explainer_and_stage(command):
         (("--max-epsilon", "0.1"), "max_epsilon must be finite and at least step=1"),
         (("--device", "tpu"), "--device must be cpu, cuda"),
         (("--limit", "0"), "limit must be"),
+        (("--network", "resnet18"), "resnet18 needs a file of weights"),
+        (("--weights", "x.pt"), "efficientnet-lite0 comes with its own"),
+        (("--images", "no/such/folder"), "images must be photographs, the bundled ones, or a folder"),
+        (("--ground-truth", "x.txt"), "the bundled photographs bring their own"),
+        (("--classes", "x.txt"), "x.txt cannot be read as a list of classes"),
+        (("--selection", "some"), "selection must be one of all, correct, misclassified, both"),
+        (("--count", "0"), "count must be an integer of at least 1"),
+        (("--shuffles", "-1"), "shuffles must be an integer of at least 0"),
     ],
 )
 def test_a_mistake_gets_one_sentence(arguments, words, command, tmp_path):
@@ -80,7 +115,7 @@ def test_a_fault_of_the_program_is_not_hidden(command, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", fail)
+    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", fail)
     assert isinstance(command("evaluate", "--output", tmp_path / "run").exception, ZeroDivisionError)
 
 
@@ -88,9 +123,24 @@ def test_ctrl_c_says_how_to_go_on(command, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("apem_fast.experiment.evaluate.load_network", interrupt)
+    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", interrupt)
     came = command("evaluate", "--output", tmp_path / "run")
     assert came.exit_code == cli.STOPPED and "the same command goes on" in " ".join(came.output.split())
+
+
+def test_images_of_a_folder_and_what_was_left_out(command, tmp_path):
+    folder = class_tree(tmp_path / "tree", each=2)
+    (folder / "Daisy" / "broken.png").write_bytes(b"")
+    came = command(
+        "evaluate", "-o", tmp_path / "run", "--images", folder, "--network", "tiny_networks:tiny", "--selection", "both",
+        "--count", 9, "--explainers", "gradient", "--explainers", "uniform", "--max-epsilon", 20, "--batch-size", 16,
+    )  # fmt: skip
+    assert came.exit_code == 0, came.output
+    output = " ".join(came.output.split())
+    assert "Fewer images than the 9 asked for:" in output and "correct" in output
+    assert "1 file was left out (left-out.csv lists them): Daisy/broken.png: not an image that can be read" in output
+    rows = pandas.read_csv(tmp_path / "run" / "results.csv")
+    assert set(rows["explainer"]) == {"gradient", "uniform"} and (rows["truth"].str.title() + "/" == rows["source"].str.extract("(.*/)")[0]).all()  # fmt: skip
 
 
 def test_two_photographs_from_the_shell(tmp_path):

@@ -319,7 +319,7 @@ def page(run) -> str:
 def test_the_page_needs_no_other_file(page):
     links = Links()
     links.feed(page)
-    assert links.found == ["data:,"]
+    assert [link for link in links.found if not link.startswith("#")] == ["data:,"]
     without_names = page.replace("http://www.w3.org/", "")  # names of namespaces in the figure, not addresses
     assert "http:" not in without_names and "https:" not in without_names and "@import" not in page
 
@@ -367,7 +367,7 @@ def test_the_page_in_a_browser(page, run, tmp_path):
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     came = json.loads(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1])
-    assert came["errors"] == [] and came["maps"] == 15 and came["tabs"] == 3 and came["plots"] == 1
+    assert came["errors"] == [] and came["maps"] == 15 and came["tabs"] == 3 and came["plots"] >= 1
     assert came["shown"] and came["open"] and came["stages"] == 4 and came["selected"] == "times-image"
     assert came["medians"] == sorted(came["medians"], reverse=True) and len(came["medians"]) == 9
     assert "ε⁻" in came["detail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 
 import pandas
@@ -14,8 +15,11 @@ from typer.testing import CliRunner
 import apem_fast as af
 from apem_fast import cli
 from apem_fast.experiment import networks
+from apem_fast.experiment.evaluate import evaluate
 from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
 from apem_fast.experiment.filter_figures import COLUMNS, before_and_after
+from apem_fast.experiment.filtered import FilteredPhotograph
+from apem_fast.experiment.options import RunOptions
 
 OPTIONS = FilterOptions(network="tiny", max_epsilon=30, step=0.5, batch_size=8)
 
@@ -34,12 +38,12 @@ def test_photographs_are_filtered_and_written(tmp_path):
     done = filter_photographs(OPTIONS, photographs_named(["cat", "flower"]), tmp_path, lambda *now: heard.append(now))
     network = networks.load_network("tiny")
     for one in done:
-        pixels = network.pixels(one.photograph.open())[None]
+        pixels = network.pixels(photographs_named([one.name])[0].open())[None]
         images = network.normalised(pixels)
         maps = af.relevance_map(af.explain.Gradient()(network.model, images), None, 99.0, "sum")
         expected = af.filter_relevance(network.model, images, maps, max_epsilon=30, step=0.5)
-        assert torch.equal(torch.load(tmp_path / f"{one.photograph.name}.pt"), expected.relevance[0])
-        assert one.result.stopped == expected.stopped
+        assert torch.equal(FilteredPhotograph.load(tmp_path / f"{one.name}.pt").filtered, expected.relevance[0])
+        assert one.numbers["stopped"] == expected.stopped[0].value
     table = pandas.read_csv(tmp_path / "filtered.csv")
     assert table["image"].tolist() == ["cat", "flower"] and (table["score_after"] >= table["score_before"]).all()
     assert Image.open(tmp_path / "filtered.png").size[0] > 500
@@ -52,7 +56,7 @@ def test_before_and_after_share_their_scale():
     """What the filter left looks as it did: its pixels have the same shade in both pictures."""
     (one,) = filter_photographs_in_memory()
     _, before, after, times, filtered = (axis.images[0].get_array() for axis in before_and_after([one]).axes)
-    left = one.result.relevance[0, 0].numpy() > 0
+    left = one.filtered[0].numpy() > 0
     assert left.any() and not left.all()
     assert (before[left] == after[left]).all() and (after[~left] == 0).all()
     assert (times[left] == filtered[left]).all() and (filtered[~left] == 0).all() and times.max() == 1
@@ -88,3 +92,57 @@ def test_a_mistake_gets_one_sentence(arguments, words, tmp_path):
     came = command("--output", tmp_path / "out", "--network", "tiny", *arguments)
     assert came.exit_code == 2 and words in came.stderr
     assert came.stderr.startswith("apem-fast filter: ") and came.stderr.count("\n") == 1
+
+
+def test_a_stopped_filter_goes_on_and_does_not_mix(tmp_path):
+    """The photograph that is done is not filtered again; other options need another folder."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(name, *_):
+        if name == "flower":
+            raise Stopped
+
+    chosen = photographs_named(["cat", "flower"])
+    with pytest.raises(Stopped):
+        filter_photographs(OPTIONS, chosen, tmp_path, stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.pt", "options.json"]
+    heard = []
+    again = filter_photographs(
+        dataclasses.replace(OPTIONS, batch_size=3), chosen, tmp_path, lambda name, *_: heard.append(name)
+    )
+    assert set(heard) == {"flower"} and [one.name for one in again] == ["cat", "flower"]
+    whole = filter_photographs(OPTIONS, chosen, tmp_path / "whole")
+    for one, other in zip(again, whole):
+        assert torch.equal(one.filtered, other.filtered)
+        assert {**one.numbers, "probes": 0} == {**other.numbers, "probes": 0}
+    with pytest.raises(ValueError, match="holds maps filtered with step=0.5, not 1.0; choose another folder"):
+        filter_photographs(dataclasses.replace(OPTIONS, step=1.0), chosen, tmp_path)
+
+
+def test_maps_of_a_run_are_filtered_into_it(tmp_path):
+    run = tmp_path / "run"
+    options = RunOptions(network="tiny", explainers=("gradient", "random"), limit=2, max_epsilon=30, step=0.5)
+    store = evaluate(options, run)
+    came = command("--run", run, "--levels", 20)
+    assert came.exit_code == 0, came.output
+    table = pandas.read_csv(run / "filter" / "filtered.csv")
+    rows = store.results().query("explainer == 'gradient' and stage == '1-channel'")
+    assert table["image"].tolist() == rows["image"].tolist()
+    # The map that the filter begins with is the one that the run measured.
+    assert table["score_before"].tolist() == rows["score"].tolist()
+
+
+def test_mistakes_about_runs(tmp_path):
+    run = tmp_path / "run"
+    evaluate(RunOptions(network="tiny", explainers=("random",), limit=1, max_epsilon=30), run)
+    for arguments, words in (
+        (("--run", run, "--explainer", "gradient"), "has no explainer gradient (it has random)"),
+        (("--run", run, "--explainer", "random", "dog"), "has no image dog (it has cat)"),
+        (("--run", tmp_path / "nowhere"), "holds no run"),
+        (("--run", run, "--output", tmp_path / "out"), "give either --output, a folder for results, or --run"),
+        ((), "give either --output"),
+    ):
+        came = command(*arguments)
+        assert came.exit_code == 2 and words in came.stderr.replace("\n", " "), came.output

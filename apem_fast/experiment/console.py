@@ -18,7 +18,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from apem_fast.experiment.evaluate import RunProgress
+from apem_fast.experiment.image_folders import LeftOut
+from apem_fast.experiment.progress import RunProgress
+from apem_fast.experiment.store import RunStore
 from apem_fast.experiment.table import COLUMNS, totals
 
 
@@ -36,15 +38,16 @@ class _TimeLeft(ProgressColumn):
 class ConsoleProgress:
     """Shows `RunProgress`: a live bar on a terminal, one line for each finished step elsewhere.
 
-    A context manager; call it with each state.
+    A context manager; call it with each state. A run of many processes shows the first one's share.
     """
 
     def __init__(self, console: Console):
         self.console = console
         self.progress = Progress(
             TextColumn("[bold]{task.fields[explainer]:<16}"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=20),
             TaskProgressColumn(),
+            TextColumn("{task.fields[images]}"),
             TextColumn("{task.fields[doing]}"),
             TextColumn("[cyan]{task.fields[rate]}"),
             TimeElapsedColumn(),
@@ -53,7 +56,7 @@ class ConsoleProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("", explainer="", doing="reading images", rate="", total=None)
+        self.task = self.progress.add_task("", explainer="", images="", doing="", rate="", total=None)
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -66,8 +69,8 @@ class ConsoleProgress:
         if state.finished:
             self.progress.console.print(state.finished, highlight=False)
         rate = state.probes / state.search_seconds if state.search_seconds > 0 else 0.0
-        if not state.explainer:
-            doing = "sign gradients"
+        if state.doing:
+            doing = state.doing
         elif state.explaining:
             doing = f"explaining image {min(state.images_done + 1, state.images_total)} of {state.images_total}"
         else:
@@ -77,9 +80,38 @@ class ConsoleProgress:
             completed=state.work,
             total=state.work_total or None,
             explainer=state.explainer,
+            images=_images(state),
             doing=doing,
             rate=f"{rate:.0f} probes/s" if rate else "",
         )
+
+
+def _images(state: RunProgress) -> str:
+    if not state.images:
+        return ""
+    share = f" (process 1 of {state.ranks})" if state.ranks > 1 else ""
+    return f"{state.images_finished:,} of {state.images:,} images{share},"
+
+
+def left_out_lines(left_out: list[LeftOut], shown: int = 5) -> list[str]:
+    """The files that did not take part, a line for each of the first ones."""
+    if not left_out:
+        return []
+    count = f"{len(left_out):,} files were left out" if len(left_out) > 1 else "1 file was left out"
+    lines = [f"{count} (left-out.csv lists them):", *(f"  {one.path}: {one.reason}" for one in left_out[:shown])]
+    return lines + ([f"  and {len(left_out) - shown:,} more"] if len(left_out) > shown else [])
+
+
+def flagged_lines(store: RunStore) -> list[str]:
+    """One line where maps left no ray, with the reasons."""
+    results = store.results()
+    reasons = results.loc[results["flag"] != "", "flag"].value_counts() if len(results) else {}
+    if not len(reasons):
+        return []
+    reasons_text = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
+    return [
+        f"{int(reasons.sum()):,} of {len(results):,} maps could not be measured and count nowhere ({reasons_text})."
+    ]
 
 
 def summary_table(table: pandas.DataFrame) -> Table:

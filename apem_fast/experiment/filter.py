@@ -1,24 +1,34 @@
-"""Filtering explanations of photographs: from options to filtered maps, a table and pictures (P1 section IV-D)."""
+"""Filtering explanations of photographs: from options to filtered maps, a table and pictures (P1 section IV-D).
+
+Each photograph's result is a file of its own, written when it is done: a filter that was stopped goes on with the next
+photograph, and one with other options does not mix with it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import pandas
 
 from apem_fast.experiment.filter_figures import before_and_after
+from apem_fast.experiment.filtered import FilteredPhotograph
+from apem_fast.experiment.inputs import inputs_of
 from apem_fast.experiment.networks import Network, load_network
 from apem_fast.experiment.photographs import Photograph, bundled_photographs
+from apem_fast.experiment.store import RunStore
 from apem_fast.explain import explainer_from
-from apem_fast.filtering import FilterResult, filter_relevance
+from apem_fast.filtering import filter_relevance
 from apem_fast.relevance import STAGES
 
 FilterProgress = Callable[[str, int, int, int], None]
 """Called with (photograph, levels settled, levels in all, probes so far)."""
+
+FOLDER_IN_RUN = "filter"
+WITHOUT_EFFECT = ("batch_size", "device")  # options that change no map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +36,17 @@ class FilterOptions:
     """What to filter, and how.
 
     Args:
-        network, explainer: as for `evaluate`.
+        network, weights, explainer: as for `evaluate`.
         stage: the maps to filter; P2 section 4.5 takes the 1-channel map after the percentile clip.
         levels, min_drop, max_epsilon, step, search, batch_size: see `filter_relevance`.
         percentile: see `relevance_map`.
     """
 
     network: str = "efficientnet-lite0"
+    weights: str | None = None
     explainer: str = "gradient"
     stage: str = "1-channel"
-    percentile: float = 99.0
+    percentile: float | None = 99.0
     levels: int | None = None
     min_drop: float = 0.0
     max_epsilon: float = 4096.0
@@ -46,18 +57,13 @@ class FilterOptions:
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
-            raise ValueError(f"filter: stage must be {', '.join(STAGES)} (got {self.stage!r})")
+            raise ValueError(f"stage must be {', '.join(STAGES)} (got {self.stage!r})")
 
-
-@dataclass(frozen=True)
-class FilteredPhotograph:
-    """One photograph with its map before and after."""
-
-    photograph: Photograph
-    prediction: str
-    pixels: Tensor  # (3, H, W) in [0, 1]
-    relevance: Tensor  # (1 or C, H, W)
-    result: FilterResult  # of this photograph alone
+    @classmethod
+    def of_run(cls, store: RunStore, **others: object) -> FilterOptions:
+        """The options under which a run's maps were made and measured, and others of the filter's own."""
+        shared = ("network", "weights", "percentile", "max_epsilon", "step", "search")
+        return cls(**{name: getattr(store.options, name) for name in shared}, **others)
 
 
 def photographs_named(names: Sequence[str]) -> tuple[Photograph, ...]:
@@ -81,15 +87,52 @@ def filter_photographs(
     folder: str | Path,
     progress: FilterProgress | None = None,
 ) -> list[FilteredPhotograph]:
-    """Explains and filters each photograph, and writes to `folder`: `filtered.png`, the maps before and after;
-    `filtered.csv`, a row for each photograph; `NAME.pt`, each filtered map as a tensor; `options.json`.
+    """Explains and filters each photograph that `folder` does not hold yet.
 
-    A map that `folder` holds already, filtered with the same options, is filtered again: a stopped run keeps its maps.
+    Writes `NAME.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps before and after, and
+    `filtered.csv`, a row for each photograph; `options.json` before all.
+
+    Raises:
+        ValueError: `folder` holds maps that were filtered with other options.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    network = load_network(options.network, options.device)
-    (folder / "options.json").write_text(json.dumps(vars(options), indent=2) + "\n")
+    network = load_network(options.network, options.device, options.weights)
+    return _filter_all(options, network, photographs, Path(folder), progress)
+
+
+def filter_run(
+    options: FilterOptions,
+    store: RunStore,
+    names: Sequence[str],
+    progress: FilterProgress | None = None,
+) -> list[FilteredPhotograph]:
+    """The same for images of a run, by their names, into the run's folder: its report shows them.
+
+    The maps are made anew from the run's record, in full precision, because a run keeps pictures of them only.
+
+    Raises:
+        ValueError: the run has no image of a name, or did not measure this explainer at this stage.
+    """
+    for name, known in (("explainer", store.options.explainers), ("stage", store.options.stages)):
+        if getattr(options, name) not in known:
+            raise ValueError(f"{store.folder} has no {name} {getattr(options, name)} (it has {', '.join(known)})")
+    images = list(store.images()["image"])
+    for name in names:
+        if name not in images:
+            raise ValueError(f"{store.folder} has no image {name} (it has {', '.join(images[:20])})")
+    network, every = inputs_of(store.options, options.device)
+    by_name = {one.name: one for one in every.photographs}
+    chosen = [by_name[name] for name in names if name in by_name]
+    return _filter_all(options, network, chosen, store.folder / FOLDER_IN_RUN, progress)
+
+
+def _filter_all(
+    options: FilterOptions,
+    network: Network,
+    photographs: Sequence[Photograph],
+    folder: Path,
+    progress: FilterProgress | None,
+) -> list[FilteredPhotograph]:
+    _claim(folder, options)
     done = []
     for photograph in photographs:
 
@@ -97,17 +140,39 @@ def filter_photographs(
             if progress is not None:
                 progress(name, settled, total, probes)
 
-        done.append(_filtered(options, network, photograph, report))
-        torch.save(done[-1].result.relevance[0].cpu(), folder / f"{photograph.name}.pt")
-    _table(done).to_csv(folder / "filtered.csv", index=False)
+        path = folder / f"{photograph.name}.pt"
+        if not path.exists():
+            _filtered(options, network, photograph, report).save(path)
+        done.append(FilteredPhotograph.load(path))
+    rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
+    pandas.DataFrame(rows).to_csv(folder / "filtered.csv", index=False)
     before_and_after(done).savefig(folder / "filtered.png", dpi=120)
     return done
+
+
+def _claim(folder: Path, options: FilterOptions) -> None:
+    record = {name: value for name, value in dataclasses.asdict(options).items() if name not in WITHOUT_EFFECT}
+    path = folder / "options.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = json.loads(path.read_text("utf-8")) if path.exists() else record
+        for name, value in record.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds maps filtered with {name}={there.get(name)}, not {value}; choose another folder"
+                )
+        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
 
 
 def _filtered(
     options: FilterOptions, network: Network, photograph: Photograph, report: Callable[[int, int, int], None]
 ) -> FilteredPhotograph:
-    pixels = network.pixels(photograph.open())[None].to(options.device)
+    try:
+        pixels = network.pixels(photograph.open())[None].to(options.device)
+    except OSError as error:
+        raise ValueError(f"{photograph.path} cannot be read as an image ({error})") from None
     images = network.normalised(pixels)
     attribution = explainer_from(options.explainer)(network.model, images)
     relevance = STAGES[options.stage](attribution, pixels, options.percentile)
@@ -115,14 +180,7 @@ def _filtered(
         network.model, images, relevance, levels=options.levels, min_drop=options.min_drop, search=options.search,
         max_epsilon=options.max_epsilon, step=options.step, batch_size=options.batch_size, progress=report,
     )  # fmt: skip
-    prediction = network.categories[int(result.labels[0])]
-    return FilteredPhotograph(photograph, prediction, pixels[0].cpu(), relevance[0].cpu(), result)
-
-
-def _table(done: Sequence[FilteredPhotograph]):
-    import pandas
-
-    table = pandas.concat([one.result.to_dataframe() for one in done], ignore_index=True)
-    table.insert(0, "image", [one.photograph.name for one in done])
-    table.insert(2, "prediction", [one.prediction for one in done])
-    return table
+    return FilteredPhotograph.of(
+        result, name=photograph.name, subject=photograph.subject,
+        prediction=network.categories[int(result.labels[0])], pixels=pixels, relevance=relevance,
+    )  # fmt: skip

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from apem_fast.experiment.filtered import FilteredPhotograph
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from apem_fast.experiment.filter import FilteredPhotograph
 
 COLUMNS = ("photograph", "map", "filtered", "map × image", "filtered × image")
 PANEL = 1.9  # inches
@@ -27,16 +27,16 @@ def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
     figure = Figure(figsize=(PANEL * len(COLUMNS) + 0.2, (PANEL + 0.32) * len(done) + 0.3), layout="constrained")
     axes = figure.subplots(len(done), len(COLUMNS), squeeze=False)
     for row, one in zip(axes, done):
-        before, after = one.relevance, one.result.relevance[0].cpu()
+        before, after = one.relevance, one.filtered
         products = [times_image(values, one.pixels) for values in (before, after)]
         brightest = products[0].max().clamp(min=1e-12)
         panels = (one.pixels, before, after, *(product / brightest for product in products))
         for axis, panel in zip(row, panels):
             _show(axis, panel, photograph=panel is one.pixels)
-        row[0].set_xlabel(f"{one.photograph.subject} ({one.prediction})", fontsize=8)
-        row[1].set_xlabel(f"score {float(one.result.score_before):g}", fontsize=8)
-        share = 100 * float(one.result.removed_share)
-        row[2].set_xlabel(f"score {float(one.result.score_after):g}, {share:.0f} % of it gone", fontsize=8)
+        score_before, score_after, share = (one.numbers[n] for n in ("score_before", "score_after", "removed_share"))
+        row[0].set_xlabel(f"{one.subject} ({one.prediction})", fontsize=8)
+        row[1].set_xlabel(f"score {score_before:g}", fontsize=8)
+        row[2].set_xlabel(f"score {score_after:g}, {100 * share:.0f} % of it gone", fontsize=8)
     for axis, title in zip(axes[0], COLUMNS):
         axis.set_title(title, fontsize=9)
     return figure

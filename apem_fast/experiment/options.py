@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from apem_fast.experiment.image_folders import NO_GROUND_TRUTH
+from apem_fast.experiment.measures import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
 
 SEARCHES = ("isolate", "exhaustive")
+SELECTIONS = ("all", "correct", "misclassified", "both")
 DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
 
 
@@ -24,40 +28,76 @@ class RunOptions:
     """The options of a run.
 
     Args:
-        network: a name from `experiment.networks.NETWORKS`.
-        images: where the images come from: "photographs", the bundled ones.
-        limit: evaluate only the first so many images; None for all.
+        network: a name as `experiment.networks.load_network` takes.
+        weights: the file of its weights, if it does not bring them.
+        images: where the images come from: "photographs", the bundled ones, or a folder.
+        ground_truth: a file that says what the images of a flat folder show; "none" for folders that are no classes.
+        classes: a file that lists the network's classes in order, with their synsets or names.
+        limit: look only at the first so many images, by name; None for all.
+        selection: which images take part: "all", those classified "correct" or "misclassified", or "both".
+        count: how many take part, drawn at random; of each kind for "both". None for all there are.
+        seed: of the draw, and of the shuffles.
         explainers: specifications such as "gradient" or "smooth-grad:samples=50".
         stages: names from `relevance.STAGES`.
         percentile: at which attributions are clipped, in [0, 100]; None for no clipping.
         max_epsilon: where the search of a ray ends, in the space of the network's input.
         step: the grid's step: every epsilon is a multiple of it.
         search: "isolate", or "exhaustive" for every grid point.
+        shuffles: how many shuffled maps are measured beside each map, for the normalised score (P2 section 5.2).
+        measures: names from `experiment.measures.MEASURES`, for columns of their own.
         device: "cpu", "cuda" or "cuda:N".
         batch_size: the most perturbed images in one forward pass; None lets the engine choose.
         block: how many images are in memory at once, and finished together.
+        pictures: of how many images, the first ones, the photograph and the maps are written as PNG; None for all.
+
+    Paths are kept absolute.
     """
 
     network: str = "efficientnet-lite0"
+    weights: str | None = None
     images: str = "photographs"
+    ground_truth: str | None = None
+    classes: str | None = None
     limit: int | None = None
+    selection: str = "all"
+    count: int | None = None
+    seed: int = 0
     explainers: tuple[str, ...] = _resumable(DEFAULT_EXPLAINERS)
     stages: tuple[str, ...] = tuple(STAGES)
     percentile: float | None = 99.0
     max_epsilon: float = 4096.0
     step: float = 1.0
     search: str = "isolate"
+    shuffles: int = 0
+    measures: tuple[str, ...] = ()
     device: str = "cpu"
     batch_size: int | None = _resumable(None)
     block: int = 32
+    pictures: int | None = _resumable(100)
 
     def __post_init__(self) -> None:
-        _choice("images", self.images, ("photographs",))
+        if self.images != "photographs" and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
+            raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
+        for name, word in (
+            ("images", "photographs"),
+            ("ground_truth", NO_GROUND_TRUTH),
+            ("classes", ""),
+            ("weights", ""),
+        ):
+            path = getattr(self, name)
+            if path is not None and path != word:
+                object.__setattr__(self, name, str(Path(path).absolute()))
         _choice("search", self.search, SEARCHES)
-        for name in ("limit", "batch_size"):
+        _choice("selection", self.selection, SELECTIONS)
+        for name in ("limit", "count", "batch_size"):
             if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
-        _at_least_one("block", self.block)
+                _at_least(1, name, getattr(self, name))
+        _at_least(1, "block", self.block)
+        _at_least(0, "shuffles", self.shuffles)
+        if self.pictures is not None:
+            _at_least(0, "pictures", self.pictures)
+        for measure in self.measures:
+            _choice("measures", measure, tuple(MEASURES))
         if not self.stages:
             raise ValueError("stages must name at least one stage (got none)")
         for stage in self.stages:
@@ -99,6 +139,6 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)} (got {value!r})")
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1 (got {value!r})")
+def _at_least(least: int, name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least} (got {value!r})")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Photograph:
         name: unique within a run; used in file names.
         subject: what a person would call it.
         categories: the network's category names that a person would accept, the best first; empty if it has none.
+        classes: the network's classes by index, where they are known so, in place of `categories`.
         source: where it comes from.
         path: the image file.
         box: left, upper, right, lower in pixels of the file; None for the whole picture.
@@ -28,15 +30,21 @@ class Photograph:
     source: str
     path: Path
     box: tuple[int, int, int, int] | None = None
+    classes: tuple[int, ...] = ()
 
     def open(self) -> Image.Image:
         """The picture, RGB, cropped.
 
         Raises:
-            OSError: the file is missing or is not an image.
+            OSError: the file is missing, damaged or not an image.
         """
-        with Image.open(self.path) as picture:
-            picture = picture.convert("RGB")
+        try:
+            with Image.open(self.path) as picture:
+                picture = picture.convert("RGB")
+        except UnidentifiedImageError:
+            raise OSError("not an image that can be read") from None
+        except (SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
+            raise OSError(str(error)) from None  # what decoders raise at damaged files
         return picture.crop(self.box) if self.box else picture
 
 

@@ -12,7 +12,7 @@ from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
 from apem_fast.explain.gradient import Gradient, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP, LrpResult
-from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of
+from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of, split_outside_brackets
 
 __all__ = [
     "BASELINES",
@@ -33,4 +33,5 @@ __all__ = [
     "from_callable",
     "from_captum",
     "key_of",
+    "split_outside_brackets",
 ]

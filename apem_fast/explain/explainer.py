@@ -14,6 +14,10 @@ from torch import Tensor, nn
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+class NotFiniteError(RuntimeError):
+    """An attribution came out with NaN or infinity."""
+
+
 class Explainer(ABC):
     """An explanation method: a frozen dataclass whose fields are the method's options.
 
@@ -75,7 +79,7 @@ class Explainer(ABC):
         Raises:
             TypeError: an argument of the wrong type or dtype.
             ValueError: a wrong shape, NaN or infinity, a model in training mode or one that does not return logits.
-            RuntimeError: the attribution came out with NaN or infinity.
+            NotFiniteError: a RuntimeError; the attribution came out with NaN or infinity.
         """
         return self._in_batches(self.attribute, model, images, labels, progress)
 
@@ -186,4 +190,4 @@ def _check_attribution(name: str, attribution: Tensor, images: Tensor) -> None:
     if attribution.shape != images.shape:
         raise ValueError(f"{name}: attribute must return shape {tuple(images.shape)} (got {tuple(attribution.shape)})")
     if not attribution.isfinite().all():
-        raise RuntimeError(f"{name}: the attribution must be finite (got NaN or infinity)")
+        raise NotFiniteError(f"{name}: the attribution must be finite (got NaN or infinity)")

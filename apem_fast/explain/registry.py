@@ -35,16 +35,34 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 BASELINES = ("random", "uniform", "edge", "centered-gaussian")
 
 
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """The parts of `text` between separators, except for separators within brackets or quotes."""
+    parts, depth, quote, escaped = [""], 0, "", False
+    for character in text:
+        if character == separator and not quote and depth <= 0:
+            parts.append("")
+            continue
+        parts[-1] += character
+        if quote:
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+    return parts
+
+
 def explainer_from(specification: str) -> Explainer:
     """The explainer that "NAME" or "NAME:OPTION=VALUE:OPTION=VALUE" describes.
 
     A NAME with dots is the import path of a class of Captum or of a function (see `from_captum` and `from_callable`);
-    its options are Python literals, and words where they are not.
+    its options are Python literals, and words where they are not. A colon within brackets or quotes is part of a value.
 
     Raises:
         ValueError: an unknown name or option, or a value the option does not take.
     """
-    name, *assignments = specification.strip().split(":")
+    name, *assignments = split_outside_brackets(specification.strip(), ":")
     texts: dict[str, str] = {}
     for assignment in assignments:
         option, equals, text = assignment.partition("=")
@@ -116,7 +134,8 @@ def _literal(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
-    return value if isinstance(value, str) and _literal(value) == value else repr(value)
+    plain = isinstance(value, str) and _literal(value) == value and not set(value) & set(":,'\"()[]{}")
+    return value if plain else repr(value)
 
 
 _readers: dict[Any, tuple[Callable[[str], Any], str]] = {

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from apem_fast.command_line import user_errors
+
 app = typer.Typer(
     no_args_is_help=True,
     help="Networks that rank pairs of images: train one, explain it by adversarial attacks, check the explanations.",
@@ -52,7 +54,7 @@ def train(
 
     Stopped and started again with the same options, it goes on where it was.
     """
-    with _user_errors():
+    with user_errors("siamese train"):
         from apem_fast.siamese import checkpoints, quality
 
         data = _images(images, folder)
@@ -81,7 +83,7 @@ def explain(
     seed: Annotated[int, typer.Option(help="Which pairs.")] = 0,
 ) -> None:
     """Draw P3's figures for a trained ranker: perceptions, attacks, saliency maps, forces, recycling, two faces."""
-    with _user_errors():
+    with user_errors("siamese explain"):
         from apem_fast.siamese import explanations as e
         from apem_fast.siamese import page, quality
 
@@ -123,7 +125,7 @@ def check(
     seed: Annotated[int, typer.Option(help="Which pairs, and the random parameters.")] = 0,
 ) -> None:
     """Validate the explanations as P3 does, and set the figures beside the published ones."""
-    with _user_errors():
+    with user_errors("siamese check"):
         import torch
 
         from apem_fast.siamese import agreement, explanations, page, quality
@@ -157,18 +159,6 @@ def check(
 
 
 # -- what the commands share -------------------------------------------------------------------------------------
-
-
-class _user_errors:
-    """A mistake of the user's is one sentence, not a traceback."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, (ValueError, TypeError)):
-            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {error}", highlight=False)
-            raise typer.Exit(2) from None
 
 
 def _images(images: Images, folder: Path | None):

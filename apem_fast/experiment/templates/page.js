@@ -1,4 +1,4 @@
-// The page's only script: sorts the table, fills the gallery from the JSON beside it, and opens a map.
+// The page's only script: sorts tables, fills the gallery from the JSON beside it, and shows a map closely.
 "use strict";
 
 const run = JSON.parse(document.getElementById("data").textContent);
@@ -17,6 +17,7 @@ function sortTable(table, column) {
   const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
   const compare = (a, b) => {
     const [x, y] = [value(a), value(b)];
+    if (x === "nan" || y === "nan") return (x === "nan" ? -1 : 0) - (y === "nan" ? -1 : 0);
     return isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
   };
   const rows = [...table.tBodies[0].rows].sort((a, b) => (ascending ? compare(a, b) : compare(b, a)));
@@ -24,8 +25,9 @@ function sortTable(table, column) {
   table.classList.toggle("sorted", column > 0);
 }
 
-const scores = document.getElementById("scores");
-[...scores.tHead.rows[0].cells].forEach((head, i) => head.addEventListener("click", () => sortTable(scores, i)));
+for (const table of document.querySelectorAll("table.sortable")) {
+  [...table.tHead.rows[0].cells].forEach((head, i) => head.addEventListener("click", () => sortTable(table, i)));
+}
 
 // -- maps -----------------------------------------------------------------------------------------------------------
 
@@ -47,9 +49,16 @@ function drawRay(svg, entry) {
   }
 }
 
+// A censored ray leaves a bound of the score, two leave none.
+function scoreOf(entry) {
+  const mark = entry.flipped_minus ? (entry.flipped_plus ? "" : "≥ ") : (entry.flipped_plus ? "≤ " : "≈ ");
+  return mark + signed.format(entry.score).replace("-", "−");
+}
+
 function numbers(entry) {
+  if (entry.flag || entry.score === undefined) return "not measured: " + (entry.flag || "no score");
   const sign = (flipped) => (flipped ? "= " : "> ");
-  return "score " + signed.format(entry.score) +
+  return "score " + scoreOf(entry) +
     "\nε⁻ " + sign(entry.flipped_minus) + number.format(entry.epsilon_minus) +
     "\nε⁺ " + sign(entry.flipped_plus) + number.format(entry.epsilon_plus);
 }
@@ -61,7 +70,7 @@ function photographOf(image) {
   figure.querySelector("b").textContent = image.subject;
   const prediction = figure.querySelector(".prediction");
   prediction.textContent = "“" + image.prediction + "” " + Math.round(100 * image.confidence) + " %";
-  prediction.classList.toggle("wrong", !image.correct);
+  prediction.classList.toggle("wrong", image.correct === false);
   figure.title = image.source;
   return figure;
 }
@@ -78,7 +87,7 @@ function showGallery(stage) {
   }
   for (const image of run.images) {
     const entries = run.explainers.map((explainer) => run.maps[image.image]?.[explainer.key]?.[stage.name]);
-    const best = Math.max(...entries.filter(Boolean).map((entry) => entry.score));
+    const best = Math.max(...entries.filter((entry) => entry?.flipped_minus || entry?.flipped_plus).map((entry) => entry.score));
     gallery.append(photographOf(image));
     run.explainers.forEach((explainer, i) => {
       const entry = entries[i];
@@ -86,11 +95,17 @@ function showGallery(stage) {
       const button = copy("map-template");
       button.querySelector("img").src = entry.map;
       button.querySelector("img").alt = explainer.name + " of " + image.subject;
-      drawRay(button.querySelector("svg"), entry);
       const score = button.querySelector(".score");
-      score.textContent = signed.format(entry.score);
-      score.classList.toggle("best", entry.score === best);
-      score.classList.toggle("negative", entry.score < 0);
+      if (entry.score === undefined) {
+        button.querySelector("svg").remove();
+        score.textContent = entry.flag || "no score";
+        score.className = "flag";
+      } else {
+        drawRay(button.querySelector("svg"), entry);
+        score.textContent = scoreOf(entry);
+        score.classList.toggle("best", entry.score === best);
+        score.classList.toggle("negative", entry.score < 0);
+      }
       button.title = numbers(entry);
       button.addEventListener("click", () => showDetail(image, explainer));
       gallery.append(button);
@@ -99,16 +114,26 @@ function showGallery(stage) {
   document.getElementById("stage-title").textContent = stage.title + ".";
 }
 
+// -- one map, closely -----------------------------------------------------------------------------------------------
+
+let shown = null;
+
 function showDetail(image, explainer) {
+  shown = { image, explainer };
   document.getElementById("detail-title").textContent = explainer.name + ": " + image.subject;
   document.getElementById("detail-note").textContent = image.source +
-    ". The network says “" + image.prediction + "”, " + (100 * image.confidence).toFixed(1) + " %.";
-  const maps = document.getElementById("detail-maps");
+    ". The network says “" + image.prediction + "”, " + (100 * image.confidence).toFixed(1) + " %." +
+    (image.truth && image.correct !== true ? " It is “" + image.truth + "”." : "") +
+    (image.loss === null ? "" : " Loss " + number.format(image.loss) + ".");
+  const maps = document.getElementById("detail-maps"), rays = document.getElementById("detail-rays");
   maps.replaceChildren();
+  rays.replaceChildren();
   const figures = [{ src: image.photograph, title: "photograph", numbers: "" }];
   for (const stage of run.stages) {
-    const entry = run.maps[image.image][explainer.key][stage.name];
-    if (entry) figures.push({ src: entry.map, title: stage.name, numbers: numbers(entry) });
+    const entry = run.maps[image.image]?.[explainer.key]?.[stage.name];
+    if (!entry) continue;
+    figures.push({ src: entry.map, title: stage.name, numbers: numbers(entry) });
+    if (entry.rays) rays.append(closeup(stage, entry));
   }
   for (const one of figures) {
     const figure = copy("stage-template");
@@ -118,7 +143,88 @@ function showDetail(image, explainer) {
     figure.querySelector(".numbers").textContent = one.numbers;
     maps.append(figure);
   }
-  document.getElementById("detail").showModal();
+  document.getElementById("detail-hint").textContent = rays.childElementCount
+    ? "Margin: the prediction’s logit less the best other one; the prediction has changed where it is below 0. Change: " +
+      "how the perturbed photograph differs from the photograph, amplified, around grey. The arrow keys lead to other " +
+      "photographs and explanations."
+    : "Perturbed photographs and margins of the first images are added by apem-fast report; --images N for more of them.";
+  const dialog = document.getElementById("detail");
+  if (!dialog.open) dialog.showModal();
+  dialog.scrollTop = 0;
+  const hash = new URLSearchParams({ image: image.image, explainer: explainer.key });
+  history.replaceState(null, "", "#" + hash);
+}
+
+function closeup(stage, entry) {
+  const section = copy("ray-template");
+  section.querySelector("h4").textContent = stage.name;
+  drawMargins(section.querySelector("svg"), entry);
+  const shown = [];
+  for (const [ray, sign, way] of [["minus", "ε⁻", "relevance"], ["plus", "ε⁺", "irrelevance"]]) {
+    const one = entry.rays[ray];
+    const now = entry["flipped_" + ray] ? "now “" + one.prediction + "”" : "still “" + one.prediction + "”";
+    shown.push([one.perturbed, "at " + sign + " " + number.format(entry["epsilon_" + ray]) + ": " + now]);
+    shown.push([one.change, "change along the " + way + ", × " + number.format(Math.round(one.gain))]);
+  }
+  section.querySelectorAll("figure").forEach((figure, i) => {
+    figure.querySelector("img").src = shown[i][0];
+    figure.querySelector("img").alt = shown[i][1];
+    figure.querySelector("figcaption").textContent = shown[i][1];
+  });
+  return section;
+}
+
+function svgElement(parent, name, attributes, text) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+}
+
+// Both rays' margins against epsilon; each axis is linear up to a small value and logarithmic beyond.
+function drawMargins(svg, entry) {
+  const [left, right, top, bottom] = [34, 316, 8, 146];
+  const rays = ["minus", "plus"].map((ray) => ({ ray, ...entry.rays[ray] }));
+  const farthest = Math.max(...rays.map((one) => one.epsilon.at(-1)), run.step);
+  const nearest = Math.max(Math.min(...rays.map((one) => one.epsilon.at(-1))), run.step);
+  const bend = (value) => (farthest > 20 * nearest ? Math.asinh(4 * value / nearest) : value);
+  const margins = rays.flatMap((one) => one.margin);
+  const [low, high] = [Math.min(0, ...margins), Math.max(0, ...margins)];
+  const x = (epsilon) => left + (right - left) * bend(epsilon) / bend(farthest);
+  const y = (margin) => bottom - (bottom - top) * (margin - low) / (high - low || 1);
+  svg.setAttribute("aria-label", "margins along both rays");
+  svgElement(svg, "line", { x1: left, y1: top, x2: left, y2: bottom });
+  svgElement(svg, "line", { x1: left, y1: y(0), x2: right, y2: y(0), class: "zero" });
+  svgElement(svg, "text", { x: left - 4, y: y(0) + 3, "text-anchor": "end" }, "0");
+  svgElement(svg, "text", { x: left - 4, y: y(high) + 5, "text-anchor": "end" }, high.toPrecision(2));
+  svgElement(svg, "text", { x: right, y: bottom + 20, "text-anchor": "end" }, "ε to " + number.format(farthest));
+  svgElement(svg, "text", { x: left, y: bottom + 20 }, "margin");
+  for (const one of rays) {
+    const points = one.epsilon.map((epsilon, i) => x(epsilon).toFixed(1) + "," + y(one.margin[i]).toFixed(1));
+    svgElement(svg, "polyline", { points: points.join(" "), class: one.ray });
+    const flip = entry["epsilon_" + one.ray];
+    if (!entry["flipped_" + one.ray]) continue;
+    svgElement(svg, "line", { x1: x(flip), y1: y(0) - 5, x2: x(flip), y2: y(0) + 5, class: one.ray });
+  }
+  svgElement(svg, "text", { x: right - 66, y: top + 4, class: "minus" }, "relevance");
+  svgElement(svg, "text", { x: right - 66, y: top + 16, class: "plus" }, "irrelevance");
+}
+
+// The arrow keys lead to the neighbours: left and right to other photographs, up and down to other explanations.
+document.getElementById("detail").addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  const neighbour = (all, one, by) => all[(all.indexOf(one) + by + all.length) % all.length];
+  showDetail(neighbour(run.images, shown.image, step[0]), neighbour(run.explainers, shown.explainer, step[1]));
+});
+
+// An address that ends in #image=NAME&explainer=KEY opens that map.
+function openAddressed() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const image = run.images.find((one) => one.image === asked.get("image"));
+  const explainer = run.explainers.find((one) => one.key === asked.get("explainer")) ?? run.explainers[0];
+  if (image) showDetail(image, explainer);
 }
 
 const tabs = document.getElementById("stage-tabs");
@@ -138,4 +244,7 @@ function choose(chosen) {
 document.getElementById("detail").addEventListener("click", (event) => {
   if (event.target === event.currentTarget) event.currentTarget.close();
 });
+document.getElementById("detail").addEventListener("close", () => history.replaceState(null, "", " "));
+addEventListener("hashchange", openAddressed);
 choose(0);
+openAddressed();

@@ -1,0 +1,70 @@
+"""How figures of a page look: one style, and SVG that takes the page's text colour, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#010203"  # stands for the page's text colour; no other element has it
+COLOURS = {"score": "#5b6ee1", "epsilon_minus": "#d9822b", "epsilon_plus": "#2a9d8f"}
+TITLES = {
+    "score": "score = ε⁺ − ε⁻",
+    "epsilon_minus": "ε⁻ along the relevance",
+    "epsilon_plus": "ε⁺ along the irrelevance",
+}
+METHODS = ("#5b6ee1", "#d9822b", "#2a9d8f", "#c8553d", "#9b6dc6", "#3f96c9", "#b3923a", "#d06a9c")
+"""Colours of explainers in a figure, in turn; all readable on white and on near-black."""
+VERDICTS = {"better": "#2a9d8f", "equal": "#9aa0ae", "worse": "#d9822b", "undecided": "#9aa0ae44"}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "apem_fast",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
+}
+
+
+@contextmanager
+def page_style() -> Iterator[None]:
+    """Figures made inside look like the page."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def panels(rows: int, columns: int, width: float, height: float, **shared: object) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of rows x columns axes, each `width` x `height` inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns + 0.9, height * rows + 0.6), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
+def quiet(axis: Axes, grid: str = "y") -> None:
+    """Only what a reader needs: no box, a faint grid."""
+    axis.grid(axis=grid, color=INK, alpha=0.12, linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_alpha(0.4)
+
+
+def svg_of(figure: Figure) -> str:
+    """Only the drawing: as wide as its place, in the page's text colour, without metadata."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest

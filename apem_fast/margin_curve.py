@@ -1,0 +1,130 @@
+"""What a model answers along the two rays of a relevance map: margins at chosen epsilons, and the perturbed images.
+
+The metric keeps of a ray only where it first flips. This is for looking at one: how the margin falls, whether it comes
+back, and what the model sees there. All epsilons live in the space of the model's input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast import ops, validation
+from apem_fast.metric import BoundsOf, Evaluator
+
+
+@dataclass(frozen=True)
+class MarginCurve:
+    """Margins along both rays of M maps at K epsilons each; float64, on the CPU.
+
+    The margin is the logit of the prediction less the best other logit: the prediction has changed where it is below 0.
+    """
+
+    epsilon_minus: Tensor  # (M, K)
+    margin_minus: Tensor  # (M, K), along the relevance
+    epsilon_plus: Tensor  # (M, K)
+    margin_plus: Tensor  # (M, K), along the irrelevance
+
+
+class RayView:
+    """Both rays of M relevance maps, ready to be looked at; the sign gradients are computed once.
+
+    Args:
+        model, images, bounds: as for `apem`.
+        relevance: (M, 1, H, W) or (M, C, H, W) in [0, 1]; none all 0 or all 1.
+        image_of_map: (M,), the row of `images` that each map is of; None: map i is of image i, and M = N.
+        batch_size: the most perturbed images in one forward pass; None finds out what is fastest.
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        relevance: Tensor,
+        *,
+        image_of_map: Tensor | None = None,
+        batch_size: int | None = None,
+        bounds: BoundsOf = (None, None),
+    ):
+        evaluator = Evaluator(model, images, batch_size=batch_size, bounds=bounds)
+        of_map = torch.arange(len(images)) if image_of_map is None else image_of_map.cpu()
+        if of_map.dim() != 1 or not bool(((of_map >= 0) & (of_map < len(images))).all()):
+            raise ValueError(
+                f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"
+            )
+        validation.relevance(relevance, images[of_map])
+        self._evaluator, self._rays = evaluator, evaluator.rays(relevance.detach(), of_map.numpy())
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64: the predictions that are explained."""
+        return self._rays.labels
+
+    def margins(self, epsilon_minus: Tensor, epsilon_plus: Tensor | None = None) -> MarginCurve:
+        """The margin at each epsilon along the relevance rays and along the irrelevance rays.
+
+        Args:
+            epsilon_minus: (K,), or (M, K) for epsilons of each map's own; finite, at least 0.
+            epsilon_plus: the same for the irrelevance rays; None takes `epsilon_minus`.
+        """
+        maps = len(self._rays.relevance)
+        minus = _epsilons("epsilon_minus", epsilon_minus, maps)
+        plus = minus if epsilon_plus is None else _epsilons("epsilon_plus", epsilon_plus, maps)
+        margins = []
+        with self._evaluator.probing(self._rays) as prober:
+            for offset, epsilon in enumerate((minus, plus)):
+                ray = np.repeat(2 * np.arange(maps) + offset, epsilon.shape[1])
+                answers = prober(ray, epsilon.flatten().numpy())
+                margins.append(torch.from_numpy(answers.margin).view(epsilon.shape))
+        return MarginCurve(minus, margins[0], plus, margins[1])
+
+    def perturbed(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
+        """x + epsilon * direction, (M, C, H, W): what the model sees at an epsilon of each map's own.
+
+        Args:
+            epsilon: (M,), finite, at least 0.
+            irrelevance: along 1 - R in place of R.
+        """
+        rays, maps = self._rays, len(self._rays.relevance)
+        if epsilon.shape != (maps,):
+            raise ValueError(f"apem: epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
+        (chosen,) = _epsilons("epsilon", epsilon, 1)
+        device, mine = rays.images.device, slice(int(irrelevance), None, 2)
+        return ops.perturb_probes(
+            rays.images, rays.relevance, rays.sign,
+            torch.from_numpy(rays.norm[mine].copy()).to(device), torch.from_numpy(rays.image[mine].copy()).to(device),
+            torch.arange(maps, device=device), torch.full((maps,), irrelevance, device=device), chosen.to(device),
+            torch.zeros(maps, dtype=torch.float64, device=device), rays.lower, rays.upper,
+        )  # fmt: skip
+
+
+def margin_curve(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    epsilon_minus: Tensor,
+    epsilon_plus: Tensor | None = None,
+    *,
+    batch_size: int | None = None,
+    bounds: BoundsOf = (None, None),
+) -> MarginCurve:
+    """The margin at each epsilon along both rays of each map; the arguments are those of `RayView` and its `margins`."""
+    return RayView(model, images, relevance, batch_size=batch_size, bounds=bounds).margins(epsilon_minus, epsilon_plus)
+
+
+def _epsilons(name: str, values: object, maps: int) -> Tensor:
+    """(maps, K) float64 on the CPU."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"apem: {name} must be a tensor (got {type(values).__name__})")
+    if values.dim() not in (1, 2) or (values.dim() == 2 and len(values) != maps):
+        raise ValueError(f"apem: {name} must have shape (K,) or ({maps}, K) (got {tuple(values.shape)})")
+    epsilon = values.detach().to("cpu", torch.float64)
+    if not bool((epsilon.isfinite() & (epsilon >= 0)).all()):
+        raise ValueError(f"apem: {name} must be finite and at least 0 (got {float(epsilon.min()):g} at the least)")
+    return epsilon.expand(maps, -1).contiguous()

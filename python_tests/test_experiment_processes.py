@@ -1,0 +1,158 @@
+"""Processes: a run that is killed again and again, a run of two processes, and of one that dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import tiny_networks
+
+from apem_fast.experiment.evaluate import evaluate
+from apem_fast.experiment.options import RunOptions
+from apem_fast.experiment.store import RunStore
+
+HERE = Path(__file__).parent
+OPTIONS = RunOptions(
+    network="tiny_networks:tiny", limit=8, block=2, max_epsilon=30, step=0.5, batch_size=16,
+    explainers=("gradient", "smooth-grad:samples=3", "uniform"), shuffles=1,
+)  # fmt: skip
+ARGUMENTS = [
+    "evaluate", "--network", "tiny_networks:tiny", "--limit", "8", "--block", "2", "--max-epsilon", "30", "--step", "0.5",
+    "--batch-size", "16", "--explainers", "gradient,smooth-grad:samples=3", "--explainers", "uniform", "--shuffles", "1",
+]  # fmt: skip
+TIMES = ["attribution_seconds", "search_seconds"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> RunStore:
+    """The run in one process that nobody stops."""
+    return evaluate(OPTIONS, tmp_path_factory.mktemp("run") / "whole")
+
+
+def assert_same(folder: Path, whole: RunStore) -> None:
+    store = RunStore(folder)
+    pandas.testing.assert_frame_equal(store.results().drop(columns=TIMES), whole.results().drop(columns=TIMES))
+    pandas.testing.assert_frame_equal(store.images(), whole.images())
+    files = [{path.relative_to(one.folder) for path in one.folder.rglob("*.p*")} for one in (store, whole)]
+    assert files[0] == files[1] and not list(folder.rglob(".*"))
+    for path in sorted(path for path in files[1] if path.suffix == ".png"):
+        assert (folder / path).read_bytes() == (whole.folder / path).read_bytes()
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    variables = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    try:
+        out, error = process.communicate(timeout=300)  # never hangs
+    finally:
+        process.kill()
+    return process.returncode, out, error
+
+
+def killed_run(kill_at: int, folder: Path, **environment: str) -> subprocess.Popen:
+    return start(
+        [sys.executable, str(HERE / "killed_run.py"), str(kill_at), *ARGUMENTS, "-o", str(folder)], **environment
+    )
+
+
+def start_two(kill_at: tuple[int, int], folder: Path) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [killed_run(kill_at[rank], folder, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in (0, 1)]
+
+
+def test_a_run_killed_again_and_again_ends_the_same(whole, tmp_path):
+    """At the first file, at the choice of images, among the pictures, at a shard, and much later."""
+    finished = -1
+    for kill_at in (1, 2, 40, 21):
+        code, _, error = finish(killed_run(kill_at, tmp_path / "run"))
+        assert code == -signal.SIGKILL, error
+        shards = list((tmp_path / "run").glob("shards/*.parquet"))
+        assert len(shards) >= finished  # nothing is lost
+        finished = len(shards)
+    assert 5 < finished < 16
+    assert list((tmp_path / "run").rglob(".*.part"))  # it was killed while it wrote
+    code, out, error = finish(killed_run(-1, tmp_path / "run"))
+    assert code == 0, error
+    assert len(re.findall("forward passes and", out)) < 12  # not all steps were done again
+    assert_same(tmp_path / "run", whole)
+
+
+def test_two_processes_under_torchrun_do_the_same(whole, tmp_path):
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "apem_fast",
+    ]
+    code, out, error = finish(start([*torchrun, *ARGUMENTS, "-o", str(tmp_path / "run")]))
+    assert code == 0, error
+    assert_same(tmp_path / "run", whole)
+    assert out.count("Gradient: 2 images") == 2  # of four blocks, those of the first process
+    assert out.count("The page with all maps") == 1
+    for name in ("index.html", "results.csv", "table.csv"):
+        assert (tmp_path / "run" / name).exists()
+    rows = pandas.read_csv(tmp_path / "run" / "results.csv")
+    assert len(rows) == 8 * 3 * 3 and not rows.duplicated(["image", "explainer", "stage"]).any()
+
+
+def test_a_process_that_dies_ends_the_others_and_its_share_is_finished_later(whole, tmp_path):
+    first, second = start_two((-1, 30), tmp_path / "run")
+    assert finish(second)[0] == -signal.SIGKILL
+    code, out, error = finish(first)
+    assert code == 2 and "another of the 2 processes ended before its share was done" in error
+    assert error.count("\n") == 1 and "The page" not in out
+    done = RunStore(tmp_path / "run")
+    assert {path.name[:5] for path in done.folder.glob("shards/*.images.parquet")} >= {"00000", "00002"}
+    assert 0 < len(done.results()) < len(whole.results())  # finished rows stay usable
+    pandas.testing.assert_frame_equal(evaluate(OPTIONS, tmp_path / "run").images(), whole.images())  # alone this time
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_mistake_is_reported_once(tmp_path):
+    arguments = [*ARGUMENTS, "-o", str(tmp_path / "run"), "--network", "tiny_networks:different_every_time"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        start([sys.executable, "-m", "apem_fast", *arguments], RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for rank in "01"
+    ]  # fmt: skip
+    (code, _, error), (other_code, _, other_error) = map(finish, both)
+    assert (code, other_code) == (2, 2) and other_error == ""
+    assert error == (
+        "apem-fast evaluate: process 1 of 2: network: every process must have the same "
+        "(got another than the first process has)\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_run_at_a_time_in_a_folder(whole):
+    with whole.claimed():
+        with pytest.raises(ValueError, match="another run is at work in"):
+            evaluate(OPTIONS, whole.folder)
+    evaluate(OPTIONS, whole.folder)
+
+
+def test_a_network_that_is_another_each_time_cannot_be_continued(tmp_path, monkeypatch):
+    evaluate(OPTIONS, tmp_path / "run")
+    other = tiny_networks.different_every_time()
+    monkeypatch.setattr(tiny_networks, "tiny", lambda: other)
+    with pytest.raises(ValueError, match="the same network=tiny_networks:tiny as it was before; it has changed"):
+        evaluate(OPTIONS, tmp_path / "run")
