@@ -74,8 +74,15 @@ def extension(cuda_home: str | None):
         "csrc/python.cpp",
         *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
     ]
-    # No contraction and no fast-math: every backend rounds alike.
-    host = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    # No contraction and no fast-math: every backend rounds alike. No errno: square roots in vectors.
+    host = [
+        "-O3",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-fvisibility=hidden",
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+    ]
     flags = {"cxx": host}
     if cuda:
         sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))

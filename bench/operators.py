@@ -75,6 +75,13 @@ def _cases(device: str) -> Iterator[Case]:
             yield case("directed_relevance", ", signs", relevance, signs)
             yield case("relevance_map", ", sum, with image", gradient, images, 99.0, "sum")
             yield case("relevance_map", ", keep", gradient, None, 99.0, "keep")
+            original, previous = normal(count, 3, SIZE, SIZE), normal(count, 3, SIZE, SIZE)
+            yield case("attack_step", "", images, gradient, previous, None, 0.1, 0.9)
+            yield case("attack_step", ", zero force", images, gradient, previous, None, 0.1, 0.9, None, None, original, 0.01)  # fmt: skip
+            yield case("attack_penalty", "", images, original, 0.1, 0.0, 0.3)
+            ones = torch.ones(count, dtype=torch.float64)
+            yield case("attack_penalty_backward", "", ones, images, original, 0.1, 0.0, 0.3)
+            yield case("saliency_map", "", original, images)
     for rows in (64, 4096):
         labels = torch.randint(0, 1000, (rows,), generator=generator)
         yield Case("label_margin", f"{rows} x 1000", placed((normal(rows, 1000), labels), False))

@@ -52,12 +52,16 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], device: str = "cpu", seconds: float = 3.0, rounds: tuple[int, int] = (7, 300)
-) -> Timings:  # fmt: skip
+    candidates: Mapping[str, Callable[[], Any]],
+    device: str = "cpu",
+    seconds: float = 3.0,
+    rounds: tuple[int, int] = (7, 300),
+    warm_ups: int = 2,
+) -> Timings:
     """Times the candidates in turns for about `seconds`, at least and at most so many rounds."""
     for call in candidates.values():  # compiles, allocates, warms the caches
-        call()
-        call()
+        for _ in range(warm_ups):
+            call()
     measured: dict[str, list[float]] = {name: [] for name in candidates}
     until = time.perf_counter() + seconds
     for done in range(rounds[1]):

@@ -275,16 +275,44 @@ APEM_FAST_HOST_DEVICE A rescaled(A value, const Extent<A>& extent) {
 
 // -- attack_penalty, attack_step, saliency_map ---------------------------------------------------------------------
 
-// What one step of an attack takes away from a value; `damped` is damping * the previous gradient, or 0.
+// The terms of a penalty, of an image or a part of it: `squared` is a sum until `mean_squared` divides it.
+struct PenaltyTerms {
+  double variation, changed, squared;
+};
+
+APEM_FAST_HOST_DEVICE PenaltyTerms operator+(const PenaltyTerms& a, const PenaltyTerms& b) {
+  return {a.variation + b.variation, a.changed + b.changed, a.squared + b.squared};
+}
+
+APEM_FAST_HOST_DEVICE PenaltyTerms mean_squared(const PenaltyTerms& sum, int64_t values) {
+  return {sum.variation, sum.changed, sum.squared / static_cast<double>(values > 0 ? values : 1)};
+}
+
+APEM_FAST_HOST_DEVICE double penalty_of(const PenaltyTerms& terms, double tv, double zero, double diff) {
+  return tv * terms.variation + zero * terms.changed + diff * terms.squared;
+}
+
+// What the backward of a penalty multiplies the signs of the variation and the perturbation with.
 template <typename A>
-APEM_FAST_HOST_DEVICE A attack_stepped(A value, A step_size, A gradient, A damped) {
-  return value - (step_size * gradient + damped);
+APEM_FAST_HOST_DEVICE A variation_weight(double grad_penalty, double tv) {
+  return static_cast<A>(grad_penalty * tv);
+}
+
+template <typename A>
+APEM_FAST_HOST_DEVICE A squared_weight(double grad_penalty, double diff, int64_t values) {
+  return static_cast<A>(grad_penalty * (2 * diff / static_cast<double>(values)));
 }
 
 // The derivative of a penalty at a value: `signs` is that of the total variation, `perturbation` that of the square.
 template <typename A>
 APEM_FAST_HOST_DEVICE A penalty_gradient(A variation, A signs, A squared, A perturbation) {
   return variation * signs + squared * perturbation;
+}
+
+// What one step of an attack takes away from a value; `damped` is damping * the previous gradient, or 0.
+template <typename A>
+APEM_FAST_HOST_DEVICE A attack_stepped(A value, A step_size, A gradient, A damped) {
+  return value - (step_size * gradient + damped);
 }
 
 }  // namespace apem_fast

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import apem_fast.ops  # noqa: F401  (registers the operators)
 from apem_fast.ops import load, reference
@@ -27,6 +28,11 @@ class Backend:
         if operator not in load.OPERATORS:
             raise AttributeError(operator)
         return getattr(self.source, operator)
+
+    def run(self, operator: str, *arguments: Any) -> Any:
+        """The operator on this backend's device, for arguments on the CPU; its results come back there."""
+        result = getattr(self, operator)(*(a.to(self.device) if isinstance(a, Tensor) else a for a in arguments))
+        return tuple(r.cpu() for r in result) if isinstance(result, tuple) else result.cpu()
 
     def __str__(self) -> str:
         return self.name

@@ -6,14 +6,12 @@ import math
 
 import pytest
 import torch
-from backends import NATIVE, REFERENCE, Backend
+from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, every_dtype, every_layout, laid_out, normal, same
 
 import apem_fast.ops as ops
 from apem_fast.ops import reference
 
-host_backend = pytest.mark.parametrize("backend", [REFERENCE, NATIVE[0]])
-cpu_backend = pytest.mark.parametrize("backend", [NATIVE[0]])
 FORCES = [(0.3, 0.2, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 5.0)]
 # More rows than a band, and a row and a column without neighbours.
 ALL_SHAPES = (*SHAPES, (2, 3, 70, 33), (2, 4, 1, 9), (3, 2, 65, 1))
@@ -26,13 +24,13 @@ def partly_changed(shape, dtype, layout, generator):
     return laid_out(torch.where(changed, normal(shape, dtype, layout, generator), original), layout), original
 
 
-@host_backend
+@every_backend
 @pytest.mark.parametrize(("tv", "zero", "diff"), FORCES)
 def test_equations_24_and_25_literally(
     backend: Backend, tv: float, zero: float, diff: float, generator: torch.Generator
 ) -> None:
     perturbed, original = partly_changed((2, 3, 6, 5), torch.float64, "contiguous", generator)
-    penalty, terms = backend.attack_penalty(perturbed, original, tv, zero, diff)
+    penalty, terms = backend.run("attack_penalty", perturbed, original, tv, zero, diff)
     for n in range(2):
         e = (perturbed[n] - original[n]).tolist()
         variation = sum(
@@ -45,19 +43,19 @@ def test_equations_24_and_25_literally(
         assert float(penalty[n]) == pytest.approx(tv * variation + zero * changed + diff * squared, rel=1e-12)
 
 
-@host_backend
+@every_backend
 def test_the_derivative_by_differences(backend: Backend, generator: torch.Generator) -> None:
     perturbed, original = (torch.randn((2, 2, 4, 5), generator=generator, dtype=torch.float64) for _ in range(2))
     weight = torch.tensor([1.0, -0.5], dtype=torch.float64)
-    gradient = backend.attack_penalty_backward(weight, perturbed, original, 0.3, 0.2, 0.7)
+    gradient = backend.run("attack_penalty_backward", weight, perturbed, original, 0.3, 0.2, 0.7)
     for n, c, i, j in [(0, 0, 0, 0), (0, 1, 3, 4), (1, 0, 2, 2), (1, 1, 0, 4), (0, 0, 3, 0)]:
         step = torch.zeros_like(perturbed)
         step[n, c, i, j] = 1e-6
-        up, down = (backend.attack_penalty(perturbed + s * step, original, 0.3, 0.2, 0.7)[0] for s in (1, -1))
+        up, down = (backend.run("attack_penalty", perturbed + s * step, original, 0.3, 0.2, 0.7)[0] for s in (1, -1))
         assert float(gradient[n, c, i, j]) == pytest.approx(float(((up - down) * weight).sum() / 2e-6), abs=1e-6)
 
 
-@cpu_backend
+@native_backend
 @every_dtype
 @every_layout
 def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
@@ -65,21 +63,21 @@ def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str,
         forces = FORCES[k % len(FORCES)]
         perturbed, original = partly_changed(shape, dtype, layout, generator)
         for actual, expected in zip(
-            backend.attack_penalty(perturbed, original, *forces),
+            backend.run("attack_penalty", perturbed, original, *forces),
             reference.attack_penalty(perturbed, original, *forces),
             strict=True,
         ):
             same(actual, expected, tolerance=1e-12)  # sums in another order
         weight = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-        actual = backend.attack_penalty_backward(weight, perturbed, original, *forces)
+        actual = backend.run("attack_penalty_backward", weight, perturbed, original, *forces)
         same(actual, reference.attack_penalty_backward(weight, perturbed, original, *forces))
 
 
-@host_backend
+@every_backend
 def test_a_missing_value_is_not_lost(backend: Backend) -> None:
     perturbed = torch.zeros(2, 1, 5, 5)
     perturbed[0, 0, 2, 2] = math.nan
-    penalty, terms = backend.attack_penalty(perturbed, torch.zeros(2, 1, 5, 5), 1.0, 1.0, 1.0)
+    penalty, terms = backend.run("attack_penalty", perturbed, torch.zeros(2, 1, 5, 5), 1.0, 1.0, 1.0)
     assert penalty.isnan().tolist() == [True, False] and terms[0, 1] == 1 and (terms[1] == 0).all()
 
 
@@ -128,9 +126,9 @@ BAD = [
 ]  # fmt: skip
 
 
-@host_backend
+@every_backend
 @pytest.mark.parametrize(("name", "arguments", "message"), BAD)
 def test_a_bad_call_gets_one_sentence(backend: Backend, name: str, arguments, message: str) -> None:
     with pytest.raises(RuntimeError) as error:
-        getattr(backend, name)(*arguments())
+        backend.run(name, *arguments())
     assert str(error.value) == f"{name}: {message}"

@@ -7,17 +7,14 @@ import math
 
 import pytest
 import torch
-from backends import NATIVE, REFERENCE, Backend
+from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, every_dtype, every_layout, normal, same, shares_memory
 
 import apem_fast.ops as ops
 from apem_fast.ops import reference
 
-host_backend = pytest.mark.parametrize("backend", [REFERENCE, NATIVE[0]])
-cpu_backend = pytest.mark.parametrize("backend", [NATIVE[0]])
 
-
-@host_backend
+@every_backend
 @pytest.mark.parametrize("zero", [0.0, 0.05])
 @pytest.mark.parametrize("bounds", [(None, None), (-0.5, None), (-0.5, 0.5)])
 def test_equation_26_literally(backend: Backend, bounds, zero: float, generator: torch.Generator) -> None:
@@ -25,7 +22,7 @@ def test_equation_26_literally(backend: Backend, bounds, zero: float, generator:
         torch.randn((2, 3, 4, 5), generator=generator, dtype=torch.float64) for _ in range(4)
     )
     region = torch.rand((2, 1, 4, 5), generator=generator) < 0.6
-    actual = backend.attack_step(value, gradient, previous, region, 0.3, 0.8, *bounds, original, zero)
+    actual = backend.run("attack_step", value, gradient, previous, region, 0.3, 0.8, *bounds, original, zero)
     for n, i, j in itertools.product(range(2), range(4), range(5)):
         moved = []
         for c in range(3):
@@ -40,19 +37,19 @@ def test_equation_26_literally(backend: Backend, bounds, zero: float, generator:
         assert actual[n, :, i, j].tolist() == pytest.approx(moved, abs=1e-14)
 
 
-@host_backend
+@every_backend
 def test_the_zero_force_is_a_proximal_operator(backend: Backend, generator: torch.Generator) -> None:
     """No other perturbation of a pixel is cheaper: |e - v|^2 / 2 + step_size * zero * [e != 0] (e = 0 or e = v)."""
     original, gradient = (torch.randn((1, 3, 8, 8), generator=generator, dtype=torch.float64) for _ in range(2))
     for zero in (0.01, 0.3, 1.0):
-        moved = backend.attack_step(original, gradient, None, None, 0.5, 0.0, None, None, original, zero)
+        moved = backend.run("attack_step", original, gradient, None, None, 0.5, 0.0, None, None, original, zero)
         wanted = (-0.5 * gradient).square().sum(dim=1)
         kept = (moved != original).any(dim=1)
         assert torch.equal(kept, wanted / 2 > 0.5 * zero)
         assert torch.equal(moved[:, :, kept[0]], (original - 0.5 * gradient)[:, :, kept[0]])
 
 
-@cpu_backend
+@native_backend
 @every_dtype
 @every_layout
 def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
@@ -65,16 +62,16 @@ def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str,
         for k, (region, damped, zero) in enumerate(itertools.product([None, *masks], (False, True), (0.0, 0.3))):
             bounds = ((None, None), (-0.25, 0.5), (None, 0.0))[k % 3]
             arguments = value, gradient, previous if damped else None, region, 0.4, 0.7, *bounds, original, zero
-            actual = backend.attack_step(*arguments)
+            actual = backend.run("attack_step", *arguments)
             same(actual, reference.attack_step(*arguments))
             assert not any(shares_memory(actual, t) for t in (value, gradient, previous, original))
 
 
-@host_backend
+@every_backend
 def test_outside_the_region_nothing_changes_not_even_what_is_missing_or_out_of_bounds(backend: Backend) -> None:
     value = torch.tensor([[[[5.0, math.nan, 0.2]]]])
     region = torch.tensor([[[[False, False, True]]]])
-    moved = backend.attack_step(value, torch.full_like(value, 2.0), None, region, 1.0, 0.0, 0.0, 1.0)
+    moved = backend.run("attack_step", value, torch.full_like(value, 2.0), None, region, 1.0, 0.0, 0.0, 1.0)
     torch.testing.assert_close(moved, torch.tensor([[[[5.0, math.nan, 0.0]]]]), rtol=0, atol=0, equal_nan=True)
 
 
@@ -105,9 +102,9 @@ BAD = [
 ]  # fmt: skip
 
 
-@host_backend
+@every_backend
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_a_bad_call_gets_one_sentence(backend: Backend, arguments, message: str) -> None:
     with pytest.raises(RuntimeError) as error:
-        backend.attack_step(*arguments())
+        backend.run("attack_step", *arguments())
     assert str(error.value) == f"attack_step: {message}"

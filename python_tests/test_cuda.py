@@ -72,6 +72,17 @@ EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "first_flip": lambda x: raw.first_flip(x["predicted"], x["predicted"][:, 0], x["grid"]),
     "relevance_map": lambda x: raw.relevance_map(x["gradient"], x["images"], 99.0, "sum"),
     "relevance_map keep": lambda x: raw.relevance_map(x["gradient"], None, 99.0, "keep"),
+    "attack_penalty_backward": lambda x: raw.attack_penalty_backward(
+        x["norm"][:4], x["images"], x["gradient"], 0.3, 0.2, 0.7
+    ),
+    "attack_step": lambda x: raw.attack_step(x["images"], x["gradient"], None, None, 0.3, 0.0),
+    "attack_step of everything": lambda x: raw.attack_step(
+        x["images"], x["gradient"], x["images"], x["relevance"][:4] > 0.5, 0.3, 0.7, -1.0, 1.0, x["gradient"], 0.5
+    ),
+    "saliency_map": lambda x: raw.saliency_map(x["images"], x["gradient"]),
+    "saliency_map channels-last": lambda x: raw.saliency_map(
+        *(x[name].to(memory_format=torch.channels_last) for name in ("images", "gradient"))
+    ),
 }
 # Those with a sum of many values, whose order differs.
 SUMMING: dict[str, Callable[[dict[str, Tensor]], Any]] = {
@@ -79,6 +90,11 @@ SUMMING: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "directed_relevance_backward": lambda x: raw.directed_relevance_backward(
         x["images"], x["relevance"][:4], x["gradient"]
     ),
+    "attack_penalty": lambda x: raw.attack_penalty(x["images"], x["gradient"], 0.3, 0.2, 0.7),
+    "attack_penalty channels-last": lambda x: raw.attack_penalty(
+        *(x[name].to(memory_format=torch.channels_last) for name in ("images", "gradient")), 0.3, 0.2, 0.7
+    ),
+    "zero_levels": lambda x: raw.zero_levels(x["relevance"], x["grid"] / 300),
 }
 OPERATORS = EXACT | SUMMING
 

@@ -258,6 +258,58 @@ def test_relevance_map_passes_nan_through() -> None:
     assert relevance[1].isnan().all() and not relevance[[0, 2]].isnan().any()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attack_penalty(dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator) -> None:
+    original, perturbed = (maps_like(shape, dtype, layout, generator) for _ in range(2))  # many equal pixels
+    weight = torch.randn(shape[0], generator=generator, dtype=torch.float64)
+    for forces in ((0.3, 0.2, 0.7), (0.0, 1.0, 0.0)):
+        arguments = (perturbed, original, *forces)
+        for actual, expected in zip(emulated.attack_penalty(*arguments), reference.attack_penalty(*arguments)):
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        same(
+            emulated.attack_penalty_backward(weight, *arguments),
+            reference.attack_penalty_backward(weight, *arguments),
+            exactly=True,
+        )
+
+
+def test_attack_penalty_sums_many_chunks(generator: torch.Generator) -> None:
+    """More chunks than a grid has blocks, and a last one that is shorter than the others."""
+    for width in (301, 304):
+        perturbed, original = torch.randn((2, 1, 2, 173, width), generator=generator)
+        arguments = (perturbed, original, 0.3, 0.2, 0.7)
+        for actual, expected in zip(emulated.attack_penalty(*arguments), reference.attack_penalty(*arguments)):
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        saliency = emulated.saliency_map(original, perturbed)
+        same(saliency, reference.saliency_map(original, perturbed), exactly=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attack_step(dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator) -> None:
+    n, c, h, w = shape
+    value, gradient, previous, original = (images_like(shape, dtype, layout, generator) for _ in range(4))
+    for masks, channels in ((0, 0), (1, 1), (n, 1), (1, c), (n, c)):
+        region = laid_out(torch.rand((masks, channels, h, w), generator=generator) < 0.5, layout) if masks else None
+        for damped in (None, previous):
+            for bounds, zero in (((None, None), 0.0), ((-0.5, 0.75), 0.3)):
+                arguments = (value, gradient, damped, region, 0.4, 0.7, *bounds, original, zero)
+                same(emulated.attack_step(*arguments), reference.attack_step(*arguments), exactly=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_saliency_map(dtype: torch.dtype, shape: tuple[int, ...], layout: str, generator: torch.Generator) -> None:
+    original, perturbed = (images_like(shape, dtype, layout, generator) for _ in range(2))
+    # torch's square root may be off by the last digit; the kernel's is correctly rounded.
+    arguments = (original, perturbed)
+    same(emulated.saliency_map(*arguments), reference.saliency_map(*arguments), exactly=False)
+
+
 @pytest.mark.parametrize("limit", [(1, 1), (1, 2), (1000, 1000)], ids=str)
 def test_the_size_of_the_grid_changes_no_bit(limit: tuple[int, int], generator: torch.Generator) -> None:
     shape = (5, 3, 20, 24)
@@ -278,6 +330,10 @@ def test_the_size_of_the_grid_changes_no_bit(limit: tuple[int, int], generator: 
             emulated.label_margin_backward(images[:, 0, 0, 0], images.flatten(1), probes),
             emulated.first_flip(probes.expand(5, 5), probes, ones),
             emulated.relevance_map(images),
+            *emulated.attack_penalty(images, gradient, 0.3, 0.2, 0.7),
+            emulated.attack_penalty_backward(ones, images, gradient, 0.3, 0.2, 0.7),
+            emulated.attack_step(images, gradient, images, relevance > 0.5, 0.3, 0.7, -1.0, 1.0, gradient, 0.5),
+            emulated.saliency_map(images, gradient),
         ]
 
     expected = everything()
@@ -296,6 +352,10 @@ def test_empty_images(shape: tuple[int, ...]) -> None:
         "perturb": (images, images, torch.ones(2)),
         "perturb_backward": (torch.zeros(n, 2, c, h, w), images, images, torch.ones(2)),
         "relevance_map": (images,),
+        "attack_penalty": (images, images, 0.3, 0.2, 0.7),
+        "attack_penalty_backward": (torch.ones(n, dtype=torch.float64), images, images, 0.3, 0.2, 0.7),
+        "attack_step": (images, images, None, None, 0.3, 0.7),
+        "saliency_map": (images, images),
     }.items():
         actual, expected = getattr(emulated, name)(*arguments), getattr(reference, name)(*arguments)
         for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (actual, expected))):

@@ -7,43 +7,40 @@ import math
 import numpy
 import pytest
 import torch
-from backends import NATIVE, REFERENCE, Backend
+from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, TOLERANCE, every_dtype, every_layout, normal, same
 
 import apem_fast.ops as ops
 from apem_fast.ops import reference
 
-host_backend = pytest.mark.parametrize("backend", [REFERENCE, NATIVE[0]])
-cpu_backend = pytest.mark.parametrize("backend", [NATIVE[0]])
 
-
-@host_backend
+@every_backend
 def test_equations_28_and_29_in_numpy(backend: Backend, generator: torch.Generator) -> None:
     original, perturbed = (torch.rand((3, 3, 7, 9), generator=generator, dtype=torch.float64) for _ in range(2))
-    actual = backend.saliency_map(original, perturbed)
+    actual = backend.run("saliency_map", original, perturbed)
     for n in range(3):
         distance = numpy.linalg.norm(original[n].numpy() - perturbed[n].numpy(), axis=0)
         expected = (distance - distance.min()) / (distance.max() - distance.min())
         numpy.testing.assert_allclose(actual[n, 0].numpy(), expected, rtol=0, atol=1e-14)
 
 
-@cpu_backend
+@native_backend
 @every_dtype
 @every_layout
 def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
     for shape in (*SHAPES, (1, 3, 60, 61)):
         original, perturbed = (normal(shape, dtype, layout, generator) for _ in range(2))
         # torch's square root may be off by the last digit; the kernel's is correctly rounded.
-        same(backend.saliency_map(original, perturbed), reference.saliency_map(original, perturbed), tolerance=TOLERANCE[dtype])  # fmt: skip
+        same(backend.run("saliency_map", original, perturbed), reference.saliency_map(original, perturbed), tolerance=TOLERANCE[dtype])  # fmt: skip
 
 
-@host_backend
+@every_backend
 def test_maps_without_contrast_and_missing_values(backend: Backend) -> None:
     original, perturbed = torch.zeros(4, 2, 3, 3), torch.zeros(4, 2, 3, 3)
     perturbed[1] = 2.0
     perturbed[2, 1, 0, 2] = math.nan
     perturbed[3, 0, 1, 1] = -7.0
-    saliency = backend.saliency_map(original, perturbed)
+    saliency = backend.run("saliency_map", original, perturbed)
     assert (saliency[0] == 0).all() and (saliency[1] == 0.5).all() and saliency[2].isnan().all()
     assert saliency[3, 0, 1, 1] == 1 and saliency[3].sum() == 1
 
@@ -59,7 +56,7 @@ def test_opcheck_and_compile(channels_last: bool, generator: torch.Generator) ->
         ops.saliency_map(pair[0].requires_grad_(), pair[1]).sum().backward()
 
 
-@host_backend
+@every_backend
 def test_a_bad_call_gets_one_sentence(backend: Backend) -> None:
     for pair, message in (
         ((torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)), "original must have shape (N, C, H, W) (got (3, 4, 4))"),
@@ -70,5 +67,5 @@ def test_a_bad_call_gets_one_sentence(backend: Backend) -> None:
         ((torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4).half()), "perturbed must be float32 (got float16)"),
     ):
         with pytest.raises(RuntimeError) as error:
-            backend.saliency_map(*pair)
+            backend.run("saliency_map", *pair)
         assert str(error.value) == f"saliency_map: {message}"

@@ -169,6 +169,22 @@ def test_a_mistake_at_the_command_line_is_one_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in done.output
 
 
+def test_a_folder_of_faces_trains_and_says_what_it_skipped(tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder, path = tmp_path / "faces", tmp_path / "ranker.pt"
+    folder.mkdir()
+    for age in range(4):
+        Image.new("RGB", (20, 20), (50 * age, 100, 50)).save(folder / f"{20 * age}_0_0_2017.jpg")
+    (folder / "mother_at_forty.jpg").write_text("no age in the name")
+    options = ["--images", "utkface", "--folder", str(folder), "--ranker", str(path), "--steps", "1", "--size", "2"]
+    done = CliRunner().invoke(commands.app, ["train", *options])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "skipped 1 files without a readable name or image: mother_at_forty.jpg" in said
+    assert checkpoints.load_ranker(path)[1]["architecture"] == "utkface"
+
+
 def test_a_pretrained_age_network_ranks_two_real_faces() -> None:
     pytest.importorskip("onnx2pytorch")
     pytest.importorskip("dlib")

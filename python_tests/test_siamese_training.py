@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from rankers import PIXELS, small_ranker, stripes
 from torch import nn
 
-from apem_fast.siamese import SiameseRanker, TrainingOptions, pairs, training
+from apem_fast.siamese import SiameseRanker, TrainingOptions, losses, pairs, regimes, training
 from apem_fast.siamese.checkpoints import load_ranker, save_ranker
 from apem_fast.siamese.networks import DistanceTail
 from apem_fast.siamese.quality import measure_quality
@@ -76,6 +77,20 @@ def test_digits_and_pairs() -> None:
     assert not torch.equal(shuffled.values, learnt.values)
 
 
+def test_mnist_is_read_from_torchvisions_folder(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images, labels = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8), torch.tensor([7, 0, 9, 1, 7])
+    for part in ("train", "t10k"):  # torchvision wants both parts
+        header = b"".join(n.to_bytes(4, "big") for n in (0x803, 5, 28, 28))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        header = b"".join(n.to_bytes(4, "big") for n in (0x801, 5))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.to(torch.uint8).numpy().tobytes())
+    data = pairs.mnist(tmp_path)
+    assert torch.equal(data.images[:, 0], images) and data.values.tolist() == [7, 0, 9, 1, 7]
+    assert (data.low, data.high, data.attribute) == (0, 9, "digit")
+
+
 def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -101,23 +116,23 @@ def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
 def test_contrastive_and_triplet_losses_literally() -> None:
     distance, similar = torch.tensor([0.3, 0.4, 2.0]), torch.tensor([True, False, False])
     expected = (0.5 * 0.3**2 + 0.5 * (1 - 0.4) ** 2 + 0) / 3
-    assert float(training.contrastive_loss(distance, similar, 1.0)) == pytest.approx(expected)
+    assert float(losses.contrastive_loss(distance, similar, 1.0)) == pytest.approx(expected)
     anchor, positive, negative = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])  # fmt: skip
-    assert float(training.triplet_loss(anchor, positive, negative, 0.5)) == pytest.approx((5 - 1 + 0.5) / 2)
+    assert float(losses.triplet_loss(anchor, positive, negative, 0.5)) == pytest.approx((5 - 1 + 0.5) / 2)
 
 
 REGIMES = {
-    "simultaneous": (lambda r, d, o: training.train_simultaneous(r, d, o), {"branch", "tail", "decoder"}),
-    "autoencoder": (lambda r, d, o: training.train_autoencoder(r, d, o), {"branch", "decoder"}),
-    "norm": (lambda r, d, o: training.train_autoencoder(r, d, o, regularisation="norm"), {"branch", "decoder"}),
-    "variational": (lambda r, d, o: training.train_autoencoder(r, d, o, regularisation="variational"), {"branch", "decoder"}),
-    "tail": (training.train_tail, {"tail"}),
-    "ranking": (training.train_ranking, {"branch", "tail"}),
-    "fine-tuning": (training.fine_tune, {"branch", "tail"}),
-    "mirroring": (training.train_mirroring, {"branch", "tail", "decoder"}),
-    "autoencoder first": (training.train_autoencoder_first, {"branch", "tail", "decoder"}),
-    "contrastive": (training.train_contrastive, {"branch"}),
-    "triplet": (training.train_triplet, {"branch"}),
+    "simultaneous": (lambda r, d, o: regimes.train_simultaneous(r, d, o), {"branch", "tail", "decoder"}),
+    "autoencoder": (lambda r, d, o: regimes.train_autoencoder(r, d, o), {"branch", "decoder"}),
+    "norm": (lambda r, d, o: regimes.train_autoencoder(r, d, o, regularisation="norm"), {"branch", "decoder"}),
+    "variational": (lambda r, d, o: regimes.train_autoencoder(r, d, o, regularisation="variational"), {"branch", "decoder"}),
+    "tail": (regimes.train_tail, {"tail"}),
+    "ranking": (regimes.train_ranking, {"branch", "tail"}),
+    "fine-tuning": (regimes.fine_tune, {"branch", "tail"}),
+    "mirroring": (regimes.train_mirroring, {"branch", "tail", "decoder"}),
+    "autoencoder first": (regimes.train_autoencoder_first, {"branch", "tail", "decoder"}),
+    "contrastive": (regimes.train_contrastive, {"branch"}),
+    "triplet": (regimes.train_triplet, {"branch"}),
 }  # fmt: skip
 
 
@@ -138,7 +153,7 @@ def test_a_regime_trains_its_part_and_nothing_else(regime: str) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-@pytest.mark.parametrize("regime", [training.train_simultaneous, training.train_autoencoder_first])
+@pytest.mark.parametrize("regime", [regimes.train_simultaneous, regimes.train_autoencoder_first])
 def test_training_resumes_to_the_same_numbers(regime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainingOptions(
         steps=8, images=8, pairs=12, shift=1, progress=False, checkpoint=tmp_path / "run.pt", checkpoint_every=3
@@ -173,15 +188,19 @@ def test_training_resumes_to_the_same_numbers(regime, tmp_path: Path, monkeypatc
 def test_a_checkpoint_of_something_else_gets_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     options = TrainingOptions(steps=2, images=4, pairs=4, progress=False, checkpoint=path)
-    training.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
+    regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
     other = SiameseRanker.for_branch(nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.Conv2d(6, 4, 6)), 4)
     with pytest.raises(ValueError, match=r"train_ranking: checkpoint must be of the architecture of ranker, whose "):
-        training.train_ranking(other, stripes(), options)
+        regimes.train_ranking(other, stripes(), options)
+    with pytest.raises(ValueError, match=r"fine_tune: checkpoint must be of this regime \(got train_ranking in "):
+        regimes.fine_tune(small_ranker(dtype=torch.float32), stripes(), options)
     with pytest.raises(ValueError, match=r"train_tail: checkpoint must be of this regime \(got train_ranking in "):
-        training.train_tail(small_ranker(dtype=torch.float32), stripes(), options)
+        regimes.train_tail(small_ranker(dtype=torch.float32), stripes(), options)
+    with pytest.raises(ValueError, match=r"train_ranking: seed must be that of the checkpoint, 0 \(got 1; "):
+        regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), replace(options, seed=1))
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="train_ranking: checkpoint must be one that apem_fast wrote"):
-        training.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
+        regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
 
 
 def test_saved_rankers_come_back(tmp_path: Path) -> None:
@@ -217,7 +236,7 @@ def test_a_tiny_ranker_learns_widths() -> None:
     data = stripes(200)
     before = measure_quality(ranker, data)
     options = TrainingOptions(steps=500, images=32, pairs=64, learning_rate=2e-3, progress=False)
-    training.train_simultaneous(ranker, data, options)
+    regimes.train_simultaneous(ranker, data, options)
     after = measure_quality(ranker, data)
     assert after.mean_deviation < 0.08 < before.mean_deviation
     assert after.order_accuracy > 0.9
@@ -229,7 +248,7 @@ def test_a_similarity_ranker_tells_like_from_unlike() -> None:
     branch = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 8), nn.Tanh(), nn.Linear(8, 2))
     ranker = SiameseRanker(branch, DistanceTail(1.0))
     options = TrainingOptions(steps=150, images=32, pairs=64, learning_rate=1e-2, progress=False)
-    training.train_contrastive(ranker, data, options, within=1)
+    regimes.train_contrastive(ranker, data, options, within=1)
     score = ranker.rank(data.batch(slice(0, 100)), data.batch(slice(100, 200))).detach()
     apart = (data.values[:100] - data.values[100:]).abs()
     assert float(score[apart == 0].mean()) > 0.7 > 0.2 > float(score[apart >= 4].mean())
@@ -242,7 +261,7 @@ def test_the_digits_ranker_is_as_good_as_p3_asks() -> None:
         torch.manual_seed(0)
         ranker = SiameseRanker.for_mnist(16)
     options = TrainingOptions(steps=1200, images=64, learning_rate=2e-3, progress=False)
-    training.train_simultaneous(ranker, learnt, options)
+    regimes.train_simultaneous(ranker, learnt, options)
     quality = measure_quality(ranker, held_out)
     assert quality.mean_deviation <= 0.05
     assert quality.reconstruction_error <= 0.08

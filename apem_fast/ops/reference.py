@@ -353,7 +353,7 @@ def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
     checks.saliency_map(original, perturbed)
     n, channels, height, width = original.shape
     if original.numel() == 0:
-        return original.new_empty((n, 1, height, width))
+        return original.new_zeros((n, 1, height, width))  # without channels nothing changed
     arithmetic = arithmetic_dtype(original.dtype)
     difference = original.to(arithmetic) - perturbed.to(arithmetic)
     squared = difference[:, :1] * difference[:, :1]

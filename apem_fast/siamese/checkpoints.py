@@ -14,7 +14,7 @@ from apem_fast.siamese.networks import RANKERS, SiameseRanker
 
 __all__ = ["load_ranker", "save_ranker"]
 
-TRAINING = "apem_fast siamese training, 1"
+TRAINING = "apem_fast siamese training, 2"
 RANKER = "apem_fast siamese ranker, 1"
 
 

@@ -139,7 +139,7 @@ def check(
         def labels() -> list:
             images, regime = Images(facts["images"]), Regime(facts["regime"])
             learnt = _split(_images(images, folder))[0].with_shuffled_values(torch.Generator().manual_seed(seed))
-            path = ranker.with_suffix(".shuffled.pt")
+            path = ranker.with_suffix(f".shuffled-{seed}.pt")
             other, _ = _train(learnt, images, regime, facts["size"], facts["steps"], facts["seed"], path)
             return [agreement.label_section(network, other, a, b, **attack)]
 
@@ -184,7 +184,7 @@ def _split(data):
 def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path):
     import torch
 
-    from apem_fast.siamese import networks, training
+    from apem_fast.siamese import networks, regimes, training
 
     faces = images is Images.utkface
     architecture = "utkface" if faces else "mnist-mirroring" if regime is Regime.mirroring else "mnist"
@@ -195,12 +195,12 @@ def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: in
     options = training.TrainingOptions(
         steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
     )
-    regimes = {
-        Regime.simultaneous: training.train_simultaneous,
-        Regime.autoencoder_first: training.train_autoencoder_first,
-        Regime.mirroring: training.train_mirroring,
-    }
-    regimes[regime](network, data, options)
+    run = {
+        Regime.simultaneous: regimes.train_simultaneous,
+        Regime.autoencoder_first: regimes.train_autoencoder_first,
+        Regime.mirroring: regimes.train_mirroring,
+    }[regime]
+    run(network, data, options)
     return network, architecture
 
 

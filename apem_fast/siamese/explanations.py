@@ -94,7 +94,7 @@ def progression_section(
         tiles = _progression(result)
         if space == "input":
             tiles.append(Tile(result.perturbed[0], f"A', moved {result.distance[0]:.2g}"))
-        rows.append(Row(name, tiles))
+        rows.append(Row(name.replace(" to ", " to\u00a0"), tiles))
         numbers[name] = {"ranking": result.score[0, list(steps_shown)].tolist(), "distance": float(result.distance)}
     between = interpolate_perceptions(ranker, a, b, SHOWN)[0]
     parts = torch.linspace(0, 1, SHOWN).tolist()
@@ -218,9 +218,13 @@ def recycling_section(
 
 
 def face_sections(
-    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 150, step_size: float = 6.0
+    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 200, step_size: float = 3.0
 ) -> list[Section]:
-    """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take."""
+    """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take.
+
+    The mid-point counts as reached where the ages are a year apart: that is how far apart the network's classes are,
+    and once it is sure of one of them its gradient all but vanishes.
+    """
     from apem_fast.siamese.saliency import superpixel_maximum, superpixels
     from apem_fast.similarity import rank_correlation
 
@@ -228,7 +232,10 @@ def face_sections(
     ages = ranker.embed(faces).detach()[:, 0]
     score = ranker.rank(faces, other).detach()
     older = names[0] if score[0] > 0.5 else names[1]
-    result = mid_point_attack(ranker, faces, other, steps=steps, step_size=step_size, bounds=(0.0, 1.0))
+    a_year = 0.5 / (ranker.high - ranker.low)
+    result = mid_point_attack(
+        ranker, faces, other, steps=steps, step_size=step_size, bounds=(0.0, 1.0), precision=a_year
+    )
     changed = ranker.embed(result.perturbed).detach()[:, 0]
     saliency = saliency_map(faces, result.perturbed)
     labels = superpixels(faces, 40)
@@ -241,16 +248,16 @@ def face_sections(
     drawn = {flavour: superimpose(faces, saliency, flavour) for flavour in ("red on blue", "green on red")}
     tiles = tessellate(faces, saliency, 40)
     by_masking = tessellate(faces, masked.to(faces.dtype), 40)
-    difference = (result.perturbed - faces) / (result.perturbed - faces).abs().amax(
-        dim=(1, 2, 3), keepdim=True
-    ) / 2 + 0.5
+    change = result.perturbed - faces
+    enlarged = 0.5 / change.abs().amax(dim=(1, 2, 3), keepdim=True)  # so that it fills [0, 1] around grey
+    difference = change * enlarged + 0.5
     rows = [
         Row(names[i], [
             Tile(faces[i], f"age {ages[i]:.0f}, ranking {score[i]:.2f}"),
             Tile(result.perturbed[i], f"age {changed[i]:.0f}, ranking {result.score_after[i]:.2f}"),
-            Tile(difference[i], "the change, enlarged"), Tile(saliency[i], "saliency"),
+            Tile(difference[i], f"the change, {float(enlarged[i]):.1f} times"), Tile(saliency[i], "saliency"),
             Tile(drawn["red on blue"][i], "red on blue"), Tile(drawn["green on red"][i], "green on red"),
-            Tile(tiles[i], "super-pixels"), Tile(by_masking[i], "by blacking out"),
+            Tile(tiles[i], "super-pixels, by the attack"), Tile(by_masking[i], "super-pixels, by blacking out"),
         ])
         for i in range(2)
     ]  # fmt: skip
@@ -258,8 +265,9 @@ def face_sections(
         "Who is older? A network that was never Siamese",
         f"A face-age network with its published weights becomes a ranker by equation 15. It takes the {names[0]} for "
         f"{ages[0]:.0f} and the {names[1]} for {ages[1]:.0f}, so the {older} for the older one. A mid-point attack asks "
-        "what would have to change for the two to look of an age. Super-pixels show which regions say so by the "
-        "attack, and, independently, by blacking each of them out.",
+        "what would have to change in a face for it to look as old as the other, to a year. Super-pixels show which "
+        "regions say so by the attack and, independently, by blacking each of them out: from blue for the least to red "
+        "for the greatest.",
         [*rows, Table(
             ["face", "l2 distance moved", "root mean square change", "agreement with blacking out (Spearman)"],
             [[names[i], f"{result.distance[i]:.2f}", f"{result.mean_squared[i] ** 0.5:.4f}", f"{agreement[i]:.2f}"]

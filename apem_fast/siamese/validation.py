@@ -72,7 +72,13 @@ def _compare(images: Tensor, first: AttackResult, second: AttackResult) -> Attac
 def compare_one_and_many_steps(
     ranker: Ranker, first: Tensor, second: Tensor, target: float, *, steps: int, step_size: float, **options
 ) -> AttackComparison:
-    """A many-step attack, and the one-step attack that travels as far (P3 section 5.3.4). Options as `attack`'s."""
+    """A many-step attack, and the one-step attack that travels as far (P3 section 5.3.4). Options as `attack`'s.
+
+    How much the two differ is a matter of how far they go: the first gradient is right for a small change, and the
+    path bends as the ranking approaches its target. On the digits ranker the angle grows from 3 degrees where the
+    ranking has moved by .01 to 20 at .1 and 60 at the end of a 300-step attack to 0. P3 gives 14 degrees without a
+    distance; compare figures at the same one only.
+    """
     many = attack(ranker, first, second, target, steps=steps, step_size=step_size, **options)
     return _compare(first, one_step_attack(ranker, first, second, target, distance=many.distance), many)
 

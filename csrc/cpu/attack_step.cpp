@@ -1,12 +1,10 @@
-// attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force) a
-// tile's step waits in a buffer until the squares of its channels are summed.
+// attack_step on the CPU: one read of each input, one write. Where pixels are to be put back (the proximal zero force),
+// a tile's step waits in a buffer until the squares of its channels are summed.
 
 #include "tiles.h"
 
 namespace apem_fast {
 namespace {
-
-constexpr int64_t kTilePixels = 1024;
 
 template <typename T>
 struct Step {
@@ -15,6 +13,14 @@ struct Step {
   const T* previous;  // null in the first step
   const T* original;  // null where no pixel is put back
   arithmetic_t<T> step_size, damping, lower, upper, threshold;
+
+  Step at(int64_t offset) const {
+    Step moved = *this;
+    for (const T** data : {&moved.perturbed, &moved.gradient, &moved.previous, &moved.original}) {
+      *data = *data ? *data + offset : nullptr;
+    }
+    return moved;
+  }
 };
 
 template <typename T, typename O, typename A>
@@ -44,10 +50,11 @@ APEM_FAST_VECTOR_VERSIONS void squares(A* square, const A* moved, const T* origi
   }
 }
 
-template <typename A>
-APEM_FAST_VECTOR_VERSIONS void add(A* sum, const A* value, int64_t count) {
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const A* moved, const T* original, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
-    sum[i] += value[i];
+    const A perturbation = moved[i] - static_cast<A>(original[i]);
+    sum[i] += perturbation * perturbation;
   }
 }
 
@@ -82,7 +89,7 @@ void move_run(O* out, const Step<T>& step, int64_t at, int64_t count) {
 // Pixels [begin, begin + count) of one image whose channels are planes.
 template <typename T, typename A = arithmetic_t<T>>
 void step_planes(T* out, const Step<T>& step, const uint8_t* region, bool region_has_channels, int64_t begin,
-                 int64_t count, int64_t channels, int64_t pixels, A* moved, A* square, A* sum) {
+                 int64_t count, int64_t channels, int64_t pixels, A* moved, A* sum) {
   for (int64_t c = 0; c < channels; ++c) {
     const int64_t at = c * pixels + begin;
     if (!step.original) {
@@ -90,9 +97,10 @@ void step_planes(T* out, const Step<T>& step, const uint8_t* region, bool region
       continue;
     }
     move_run(moved + c * count, step, at, count);
-    squares(c == 0 ? sum : square, moved + c * count, step.original + at, count);
-    if (c > 0) {
-      add(sum, square, count);
+    if (c == 0) {
+      squares(sum, moved, step.original + at, count);
+    } else {
+      add_squares(sum, moved + c * count, step.original + at, count);
     }
   }
   for (int64_t c = 0; c < channels; ++c) {
@@ -106,21 +114,33 @@ void step_planes(T* out, const Step<T>& step, const uint8_t* region, bool region
   }
 }
 
-// The same where the channels are last.
+template <typename A>
+APEM_FAST_VECTOR_VERSIONS void sum_of_pixels(A* sum, const A* square, int64_t pixels, int64_t channels) {
+  if (channels == 3) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      sum[p] = square[3 * p] + square[3 * p + 1] + square[3 * p + 2];
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    A total = square[p * channels];
+    for (int64_t c = 1; c < channels; ++c) {
+      total += square[p * channels + c];
+    }
+    sum[p] = total;
+  }
+}
+
+// The same where the channels are last: what belongs to a pixel is repeated for each of them.
 template <typename T, typename A = arithmetic_t<T>>
 void step_pixels(T* out, const Step<T>& step, const uint8_t* region, bool region_has_channels, int64_t begin,
-                 int64_t count, int64_t channels, A* moved, A* square) {
+                 int64_t count, int64_t channels, A* moved, A* sum, A* square, uint8_t* inside) {
   const int64_t at = begin * channels, values = count * channels;
   if (step.original) {
     move_run(moved, step, at, values);
     squares(square, moved, step.original + at, values);
-    for (int64_t p = 0; p < count; ++p) {
-      A sum = square[p * channels];
-      for (int64_t c = 1; c < channels; ++c) {
-        sum += square[p * channels + c];
-      }
-      std::fill(square + p * channels, square + (p + 1) * channels, sum);
-    }
+    sum_of_pixels(sum, square, count, channels);
+    repeat_per_channel(square, sum, count, channels);
     put_back(out + at, moved, step.original + at, square, values, step.threshold);
   } else {
     move_run(out + at, step, at, values);
@@ -128,11 +148,8 @@ void step_pixels(T* out, const Step<T>& step, const uint8_t* region, bool region
   if (region && region_has_channels) {
     keep_outside(out + at, step.perturbed + at, region + at, values);
   } else if (region) {
-    for (int64_t p = 0; p < count; ++p) {
-      if (!region[begin + p]) {
-        std::copy_n(step.perturbed + at + p * channels, channels, out + at + p * channels);
-      }
-    }
+    repeat_per_channel(inside, region + begin, count, channels);
+    keep_outside(out + at, step.perturbed + at, inside, values);
   }
 }
 
@@ -156,39 +173,46 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
   const std::optional<Tensor> before = like_images(previous);
   const std::optional<Tensor> start = zero > 0 ? like_images(original) : std::nullopt;
   const std::optional<Tensor> mask = like_images(region);  // [N or 1, 1 or C, H, W]
-  const bool channels_last = format == MemoryFormat::ChannelsLast;
   const bool mask_has_channels = mask && mask->size(1) == channels;
+  // Where no step looks across channels, an image is one channel; where it looks at no image either, all are one image.
+  const bool apart = !start && (!mask || mask_has_channels), flat = apart && !mask;
+  const int64_t images = flat ? 1 : n, rows = apart ? 1 : channels;
+  const int64_t size = flat ? n * channels * pixels : channels * pixels, row = size / rows;
   const int64_t mask_size = mask && mask->size(0) > 1 ? mask->numel() / n : 0;
-  const int64_t tile = std::min(pixels, std::max<int64_t>(1, kTilePixels * 3 / std::max<int64_t>(channels, 3)));
-  const int64_t tiles = (pixels + tile - 1) / tile;
+  const int64_t tile = std::min(row, std::max<int64_t>(kTileStep, kTileValues / rows));
+  const int64_t tiles = (row + tile - 1) / tile;
+  const bool interleaved = rows > 1 && format == MemoryFormat::ChannelsLast;
 
   dispatch_floating(perturbed.scalar_type(), [&](auto value) {
     using T = decltype(value);
     using A = arithmetic_t<T>;
-    const int64_t grain = std::max<int64_t>(1, kGrainValues / (tile * channels));
-    torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
-      std::vector<A> buffer(start ? tile * (2 * channels + 2) : 0);
-      A *moved = buffer.data(), *square = moved + tile * channels, *sum = square + tile * channels;
+    const Step<T> step{
+        data_of<T>(x),
+        data_of<T>(g),
+        before ? data_of<T>(*before) : nullptr,
+        start ? data_of<T>(*start) : nullptr,
+        static_cast<A>(step_size),
+        static_cast<A>(damping),
+        static_cast<A>(bounds.lower),
+        static_cast<A>(bounds.upper),
+        static_cast<A>(2 * step_size * zero),
+    };
+    const uint8_t* region_data = mask ? data_of<uint8_t>(*mask) : nullptr;
+    T* to = mutable_data_of<T>(out);
+    const int64_t grain = std::max<int64_t>(1, kGrainValues / (tile * rows));
+    torch::stable::parallel_for(0, images * tiles, grain, [&](int64_t first, int64_t last) {
+      AlignedBuffer<A> buffer(start ? 2 * tile * rows + tile : 0);
+      A *moved = buffer.data(), *sum = moved + tile * rows, *square = sum + tile;
+      AlignedBuffer<uint8_t> inside(interleaved && mask ? tile * rows : 0);
       for (int64_t i = first; i < last; ++i) {
-        const int64_t image = i / tiles, at = image * channels * pixels, begin = i % tiles * tile;
-        const int64_t count = std::min(tile, pixels - begin);
-        const Step<T> step{
-            data_of<T>(x) + at,
-            data_of<T>(g) + at,
-            before ? data_of<T>(*before) + at : nullptr,
-            start ? data_of<T>(*start) + at : nullptr,
-            static_cast<A>(step_size),
-            static_cast<A>(damping),
-            static_cast<A>(bounds.lower),
-            static_cast<A>(bounds.upper),
-            static_cast<A>(2 * step_size * zero),
-        };
-        const uint8_t* kept = mask ? data_of<uint8_t>(*mask) + image * mask_size : nullptr;
-        T* to = mutable_data_of<T>(out) + at;
-        if (channels_last) {
-          step_pixels(to, step, kept, mask_has_channels, begin, count, channels, moved, square);
+        const int64_t image = i / tiles, begin = i % tiles * tile, count = std::min(tile, row - begin);
+        const Step<T> own = step.at(image * size);
+        const uint8_t* kept = mask ? region_data + image * mask_size : nullptr;
+        if (interleaved) {
+          step_pixels(to + image * size, own, kept, mask_has_channels, begin, count, rows, moved, sum, square,
+                      inside.data());
         } else {
-          step_planes(to, step, kept, mask_has_channels, begin, count, channels, pixels, moved, square, sum);
+          step_planes(to + image * size, own, kept, mask_has_channels, begin, count, rows, row, moved, sum);
         }
       }
     });

@@ -1,5 +1,5 @@
-// saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another over
-// a channel's worth of values.
+// saliency_map on the CPU: the distances of an image's pixels and their range in one pass, the rescaling in another
+// over a channel's worth of values.
 
 #include "tiles.h"
 
@@ -9,6 +9,14 @@ namespace apem_fast {
 namespace {
 
 constexpr int64_t kTilePixels = 2048;
+
+template <typename T, typename A>
+APEM_FAST_VECTOR_VERSIONS void squares(A* square, const T* original, const T* perturbed, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const A difference = static_cast<A>(original[i]) - static_cast<A>(perturbed[i]);
+    square[i] = difference * difference;
+  }
+}
 
 template <typename T, typename A>
 APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const T* original, const T* perturbed, int64_t count) {
@@ -21,29 +29,52 @@ APEM_FAST_VECTOR_VERSIONS void add_squares(A* sum, const T* original, const T* p
 template <typename T, typename A>
 APEM_FAST_VECTOR_VERSIONS void sum_squares_of_pixels(A* sum, const T* original, const T* perturbed, int64_t count,
                                                      int64_t channels) {
+  const auto square = [=](int64_t i) {
+    const A difference = static_cast<A>(original[i]) - static_cast<A>(perturbed[i]);
+    return difference * difference;
+  };
+  if (channels == 3) {
+    for (int64_t p = 0; p < count; ++p) {
+      sum[p] = square(3 * p) + square(3 * p + 1) + square(3 * p + 2);
+    }
+    return;
+  }
   for (int64_t p = 0; p < count; ++p) {
     A total = A(0);
     for (int64_t c = 0; c < channels; ++c) {
-      const A difference = static_cast<A>(original[p * channels + c]) - static_cast<A>(perturbed[p * channels + c]);
-      total += difference * difference;
+      total += square(p * channels + c);
     }
     sum[p] = total;
   }
 }
 
+// In lanes, because a compiler may not reorder comparisons of its own accord.
 template <typename A>
 APEM_FAST_VECTOR_VERSIONS Extent<A> root_and_extent(A* value, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    value[i] = std::sqrt(value[i]);
+  A low[kLanes], high[kLanes];
+  int32_t missing[kLanes] = {};
+  std::fill(low, low + kLanes, no_values<A>().low);
+  std::fill(high, high + kLanes, no_values<A>().high);
+  const auto take = [&](int64_t i, int l) {
+    const A root = std::sqrt(value[i]);
+    value[i] = root;
+    low[l] = root < low[l] ? root : low[l];
+    high[l] = root > high[l] ? root : high[l];
+    missing[l] |= root != root ? 1 : 0;
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      take(i + l, l);
+    }
+  }
+  for (; i < count; ++i) {
+    take(i, 0);
   }
   Extent<A> extent = no_values<A>();
-  int64_t missing = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    extent.low = value[i] < extent.low ? value[i] : extent.low;
-    extent.high = value[i] > extent.high ? value[i] : extent.high;
-    missing += is_missing(value[i]);
+  for (int l = 0; l < kLanes; ++l) {
+    extent = merged(extent, Extent<A>{low[l], high[l], missing[l] != 0});
   }
-  extent.missing = missing > 0;
   return extent;
 }
 
@@ -60,7 +91,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
   const int64_t n = original.size(0), channels = original.size(1), pixels = original.size(2) * original.size(3);
   Tensor out = empty_output(original, {n, 1, original.size(2), original.size(3)}, original.scalar_type(), format);
   if (original.numel() == 0) {
-    return out;
+    return torch::stable::zero_(out);  // without channels nothing changed
   }
   const Tensor a = torch::stable::contiguous(original, format);   // [N, C, H, W]
   const Tensor b = torch::stable::contiguous(perturbed, format);  // [N, C, H, W]
@@ -69,21 +100,27 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
   dispatch_floating(original.scalar_type(), [&](auto value) {
     using T = decltype(value);
     using A = arithmetic_t<T>;
-    std::vector<A> distance(n * pixels);
+    // Distances wait in the output, where it is of their type.
+    constexpr bool kInPlace = std::is_same_v<T, A>;
+    AlignedBuffer<A> buffer(kInPlace ? 0 : n * pixels);
+    const T *from_a = data_of<T>(a), *from_b = data_of<T>(b);
+    T* to = mutable_data_of<T>(out);
+    A* distance = kInPlace ? reinterpret_cast<A*>(to) : buffer.data();
     std::vector<Extent<A>> extent(n * tiles), whole(n, no_values<A>());
     const int64_t grain = std::max<int64_t>(1, kGrainValues / (kTilePixels * channels));
     torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / tiles, begin = i % tiles * kTilePixels;
         const int64_t count = std::min(kTilePixels, pixels - begin), at = image * channels * pixels;
-        A* sum = distance.data() + image * pixels + begin;
+        A* sum = distance + image * pixels + begin;
         if (channels_last) {
           const int64_t from = at + begin * channels;
-          sum_squares_of_pixels(sum, data_of<T>(a) + from, data_of<T>(b) + from, count, channels);
+          sum_squares_of_pixels(sum, from_a + from, from_b + from, count, channels);
         } else {
-          for (int64_t c = 0; c < channels; ++c) {
+          squares(sum, from_a + at + begin, from_b + at + begin, count);
+          for (int64_t c = 1; c < channels; ++c) {
             const int64_t from = at + c * pixels + begin;
-            add_squares(sum, data_of<T>(a) + from, data_of<T>(b) + from, count);
+            add_squares(sum, from_a + from, from_b + from, count);
           }
         }
         extent[i] = root_and_extent(sum, count);
@@ -95,8 +132,7 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
     torch::stable::parallel_for(0, n * tiles, grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t image = i / tiles, begin = i % tiles * kTilePixels, at = image * pixels + begin;
-        rescale(mutable_data_of<T>(out) + at, distance.data() + at, std::min(kTilePixels, pixels - begin),
-                whole[image]);
+        rescale(to + at, distance + at, std::min(kTilePixels, pixels - begin), whole[image]);
       }
     });
   });

@@ -3,17 +3,11 @@
 // block ran first, and nothing is read back to the host.
 #pragma once
 
+#include "chunks.cuh"
 #include "cover.cuh"
 #include "reduction.cuh"
 
 namespace apem_fast {
-
-// Of a map. Few, because every block of the second pass adds them all.
-constexpr int64_t kMostChunks = 64, kLeastChunkPixels = 4096;
-
-inline int64_t chunks_of(int64_t pixels) {
-  return std::min(kMostChunks, std::max<int64_t>(1, pixels / kLeastChunkPixels));
-}
 
 // Sums that were gathered chunk by chunk.
 template <typename A>
@@ -24,16 +18,6 @@ __device__ __forceinline__ A total_of(const double* chunk_sums, int64_t chunks, 
     sum += chunk_sums[chunk];
   }
   return static_cast<A>(sum * static_cast<double>(repeats));
-}
-
-// Calls `visit(item)` for the items of the block's own chunk that are this thread's.
-template <int kBlock, typename Visit>
-__device__ __forceinline__ void visit_chunk(int64_t items, int64_t chunks, int64_t chunk, const Visit& visit) {
-  const int64_t length = (items + chunks - 1) / chunks, begin = chunk * length;
-  const int64_t end = begin + length < items ? begin + length : items;
-  for (int64_t item = begin + threadIdx.x; item < end; item += kBlock) {
-    visit(item);
-  }
 }
 
 template <typename T>

@@ -1,0 +1,224 @@
+"""The training regimes of P3, each a named function. Every one trains `ranker` in place and leaves it in evaluation mode."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast.siamese.losses import contrastive_loss, image_loss, ranking_loss, triplet_loss
+from apem_fast.siamese.networks import SiameseRanker
+from apem_fast.siamese.pairs import RankedImages
+from apem_fast.siamese.training import Batch, Training, TrainingOptions, fit
+
+__all__ = [
+    "fine_tune",
+    "train_autoencoder",
+    "train_autoencoder_first",
+    "train_contrastive",
+    "train_mirroring",
+    "train_ranking",
+    "train_simultaneous",
+    "train_tail",
+    "train_triplet",
+]
+
+
+def _require_decoder(ranker: SiameseRanker, regime: str) -> nn.Module:
+    if ranker.decoder is None:
+        raise ValueError(f"{regime}: ranker must have a decoder (got one without)")
+    return ranker.decoder
+
+
+def train_simultaneous(
+    ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, ranking_weight: float = 1000.0
+) -> Training:
+    """Ranking and reconstruction at once: k * MSE(target, prediction) + the image errors of A and B (P3 equation 27).
+
+    `ranking_weight` is k: what a squared error of 1 in the ranking costs, in squared pixel values.
+    """
+    decoder = _require_decoder(ranker, "train_simultaneous")
+
+    def objective(batch: Batch) -> Tensor:
+        embedding = ranker.embed(batch.images)
+        images = 2 * image_loss(batch.images, ranker.reconstruct(embedding))  # that of A and that of B
+        return ranking_weight * ranking_loss(ranker, embedding, batch) + images
+
+    trained = {"branch": ranker.branch, "tail": ranker.tail, "decoder": decoder}
+    return fit("train_simultaneous", ranker, trained, data, objective, options)
+
+
+def train_autoencoder(
+    ranker: SiameseRanker,
+    data: RankedImages,
+    options: TrainingOptions,
+    *,
+    regularisation: Literal["none", "norm", "variational"] = "none",
+    weight: float = 1.0,
+) -> Training:
+    """The branch and the decoder alone, as an autoencoder (P3 section 5.2.2).
+
+    Args:
+        regularisation: "norm" adds (1 - |e|)^2 (equation 33). "variational" reconstructs from a sample of a normal
+            distribution whose mean is the embedding, and whose log-variance is a linear function of it that lives
+            for the training only, and adds its divergence from the standard normal.
+        weight: of what the regularisation adds; 1 in the paper.
+    """
+    if regularisation not in ("none", "norm", "variational"):
+        raise ValueError(
+            f'train_autoencoder: regularisation must be "none", "norm" or "variational" (got "{regularisation}")'
+        )
+    trained: dict[str, nn.Module] = {
+        "branch": ranker.branch,
+        "decoder": _require_decoder(ranker, "train_autoencoder"),
+    }
+    if regularisation == "variational":
+        with torch.no_grad():
+            size = _evaluated(ranker, data.batch(slice(0, 1))).shape[1]
+        trained["log_variance"] = nn.utils.skip_init(nn.Linear, size, size)
+        nn.init.zeros_(trained["log_variance"].weight)
+        nn.init.constant_(trained["log_variance"].bias, -3.0)  # a narrow start, so that the mean is learnt first
+
+    def objective(batch: Batch) -> Tensor:
+        embedding = ranker.embed(batch.images)
+        if regularisation == "norm":
+            added = (1 - torch.linalg.vector_norm(embedding, dim=1)).square().mean()
+        elif regularisation == "variational":
+            log_variance = trained["log_variance"](embedding)
+            divergence = (embedding.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean() / 2
+            embedding, added = embedding + torch.randn_like(embedding) * (log_variance / 2).exp(), divergence
+        else:
+            added = 0.0
+        return image_loss(batch.images, ranker.reconstruct(embedding)) + weight * added
+
+    return fit(f"train_autoencoder ({regularisation})", ranker, trained, data, objective, options)
+
+
+def _evaluated(ranker: SiameseRanker, images: Tensor) -> Tensor:
+    """An embedding that leaves the branch's mode, and its running statistics, as they were."""
+    modes = {module: module.training for module in ranker.modules()}
+    ranker.eval()
+    try:
+        return ranker.embed(images)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def train_tail(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
+    """The tail alone, on branches that are frozen (P3 section 5.2.2)."""
+
+    def objective(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            embedding = ranker.embed(batch.images)
+        return ranking_loss(ranker, embedding, batch)
+
+    return fit("train_tail", ranker, {"tail": ranker.tail}, data, objective, options)
+
+
+def train_autoencoder_first(
+    ranker: SiameseRanker,
+    data: RankedImages,
+    options: TrainingOptions,
+    *,
+    regularisation: Literal["none", "norm", "variational"] = "norm",
+) -> tuple[Training, Training]:
+    """An autoencoder, then a tail on its frozen encoder (P3 section 5.2.2, Figure 31)."""
+    first = train_autoencoder(ranker, data, options.stage("autoencoder"), regularisation=regularisation)
+    return first, train_tail(ranker, data, options.stage("tail"))
+
+
+def train_ranking(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
+    """Branch and tail on the ranking alone; the decoder is left as it is (first half of P3 section 5.2.3)."""
+    return _train_comparison("train_ranking", ranker, data, options)
+
+
+def fine_tune(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
+    """Goes on from a pretrained autoencoder to the comparison task: the branches are allowed to change (section 5.2.2).
+
+    The loss is the ranking's; the decoder is frozen, so what this costs the reconstructions can be measured.
+    """
+    return _train_comparison("fine_tune", ranker, data, options)
+
+
+def _train_comparison(regime: str, ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
+    def objective(batch: Batch) -> Tensor:
+        return ranking_loss(ranker, ranker.embed(batch.images), batch)
+
+    return fit(regime, ranker, {"branch": ranker.branch, "tail": ranker.tail}, data, objective, options)
+
+
+def train_mirroring(
+    ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, mirror_weight: float = 10.0
+) -> tuple[Training, Training]:
+    """The ranker on its task alone; then an autoencoder whose encoder mimics its embeddings (P3 section 5.2.3).
+
+    The second stage minimises the image error + k * MSE(e_siamese, e_encoder) (equation 36, k = `mirror_weight`) over
+    a fresh encoder of the branch's architecture and the ranker's decoder, which then draws the ranker's perceptions.
+    The encoder is in the second result.
+    """
+    decoder = _require_decoder(ranker, "train_mirroring")
+    first = train_ranking(ranker, data, options.stage("ranking"))
+    encoder = copy.deepcopy(ranker.branch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed + 1)
+        for module in encoder.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def objective(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            siamese = ranker.embed(batch.images)
+        embedding = encoder(batch.images).flatten(1)
+        image = image_loss(batch.images, ranker.reconstruct(embedding))
+        return image + mirror_weight * (siamese - embedding).square().mean()
+
+    trained = {"encoder": encoder, "decoder": decoder}
+    second = fit("train_mirroring", ranker, trained, data, objective, options.stage("mirror"))
+    return first, replace(second, encoder=encoder)
+
+
+def train_contrastive(
+    ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, margin: float = 1.0, within: float = 0.0
+) -> Training:
+    """The branch by the contrastive loss; images are similar whose attributes differ by at most `within` (eq. 7-9).
+
+    Half of the pairs are drawn as P3 draws them, half among similar ones, which random draws seldom find.
+    """
+
+    def objective(batch: Batch) -> Tensor:
+        alike = _alike(batch.values, within)
+        matched = torch.multinomial(alike.to(torch.float32), 1)[:, 0]
+        own = torch.arange(len(matched))
+        first, second = torch.cat([batch.first, own]), torch.cat([batch.second, matched])
+        embedding = ranker.embed(batch.images)
+        distance = torch.linalg.vector_norm(embedding[first] - embedding[second], dim=1)
+        return contrastive_loss(distance, alike[first, second], margin)
+
+    return fit("train_contrastive", ranker, {"branch": ranker.branch}, data, objective, options)
+
+
+def train_triplet(
+    ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, margin: float = 1.0, within: float = 0.0
+) -> Training:
+    """The branch by the triplet loss (eq. 10); every image of a step that has a like and an unlike one is an anchor."""
+
+    def objective(batch: Batch) -> Tensor:
+        alike = _alike(batch.values, within)
+        positive = (alike & ~torch.eye(len(alike), dtype=torch.bool)).to(torch.float32)
+        negative = (~alike).to(torch.float32)
+        anchor = ((positive.sum(dim=1) > 0) & (negative.sum(dim=1) > 0)).nonzero()[:, 0]
+        embedding = ranker.embed(batch.images)
+        if len(anchor) == 0:
+            return embedding.sum() * 0
+        like, unlike = (torch.multinomial(odds[anchor], 1)[:, 0] for odds in (positive, negative))
+        return triplet_loss(embedding[anchor], embedding[like], embedding[unlike], margin)
+
+    return fit("train_triplet", ranker, {"branch": ranker.branch}, data, objective, options)
+
+
+def _alike(values: Tensor, within: float) -> Tensor:
+    return (values[:, None] - values[None, :]).abs() <= within
