@@ -14,7 +14,7 @@ import torch
 
 Format = torch.memory_format
 
-FIRST_SIZE = {"cpu": 4, "cuda": 64}
+FIRST_SIZE = {"cpu": 8, "cuda": 64}
 LARGEST = 512
 ENOUGH_GAIN = 0.95  # a larger batch must be worth its memory
 FREE_TRIALS = 0.05  # seconds of trials that need no justification

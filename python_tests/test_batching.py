@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apem_fast.batching import FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner
+from apem_fast.batching import FIRST_SIZE, FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -55,7 +55,7 @@ def test_trials_are_a_small_share_of_the_work():
 def test_a_larger_batch_must_be_worth_its_memory():
     tuner = BatchTuner((LAST,), "cpu")
     run(tuner, lambda plan: 0.01 * 0.99 ** plan.size.bit_length(), 10_000)
-    assert tuner.best.size == 4
+    assert tuner.best.size == FIRST_SIZE["cpu"]
 
 
 def test_a_size_that_was_asked_for_stays():
@@ -83,6 +83,6 @@ def test_what_did_not_fit_bounds_the_size_for_good():
 
 def test_partial_passes_and_first_passes_tell_nothing():
     tuner = BatchTuner((LAST,), "cpu")
-    tuner.ran(tuner.best, 4, 99.0)  # pays for what later ones reuse
+    tuner.ran(tuner.best, tuner.best.size, 99.0)  # pays for what later ones reuse
     tuner.ran(tuner.best, 3, 99.0)
     assert tuner.wants_time_of(tuner.best) and not tuner._seconds

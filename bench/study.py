@@ -1,0 +1,129 @@
+"""One study, 6 methods x 3 stages: its time over that of the forward and backward passes in it, and over two processes.
+
+    python -m bench.study [--photographs 4] [--processes]
+
+The passes are timed where they happen: inside the model's forward, and inside autograd's backward. What is left is the
+study's own: maps, rays, the search, pictures and shards. With --processes the same study also runs as one and as two
+processes of one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from apem_fast.experiment import inputs
+from apem_fast.experiment.evaluate import evaluate
+from apem_fast.experiment.networks import Network
+from apem_fast.experiment.options import RunOptions
+from bench.timing import print_table, write_json
+
+METHODS = ("gradient", "smooth-grad:samples=20", "guided-backprop", "grad-cam", "guided-grad-cam", "lrp")
+
+
+class Stopwatch:
+    """Seconds inside the model, outermost calls only."""
+
+    def __init__(self) -> None:
+        self.seconds, self._depth, self._begin = 0.0, 0, 0.0
+
+    def start(self) -> None:
+        if self._depth == 0:
+            self._begin = time.perf_counter()
+        self._depth += 1
+
+    def stop(self) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.seconds += time.perf_counter() - self._begin
+
+
+@contextmanager
+def passes_timed() -> Iterator[Stopwatch]:
+    """Times every forward of the network that a run loads, and every backward."""
+    watch = Stopwatch()
+
+    def timed(function):
+        def call(*arguments, **options):
+            watch.start()
+            try:
+                return function(*arguments, **options)
+            finally:
+                watch.stop()
+
+        return call
+
+    load = inputs.load_network
+
+    def loaded(*arguments) -> Network:
+        network = load(*arguments)
+        network.model.forward = timed(network.model.forward)
+        return network
+
+    with (
+        mock.patch.object(inputs, "load_network", loaded),
+        mock.patch.object(torch.autograd, "grad", timed(torch.autograd.grad)),
+        mock.patch.object(torch.autograd, "backward", timed(torch.autograd.backward)),
+    ):
+        yield watch
+
+
+def study(photographs: int) -> dict[str, float]:
+    options = RunOptions(explainers=METHODS, limit=photographs)
+    with tempfile.TemporaryDirectory() as folder, passes_timed() as watch:
+        begin = time.perf_counter()
+        store = evaluate(options, Path(folder) / "run")
+        seconds = time.perf_counter() - begin
+        results = store.results()
+    return {
+        "photographs": photographs, "maps": len(results), "flagged": int((results["flag"] != "").sum()),
+        "probes per ray": float(results["probes"].sum() / (2 * (results["flag"] == "").sum())),
+        "seconds": seconds, "of these in passes": watch.seconds, "study / its passes": seconds / watch.seconds,
+    }  # fmt: skip
+
+
+def processes(photographs: int) -> dict[str, float]:
+    """Seconds of the whole command with one and with two processes of one thread each."""
+    seconds = {}
+    for count in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "apem_fast", "evaluate",
+                "--output", folder + "/run", "--explainers", "gradient,random", "--limit", str(photographs),
+                "--block", str(-(-photographs // 2)), "--batch-size", "4",
+            ]  # fmt: skip
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            seconds[count] = time.perf_counter() - begin
+    return {
+        "one process, seconds": seconds[1],
+        "two processes, seconds": seconds[2],
+        "speed-up": seconds[1] / seconds[2],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=int, default=4)
+    parser.add_argument("--processes", action="store_true")
+    arguments = parser.parse_args()
+    results = {"study": study(arguments.photographs)}
+    print_table("6 methods x 3 stages", [results["study"]])
+    if arguments.processes:
+        results["processes"] = processes(14)
+        print_table("Two methods, 14 photographs, whole commands", [results["processes"]])
+    write_json("study", results)
+
+
+if __name__ == "__main__":
+    main()
