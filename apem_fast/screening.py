@@ -102,7 +102,7 @@ class ScreeningProber(Prober):
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Asks in float32 where the screen alone said so; a ray of which it was wrong goes on in float32."""
         refuted, runs = super().confirm(ray, epsilon)
-        asked = np.flatnonzero((self._taken[ray] == epsilon) & (epsilon > 0))
+        asked = np.flatnonzero((self._taken[ray] >= epsilon) & (epsilon > 0))
         exact = super().__call__(ray[asked], epsilon[asked])
         refuted[asked], runs[asked] = exact.flipped, exact.runs
         self._exactly[ray[refuted]] = True
@@ -124,9 +124,8 @@ class ScreeningProber(Prober):
         images, first = np.unique(self._rays.image[new], return_index=True)
         margin, _ = self._screen(new[first], np.zeros(len(first)))
         difference = dict(zip(images.tolist(), margin - self._rays.margin[new[first]]))
-        every = np.flatnonzero(
-            np.isin(self._rays.image, images)
-        )  # the other rays of these images need no pass of theirs
+        # The other rays of these images need no pass of theirs.
+        every = np.flatnonzero(np.isin(self._rays.image, images))
         self._learn(every, np.array([difference[i] for i in self._rays.image[every].tolist()]), calibrated=False)
         runs[np.isin(ray, new[first])] = 1
         return runs
