@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.command_line import STOPPED, device_named, user_errors
+from apem_fast.command_line import STOPPED, device_named, rank_of_process, user_errors
 from apem_fast.experiment.commands import filter_maps, report
 from apem_fast.siamese import commands as siamese
 
@@ -149,8 +149,6 @@ def evaluate(
     torchrun --nproc-per-node N -m apem_fast evaluate ...
     """
     from rich.console import Console
-
-    from apem_fast.experiment.ranks import rank_of_process
 
     rank, _ = rank_of_process()
     console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)

@@ -1,10 +1,21 @@
-"""What the commands of `apem-fast` share: a user's mistakes, Ctrl-C, and the device."""
+"""What the commands of `apem-fast` share: a user's mistakes, Ctrl-C, the device, and one process among many."""
 
 from __future__ import annotations
+
+import os
 
 import typer
 
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
+
+
+class RankFailed(ValueError):
+    """This process, one of many, cannot do its share."""
+
+
+def rank_of_process() -> tuple[int, int]:
+    """(rank, number of processes), as torchrun tells; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 class user_errors:
@@ -21,8 +32,6 @@ class user_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, (ValueError, FileNotFoundError)) and str(error):
-            from apem_fast.experiment.ranks import RankFailed, rank_of_process
-
             if rank_of_process()[0] == 0 or isinstance(error, RankFailed):
                 typer.echo(f"apem-fast {self.command}: {error}", err=True)
             raise typer.Exit(2) from None

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from apem_fast.command_line import RankFailed
 from apem_fast.experiment.block import Block, expected_passes
 from apem_fast.experiment.image_folders import ImageSet
 from apem_fast.experiment.inputs import inputs_of
@@ -18,7 +19,7 @@ from apem_fast.experiment.networks import Network
 from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.photographs import Photograph
 from apem_fast.experiment.progress import ProgressKeeper, RunProgress
-from apem_fast.experiment.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.ranks import Ranks, torchrun_ranks
 from apem_fast.experiment.selection import Selection, select
 from apem_fast.experiment.store import IMAGES, RunStore
 from apem_fast.explain import explainer_from

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from apem_fast.command_line import rank_of_process
+
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=60)
 """For a process whose share takes longer; a dead one is noticed at once."""
@@ -24,15 +26,6 @@ LONGEST_WAIT = timedelta(days=60)
 
 class OtherRankFailed(ValueError):
     """Another process ended before its share was done; it says why."""
-
-
-class RankFailed(ValueError):
-    """This process, one of many, cannot do its share."""
-
-
-def rank_of_process() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun tells; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
