@@ -8,6 +8,7 @@ plain model runs instead, and one warning says so.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -38,7 +39,7 @@ class PlainPasses:
         """The model's weights are about to move."""
 
 
-class _PreparedPasses(PlainPasses):
+class _PreparedPasses(PlainPasses, ABC):
     """What compiled and captured passes share: fixed shapes, the comparison, and the way back."""
 
     doing = ""
@@ -48,8 +49,9 @@ class _PreparedPasses(PlainPasses):
         self._ready: dict[tuple[object, ...], Forward] = {}
         self._given_up = False
 
+    @abstractmethod
     def prepare(self, example: Tensor) -> Forward:
-        raise NotImplementedError
+        """The model for batches like the example."""
 
     def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
         if self._given_up:
