@@ -39,6 +39,9 @@ PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
 # rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise` allows.
 JUMP = 1 / 4
 LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
+SPARE = (
+    4  # only a pass with room for so many times what is needed takes levels ahead: on a CPU a pass costs by the image
+)
 
 
 # -- results -----------------------------------------------------------------------------------------------------
@@ -202,7 +205,7 @@ class _Run:
 
     def _room(self) -> int:
         """How many levels of each ray under search fill the next forward pass."""
-        return min(LEVELS_AHEAD, max(1, self._prober.size // (PROBES_PER_LEVEL * max(1, len(self._tracks)))))
+        return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(self._tracks)))))
 
     def _round(self) -> None:
         wanted = [(i, track.levels, probe) for i, track in self._tracks.items() for probe in track.wanted]
