@@ -67,4 +67,6 @@ def svg_of(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
-    return re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest
+    # Its letters grow no larger than they were drawn, however few panels share the page's width.
+    (points,) = re.findall(r' width="([\d.]+)pt"', head)
+    return re.sub(r' (width|height)="[^"]*"', "", head) + f' style="max-width: {points}pt">' + rest
