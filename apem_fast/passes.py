@@ -1,7 +1,7 @@
 """Forward passes of one fixed shape: compiled by `torch.compile` when asked, on CUDA a captured graph that is replayed.
 
-Both want the same batch size every time, so a batch that is not full is filled up with copies of its last image. What
-was prepared is compared with the plain model on its first batch. If it cannot be prepared, or answers otherwise, the
+Both want the same batch size every time: the first full batch prepares it, and later ones that are not full are filled up
+with copies of their last image. What was prepared is compared with the plain model on its first batch. If it cannot be prepared, or answers otherwise, the
 plain model runs instead, and one warning says so.
 """
 
@@ -59,6 +59,8 @@ class _PreparedPasses(PlainPasses, ABC):
         batch = _filled_up(inputs, size)
         key = (size, batch.stride(), exact)
         if key not in self._ready:
+            if len(inputs) < size:  # too few to begin with
+                return self._model(inputs)
             while len(self._ready) >= KEPT:
                 del self._ready[next(iter(self._ready))]
             self._ready[key] = self._compared(batch, exact)

@@ -78,7 +78,10 @@ def test_only_a_few_shapes_stay_prepared():
     images, _ = images_and_maps(8)
     with torch.no_grad():
         for size in (8, 7, 6, 5, 4):
-            assert torch.equal(one(images[:3], size, True), one(images[:3], size, True))
+            assert torch.equal(one(images[:3], size, True), one._model(images[:3]))  # not full: nothing is prepared
+            assert one.prepared == 8 - size
+            full = one(images[:size], size, True)
+            torch.testing.assert_close(one(images[:3], size, True), full[:3])
     assert one.prepared == 5 and len(one._ready) == passes.KEPT
     one.forget()
     assert not one._ready
@@ -87,14 +90,14 @@ def test_only_a_few_shapes_stay_prepared():
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * torch.nan], ids=["off", "nan"])
 def test_wrong_logits_are_seen_and_said_once(wrong):
     model = small_network()
-    images, _ = images_and_maps(3)
+    images, _ = images_and_maps(4)
     one = Recorded(model, wrong)
     with torch.no_grad():
         with pytest.warns(RuntimeWarning, match="apem: recording the model failed, the plain model runs instead"):
             assert torch.equal(one(images, 4, True), model(images))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert torch.equal(one(images, 8, True), model(images))
+            assert torch.equal(one(images[:2], 2, True), model(images[:2]))
 
 
 def test_what_cannot_be_captured_runs_plain(monkeypatch):
@@ -102,7 +105,7 @@ def test_what_cannot_be_captured_runs_plain(monkeypatch):
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: 1 / 0)
     model = small_network()
-    images, _ = images_and_maps(3)
+    images, _ = images_and_maps(4)
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="capturing the model in a CUDA graph failed"):
         assert torch.equal(GraphedPasses(model)(images, 4, True), model(images))
 
@@ -110,7 +113,7 @@ def test_what_cannot_be_captured_runs_plain(monkeypatch):
 def test_memory_is_not_a_reason_to_give_up():
     one = Recorded(small_network(), lambda logits: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
-        one(images_and_maps(3)[0], 4, True)
+        one(images_and_maps(4)[0], 4, True)
 
 
 def test_kinds():
