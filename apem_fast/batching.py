@@ -21,6 +21,11 @@ FREE_TRIALS = 0.05  # seconds of trials that need no justification
 SHARE_OF_TRIALS = 1 / 16  # of the work, which trials may take beyond that
 
 
+def first_size(device_type: str) -> int:
+    """The batch size to begin with: seldom far off."""
+    return FIRST_SIZE.get(device_type, FIRST_SIZE["cpu"])
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """How many model inputs enter one forward pass, and in which memory format."""
@@ -52,7 +57,7 @@ class BatchTuner:
     def __init__(self, formats: Sequence[Format], device_type: str, size: int | None = None):
         self._formats = tuple(formats)
         self._fixed = size is not None
-        self._first = size or FIRST_SIZE.get(device_type, FIRST_SIZE["cpu"])
+        self._first = size or first_size(device_type)
         self._limit = size or LARGEST
         self._clock_is_free = device_type == "cpu"
         self._warm: set[BatchPlan] = set()

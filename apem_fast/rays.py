@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import FIRST_SIZE, BatchTuner, is_out_of_memory
+from apem_fast.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.passes import PlainPasses
 
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
@@ -387,5 +387,5 @@ def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -
     else:
         formats = (torch.channels_last, torch.contiguous_format)
     if one_shape:
-        batch_size = batch_size or FIRST_SIZE[device]
+        batch_size = batch_size or first_size(device)
     return BatchTuner(formats, device, batch_size)

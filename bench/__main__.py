@@ -1,8 +1,8 @@
-"""`python -m bench`: every benchmark of the metric and its operators, one after the other."""
+"""`python -m bench`: every benchmark, one after the other."""
 
 from __future__ import annotations
 
-from bench import metric, operators, scaling
+from bench import filter, metric, operators, scaling, siamese, study
 
-for benchmark in (operators, metric, scaling):
+for benchmark in (operators, metric, scaling, filter, siamese, study):
     benchmark.main()
