@@ -1,0 +1,73 @@
+"""How far a low precision is off along rays, and the band within which its margins say nothing.
+
+A difference is a screened margin less that of float32. It is known at epsilon 0 and wherever both were asked; in
+between it is interpolated, and beyond the last point it is taken to stay as it is. Each further point shows how far
+that was off. The band is BAND times the root mean square of what was seen on all rays, plus the most that was seen on
+the ray itself. Rays with nothing known but epsilon 0 count apart, since a correction from far away is off by more.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+
+import numpy as np
+from numpy.typing import NDArray
+
+BAND = 3.0
+ENOUGH = 16  # corrections that have to be checked before any is trusted
+
+
+class Differences:
+    """Of all rays of a search; a ray enters with what is known at epsilon 0 and may be forgotten when it is decided."""
+
+    def __init__(self) -> None:
+        self._epsilon: dict[int, list[float]] = {}  # by ray, ascending
+        self._difference: dict[int, list[float]] = {}
+        self._most_off: dict[int, float] = {}
+        self._squares, self._checked = [0.0, 0.0], [0, 0]  # of corrections from epsilon 0 alone, and from more points
+
+    def __contains__(self, ray: int) -> bool:
+        return ray in self._epsilon
+
+    def enter(self, ray: int, at_zero: float) -> None:
+        self._epsilon[ray], self._difference[ray], self._most_off[ray] = [0.0], [at_zero], 0.0
+
+    def forget(self, ray: int) -> None:
+        for known in (self._epsilon, self._difference, self._most_off):
+            known.pop(ray, None)
+
+    def correction(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(M,) what to take off screened margins."""
+        return np.array([self._expected(r, e) for r, e in zip(ray.tolist(), epsilon.tolist())])
+
+    def band(self, ray: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(M,) by how much a corrected margin may be off; infinite until enough corrections were checked."""
+        usual = [
+            BAND * math.sqrt(squares / checked) if checked >= ENOUGH else math.inf
+            for squares, checked in zip(self._squares, self._checked)
+        ]
+        return np.array([usual[len(self._epsilon[r]) > 1] + self._most_off[r] for r in ray.tolist()])
+
+    def learn(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], difference: NDArray[np.float64]) -> None:
+        """Finite differences that were measured."""
+        for r, e, d in zip(ray.tolist(), epsilon.tolist(), difference.tolist()):
+            points, known = self._epsilon[r], self._difference[r]
+            off = abs(d - self._expected(r, e))
+            kind = len(points) > 1
+            self._squares[kind] += off * off
+            self._checked[kind] += 1
+            self._most_off[r] = max(self._most_off[r], off)
+            at = bisect_left(points, e)
+            points.insert(at, e)
+            known.insert(at, d)
+
+    def _expected(self, ray: int, epsilon: float) -> float:
+        points, known = self._epsilon[ray], self._difference[ray]
+        at = bisect_left(points, epsilon)
+        if at == len(points):
+            return known[-1]
+        if at == 0:
+            return known[0]
+        share = (epsilon - points[at - 1]) / (points[at] - points[at - 1])
+        return known[at - 1] + share * (known[at] - known[at - 1])
