@@ -1,17 +1,20 @@
 """Verified low precision: probes are screened in a faster type, and whatever sets an epsilon is confirmed in float32.
 
 A screened margin is corrected by what is known of the difference between the two on its ray, and taken for an answer
-where it is farther from 0 than that correction may be off (`differences.py`); elsewhere float32 is asked. Once a ray is
-decided, its flip and the point just before it have been, or are now, asked in float32. With what is then known every
-"still the label" of the screen before them is judged anew, and asked in float32 where it has become doubtful. "No
-longer the label" needs no such care: nothing follows from it once an earlier flip is certain. A ray of which the
-screen turns out wrong is searched again in float32; where the screen is seen to cost more than it spares, all go on so.
+where it is farther from 0 than that correction may be off (`differences.py`); elsewhere float32 is asked, and asked
+straight away where the ray has come near its flip. Once a ray is decided, its flip and the point just before it have
+been, or are now, asked in float32. With what is then known every "still the label" of the screen before them is judged
+anew, and asked in float32 where it has become doubtful. "No longer the label" needs no such care: nothing follows from
+it once an earlier flip is certain. A ray of which the screen turns out wrong is searched again in float32; where the
+screen is seen to cost more than it spares, all go on so.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -24,32 +27,22 @@ from apem_fast.low_precision import ROUNDING, first_layer_exact, low_precision
 from apem_fast.passes import CompiledPasses, PlainPasses
 from apem_fast.rays import Answers, ModelOutputError, Prober, Rays, logits_of
 
+NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
 ON_TRIAL = 64  # screened probes before it is judged whether the screen pays
 
-
-@dataclass(frozen=True)
-class _Probes:
-    """What the screen said of M probes."""
-
-    ray: NDArray[np.int64]
-    epsilon: NDArray[np.float64]
-    margin: NDArray[np.float64]  # NaN where there is no answer
-    rounding: NDArray[np.float64]  # how much of it is rounding of the logits
-
-    def __getitem__(self, rows: NDArray) -> _Probes:
-        return _Probes(self.ray[rows], self.epsilon[rows], self.margin[rows], self.rounding[rows])
-
-    def __len__(self) -> int:
-        return len(self.ray)
+_epsilon = attrgetter("epsilon")
 
 
-@dataclass
-class _Told:
-    """What was told of a ray under search."""
+@dataclass(slots=True)
+class _Point:
+    """What was told of one probe of a ray under search."""
 
-    unflipped: list[tuple[float, float, float]]  # by the screen alone: epsilon, screened margin, rounding
-    flipped: list[tuple[float, float, float]]  # the same
-    flip: float = np.inf  # the least epsilon that float32 says is flipped
+    epsilon: float
+    margin: float
+    flipped: bool
+    exact: bool  # whether float32 was asked
+    screened: float  # what the screen had said, NaN where it was not asked or has no finite answer
+    rounding: float  # how much of that is rounding of the logits
 
 
 class ScreeningProber(Prober):
@@ -66,14 +59,14 @@ class ScreeningProber(Prober):
     ):  # fmt: skip
         super().__init__(model, rays, tuner, passes)
         self._precision, self._screen_tuner = precision, screen_tuner
-        # A compiler cannot see through the mode that keeps the first layer exact.
+        # What is compiled calls its layers where no mode sees them.
         compiled = isinstance(passes, CompiledPasses)
         self._screen_passes = passes if compiled else type(passes)(first_layer_exact(model, precision))
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
         self._differences = Differences()
-        self._told: defaultdict[int, _Told] = defaultdict(lambda: _Told([], []))  # by ray
+        self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
         self._asked = self._spared = 0  # screened probes, and those among them that needed no float32 pass
 
     @property
@@ -93,27 +86,32 @@ class ScreeningProber(Prober):
         if not len(ray):
             return super().__call__(ray, epsilon)
         runs = self._enter(ray)
-        screened = np.flatnonzero(~self._exactly[ray])
-        runs[screened] += 1
-        probes = _Probes(ray, epsilon, np.full(len(ray), np.nan), np.zeros(len(ray)))
-        probes.margin[screened], probes.rounding[screened] = self._screen(ray[screened], epsilon[screened])
-        self._exactly[ray[screened[np.isnan(probes.margin[screened])]]] = True  # the low precision overflows here
-        answers = Answers(np.zeros(len(ray)), np.zeros(len(ray), bool), np.zeros(len(ray)), runs)
+        wanted = np.flatnonzero(~self._exactly[ray])
+        wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
+        screened, rounding = np.full(len(ray), np.nan), np.zeros(len(ray))
+        screened[wanted], rounding[wanted] = self._screen(ray[wanted], epsilon[wanted])
+        runs[wanted] += 1
+        self._exactly[ray[wanted[np.isnan(screened[wanted])]]] = True  # the low precision overflows here
 
-        left = np.flatnonzero(~np.isnan(probes.margin))
-        margin, band = self._judged(probes[left])
+        margin, band = self._judged(ray, epsilon, screened, rounding)
         untested = np.flatnonzero(np.isinf(band))
-        if len(untested):  # of these the likeliest to be in doubt anyway
-            sample = untested[np.argsort(np.abs(margin[untested]), kind="stable")[:ENOUGH]]
-            self._ask(probes, left[sample], answers)
-            left = np.delete(left, sample)
-            margin, band = self._judged(probes[left])
-        certain = np.abs(margin) > band
-        self._tell(probes[left[certain]], margin[certain])
-        answers.margin[left[certain]], answers.noise[left[certain]] = margin[certain], band[certain]
-        answers.flipped[left[certain]] = margin[certain] < 0
-        self._ask(probes, np.union1d(left[~certain], np.flatnonzero(np.isnan(probes.margin))), answers)
-        self._asked, self._spared = self._asked + len(screened), self._spared + int(certain.sum())
+        sample = untested[np.argsort(np.abs(margin[untested]), kind="stable")[:ENOUGH]]  # likely to be in doubt anyway
+        asked = self._ask(ray[sample], epsilon[sample], screened[sample])
+        if len(sample):
+            margin, band = self._judged(ray, epsilon, screened, rounding)
+        decided = np.abs(margin) > band  # never where it is NaN
+        decided[sample] = False
+        self._asked += len(wanted) - len(sample)
+        self._spared += int(decided.sum())
+
+        answers = Answers(margin, margin < 0, np.where(decided, band, 0.0), runs)
+        rest = np.setdiff1d(np.flatnonzero(~decided), sample)
+        for rows, exact in ((sample, asked), (rest, self._ask(ray[rest], epsilon[rest], screened[rest]))):
+            answers.margin[rows], answers.flipped[rows], answers.noise[rows] = exact.margin, exact.flipped, exact.noise
+            answers.runs[rows] += exact.runs
+        columns = (epsilon, answers.margin, answers.flipped, ~decided, screened, rounding)
+        for r, *told in zip(ray.tolist(), *(column.tolist() for column in columns)):
+            insort(self._told[r], _Point(*told), key=_epsilon)
         if self._is_wasteful():
             self._exactly[:] = True
         return answers
@@ -121,70 +119,69 @@ class ScreeningProber(Prober):
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Asks in float32 what the screen alone said and an answer rests on; a ray of which it was wrong goes on so."""
-        row_of, last = {r: i for i, r in enumerate(ray.tolist())}, dict(zip(ray.tolist(), epsilon.tolist()))
+        """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
         refuted, runs = super().confirm(ray, epsilon)
-
-        def check(wanted: list[tuple[int, tuple[float, float, float]]], flipped: NDArray[np.bool_]) -> None:
-            if not wanted:
-                return
-            probes = _Probes(np.array([r for r, _ in wanted]), *np.array([told for _, told in wanted]).T)
-            answers = Answers(
-                np.zeros(len(probes)), np.zeros(len(probes), bool), np.zeros(len(probes)), np.zeros(len(probes), np.int64)
+        while True:
+            rests_on = [(row, point) for row in np.flatnonzero(~refuted).tolist()
+                        for point in self._unverified(int(ray[row]), float(epsilon[row]))]  # fmt: skip
+            if not rests_on:
+                break
+            row = np.array([row for row, _ in rests_on])
+            points = [point for _, point in rests_on]
+            at, screened, rounding = (
+                np.array([getattr(p, name) for p in points]) for name in ("epsilon", "screened", "rounding")
             )
-            self._ask(probes, np.arange(len(probes)), answers)
-            rows = np.array([row_of[r] for r in probes.ray.tolist()])
-            np.add.at(runs, rows, answers.runs)
-            refuted[rows[answers.flipped != flipped]] = True
-            self._spared -= len(probes)
-
-        ends, expected, before = [], [], {}
-        for r, end in last.items():
-            told = self._told[r]
-            beyond = min((t for t in told.flipped if t[0] > end), default=None)
-            before[r] = [t for t in told.unflipped if t[0] < end]
-            at = [t for t in told.unflipped if t[0] == end]
-            ends += [(r, t) for t in at]
-            expected += [False] * len(at)
-            if beyond is not None and beyond[0] < told.flip:
-                ends.append((r, beyond))
-                expected.append(True)
-        check(ends, np.array(expected, bool))
-
-        on_the_way = [(r, t) for r in last if not refuted[row_of[r]] for t in before[r]]
-        if on_the_way:
-            probes = _Probes(np.array([r for r, _ in on_the_way]), *np.array([t for _, t in on_the_way]).T)
-            margin, band = self._judged(probes)
-            doubtful = np.flatnonzero(margin <= band)
-            check([on_the_way[i] for i in doubtful], np.zeros(len(doubtful), bool))
-        for r in last:
-            del self._told[r]
-            if not refuted[row_of[r]]:
-                self._differences.forget(r)
+            margin, band = self._judged(ray[row], at, screened, rounding)
+            wanted = np.flatnonzero((at >= epsilon[row]) | (margin <= band))
+            if not len(wanted):
+                break
+            exact = self._ask(ray[row[wanted]], at[wanted], screened[wanted])
+            np.add.at(runs, row[wanted], exact.runs)
+            for i, flipped in zip(wanted.tolist(), exact.flipped.tolist()):
+                points[i].exact = True
+                refuted[row[i]] |= flipped != points[i].flipped
+            self._spared -= len(wanted)
         self._exactly[ray[refuted]] = True
+        for r in ray.tolist():
+            self._told.pop(r, None)
+        for r in ray[~refuted].tolist():
+            self._differences.forget(r)
         return refuted, runs
 
-    def _judged(self, probes: _Probes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Corrected margins, and the bands within which they say nothing."""
-        correction = self._differences.correction(probes.ray, probes.epsilon)
-        return probes.margin - correction, self._differences.band(probes.ray) + probes.rounding
+    def _unverified(self, ray: int, epsilon: float) -> list[_Point]:
+        """What the screen alone said of a ray up to its last unflipped epsilon, and of the flip after it."""
+        told = self._told[ray]
+        end = bisect_right(told, epsilon, key=_epsilon)
+        return [p for p in told[:end] if not p.exact] + [p for p in told[end : end + 1] if not p.exact and p.flipped]
 
-    def _tell(self, probes: _Probes, margin: NDArray[np.float64]) -> None:
-        """Remembers what is answered by the screen alone."""
-        columns = (probes.ray.tolist(), (margin < 0).tolist(), probes.epsilon.tolist())
-        for r, flipped, *said in zip(*columns, probes.margin.tolist(), probes.rounding.tolist()):
-            (self._told[r].flipped if flipped else self._told[r].unflipped).append(tuple(said))
+    def _judged(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64],
+        rounding: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:  # fmt: skip
+        """Corrected margins and the bands within which they say nothing, NaN where the screen has said nothing."""
+        asked = np.flatnonzero(~np.isnan(screened))
+        margin, band = np.full(len(ray), np.nan), np.full(len(ray), np.nan)
+        margin[asked] = screened[asked] - self._differences.correction(ray[asked], epsilon[asked])
+        band[asked] = self._differences.band(ray[asked]) + rounding[asked]
+        return margin, band
 
-    def _ask(self, probes: _Probes, rows: NDArray[np.int64], answers: Answers) -> None:
-        """Answers these rows in float32, and learns how far off the screen was."""
-        ray, epsilon = probes.ray[rows], probes.epsilon[rows]
+    def _near_the_flip(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where the margin that was told at the nearest smaller epsilon is small: screening is likely to be in vain."""
+        behind = self._rays.margin[ray]
+        for i, (r, e) in enumerate(zip(ray.tolist(), epsilon.tolist())):
+            told = self._told[r]
+            at = bisect_left(told, e, key=_epsilon)
+            if at:
+                behind[i] = told[at - 1].margin
+        band = self._differences.band(ray)
+        return np.isfinite(band) & (np.abs(behind) <= NEAR * band)
+
+    def _ask(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]) -> Answers:
+        """What float32 says; how far off the screen was is learnt."""
         exact = super().__call__(ray, epsilon)
-        answers.margin[rows], answers.flipped[rows], answers.noise[rows] = exact.margin, exact.flipped, exact.noise
-        answers.runs[rows] += exact.runs
-        for r, e in zip(ray[exact.flipped].tolist(), epsilon[exact.flipped].tolist()):
-            self._told[r].flip = min(self._told[r].flip, e)
-        both = np.flatnonzero(~np.isnan(probes.margin[rows]))
-        self._differences.learn(ray[both], epsilon[both], (probes.margin[rows] - exact.margin)[both])
+        both = np.flatnonzero(~np.isnan(screened))
+        self._differences.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
+        return exact
 
     def _is_wasteful(self) -> bool:
         """Whether the screen costs more than the float32 passes it spares."""
@@ -194,19 +191,19 @@ class ScreeningProber(Prober):
         return self._spared * exact < self._asked * screen
 
     def _enter(self, ray: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Measures how far the screen is off on unperturbed images that are new; the passes each probe is to pay for."""
+        """Learns how far the screen is off on unperturbed images that are new; the passes each probe is to pay for."""
         runs = np.zeros(len(ray), np.int64)
-        new = np.array([r for r in np.unique(ray[~self._exactly[ray]]).tolist() if r not in self._differences], np.int64)
+        new, row = np.unique(ray, return_index=True)
+        fresh = [not exactly and r not in self._differences for r, exactly in zip(new.tolist(), self._exactly[new])]
+        new, row = new[fresh], row[fresh]
         images, first = np.unique(self._rays.image[new], return_index=True)
-        unseen = np.array([i not in self._at_zero for i in images.tolist()], bool)
-        first = new[first[unseen]]
-        margin, _ = self._screen(first, np.zeros(len(first)))
-        self._at_zero.update(zip(images[unseen].tolist(), (margin - self._rays.margin[first]).tolist()))
-        runs[np.isin(ray, first)] = 1
-        for r in new.tolist():
-            at_zero = self._at_zero[int(self._rays.image[r])]
-            self._exactly[r] |= np.isnan(at_zero)
-            self._differences.enter(r, at_zero)
+        first = first[[image not in self._at_zero for image in images.tolist()]]
+        margin, _ = self._screen(new[first], np.zeros(len(first)))
+        runs[row[first]] = 1
+        self._at_zero.update(zip(self._rays.image[new[first]].tolist(), (margin - self._rays.margin[new[first]]).tolist()))
+        for r, image in zip(new.tolist(), self._rays.image[new].tolist()):
+            self._differences.enter(r, self._at_zero[image])
+        self._exactly[new] = np.isnan([self._at_zero[image] for image in self._rays.image[new].tolist()])
         return runs
 
     def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
