@@ -30,11 +30,11 @@ def low_precision(precision: str, device_type: str) -> AbstractContextManager[ob
     return torch.autocast(device_type, getattr(torch, precision))
 
 
-def first_layer_exact(model: Callable[[Tensor], object], precision: str) -> Callable[[Tensor], object]:
+def first_layer_exact(model: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
     """The model, whose first layer stays in float32 when it is called inside `low_precision`."""
 
     def forward(inputs: Tensor) -> object:
-        with _FirstLayerExact(inputs.device.type, precision):
+        with _FirstLayerExact(inputs.device.type):
             return model(inputs)
 
     return forward
@@ -55,18 +55,27 @@ class _Tf32:
 
 
 class _FirstLayerExact(TorchFunctionMode):
-    """For one forward pass."""
+    """For one forward pass: a mode sees every call that a model makes from Python."""
 
-    def __init__(self, device_type: str, precision: str):
+    def __init__(self, device_type: str):
         super().__init__()
         self._device_type, self._passed = device_type, False
-        self._after = None if precision == "tf32" else getattr(torch, precision)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._passed or getattr(func, "__name__", "") not in LAYERS:
             return func(*args, **kwargs)
         self._passed = True
-        with torch.autocast(self._device_type, enabled=False), _Tf32(False):
+        if not all(_is_float32(value) for value in (*args, *kwargs.values())):
+            return func(*args, **kwargs)  # the model has rounded its input itself
+        if not torch.is_autocast_enabled(self._device_type):
+            with _Tf32(False):
+                return func(*args, **kwargs)
+        with torch.autocast(self._device_type, enabled=False):
             output = func(*args, **kwargs)
-        return output if self._after is None else output.to(self._after)  # what follows sees the type it would see
+        return output.to(torch.get_autocast_dtype(self._device_type))  # what follows is given the type it always is
+
+
+def _is_float32(value: object) -> bool:
+    """Also of what is no tensor of floating-point numbers."""
+    return not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float32

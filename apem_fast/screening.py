@@ -59,9 +59,9 @@ class ScreeningProber(Prober):
     ):  # fmt: skip
         super().__init__(model, rays, tuner, passes)
         self._precision, self._screen_tuner = precision, screen_tuner
-        # What is compiled calls its layers where no mode sees them.
-        compiled = isinstance(passes, CompiledPasses)
-        self._screen_passes = passes if compiled else type(passes)(first_layer_exact(model, precision))
+        # A compiler follows the mode that keeps the first layer exact, but not the switch of TensorFloat-32.
+        whole = precision == "tf32" and isinstance(passes, CompiledPasses)
+        self._screen_passes = type(passes)(model if whole else first_layer_exact(model))
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
