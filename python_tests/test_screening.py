@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from networks import images_and_maps, small_network
@@ -9,9 +12,19 @@ from torch import nn
 
 import apem_fast as af
 from apem_fast import screening
+from apem_fast.engine import find_flips
+from apem_fast.passes import PlainPasses
+from apem_fast.rays import direction_rays, tuner_for
+from apem_fast.search import policy_of
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 LOW = ["bfloat16", "float16"]
+
+
+@pytest.fixture(autouse=True)
+def never_given_up(monkeypatch):
+    """Whether the screen pays is a matter of time, and so not left to chance here."""
+    monkeypatch.setattr(screening, "ON_TRIAL", math.inf)
 
 
 class Liar(nn.Module):
@@ -94,10 +107,92 @@ def test_every_input_is_counted():
 
 def test_a_screen_that_costs_more_than_it_spares_is_left(monkeypatch):
     monkeypatch.setattr(screening, "ON_TRIAL", 8)
+    monkeypatch.setattr(screening.BatchTuner, "seconds_an_input", 1.0)
     model = Liar(LIES["noisy"]).eval()
     images, relevance = images_and_maps(6)
     af.apem(model, images, relevance, search="exhaustive", precision="bfloat16", **GRID)
     assert model.screened < model.exact / 2
+
+
+# -- scripted margins ---------------------------------------------------------------------------------------------
+
+LAST = 400
+CURVES = {  # of float32, by epsilon: they flip at 100 and stay so, or come back
+    "falls": lambda e: 2 - e / 50,
+    "comes back": lambda e: np.where(e < 200, 2 - e / 50, (e - 250) / 20),
+    "bends": lambda e: 4 * np.exp(-e / 40) - 4 * np.exp(-2.5),
+    "never flips": lambda e: 3 - e / 200,
+}
+DRIFTS = {  # of the screen: what it adds
+    "none": lambda e: 0 * e,
+    "slow": lambda e: 0.3 - e / 900,
+    "fast and even": lambda e: e / 40,
+    "jumps up": lambda e: np.where(e > 60, 10.0, 0.0),
+    "jumps up late": lambda e: np.where(e > 99, 10.0, 0.0),
+    "jumps down": lambda e: np.where(e > 60, -10.0, 0.0),
+    "stays as it was": None,  # 2 throughout, whatever the image
+    "noise": lambda e: 0.5 * np.sin(1e4 * e),
+    "overflows late": lambda e: np.where(e > 60, np.nan, 0.0),
+}
+
+
+class Scripted(screening.ScreeningProber):
+    """Margins from two functions of ray and epsilon; no model is run."""
+
+    def __init__(self, exact, screened):
+        rays = len(exact)
+        images = torch.zeros(rays, 1, 2, 2)
+        start = np.array([float(curve(np.zeros(1))[0]) for curve in exact])
+        described = direction_rays(images, torch.zeros(rays, dtype=torch.int64), start, torch.ones_like(images))
+        model = nn.Identity()
+        super().__init__(model, described, tuner_for(images, 8), PlainPasses(model), "float16", tuner_for(images, 8))
+        self.exact, self.screened, self.asked = exact, screened, 0
+
+    def _run(self, ray, epsilon, tuner):
+        curves = self.screened if self._in_low_precision else self.exact
+        self.asked += (not self._in_low_precision) * len(ray)
+        margin = np.array([float(curves[r](np.array([e]))[0]) for r, e in zip(ray, epsilon)])
+        return margin, margin < 0, np.zeros(len(ray))
+
+    def alone(self, ray, epsilon):
+        margin = float(self.exact[ray](np.array([epsilon]))[0])
+        return margin, margin < 0
+
+
+def scripted_flips(search, liars):
+    """Flips and float32 inputs of 40 honest rays, with (curve, drift) pairs among them."""
+    rng = np.random.default_rng(0)
+
+    def honest(slope, offset):
+        return lambda e: 2 - slope * e, lambda e: 2 - slope * e + offset + 0.002 * np.sin(1e3 * slope * e)
+
+    pairs = [honest(slope, offset) for slope, offset in zip(rng.uniform(0.01, 0.1, 40), rng.normal(0, 0.01, 40))]
+    for curve, drift in liars:
+        exact = CURVES[curve]
+        pairs.insert(20, (exact, (lambda e: 0 * e + 2.0) if drift is None else (lambda e: exact(e) + drift(e))))
+    prober = Scripted(*zip(*pairs))
+    with prober:
+        flips = find_flips(prober, prober._rays, policy_of(search), step=1.0, last_step=LAST)
+    grid = np.arange(1.0, LAST + 1)
+    for (exact, _), step, flipped in zip(pairs, flips.step, flips.flipped):
+        below = np.flatnonzero(exact(grid) < 0)
+        assert flipped == (len(below) > 0)
+        assert step == (below[0] + 1 if len(below) else LAST)
+    return flips, prober
+
+
+@pytest.mark.parametrize("search", ["isolate", "exhaustive"])
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_a_liar_among_honest_rays(search, curve, drift):
+    """The band is narrow, because all others are honest."""
+    scripted_flips(search, [(curve, DRIFTS[drift])])
+
+
+@pytest.mark.parametrize("search", ["isolate", "exhaustive"])
+def test_honest_rays_need_little_more_than_the_two_points_at_their_flips(search):
+    flips, prober = scripted_flips(search, [])
+    assert prober.asked < 4 * len(flips.step)
 
 
 class Rejects(nn.Module):

@@ -1,0 +1,186 @@
+"""The first layer stays in float32, and nothing of the user's or of torch's state is changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import images_and_maps, small_network
+from torch import nn
+
+from apem_fast.low_precision import first_layer_exact, low_precision
+
+LOW = [torch.bfloat16, torch.float16]
+
+
+def lowered(model, images, dtype=torch.bfloat16):
+    with torch.no_grad(), low_precision(str(dtype).removeprefix("torch."), "cpu"):
+        return model(images)
+
+
+class Noting(nn.Module):
+    """Notes the types that each of its layers was given and gave back, in the order of the calls."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers, self.seen = nn.ModuleList(layers), []
+
+    def forward(self, x):
+        for layer in self.layers:
+            given, x = x, layer(x)
+            self.seen.append((given.detach(), x.detach()))
+        return x
+
+
+class Product(nn.Module):
+    """A linear layer as a matrix product, in one of the ways to write it."""
+
+    WAYS = {
+        "matmul": torch.matmul,
+        "@": lambda x, w: x @ w,
+        "method": lambda x, w: x.matmul(w),
+        "addmm": lambda x, w: torch.addmm(torch.zeros(w.shape[1]), x, w),
+        "einsum": lambda x, w: torch.einsum("ni,io->no", x, w),
+        "linear": lambda x, w: nn.functional.linear(x, w.T),
+    }
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.weight = self.WAYS[way], nn.Parameter(torch.randn(48, 10, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return self.way(x, self.weight)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_the_first_convolution_is_in_float32_and_the_rest_is_not(dtype):
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+    model = Noting(first, nn.ReLU(), second)
+    images, _ = images_and_maps(2)
+    for _ in range(2):  # in each forward pass anew
+        model.seen.clear()
+        lowered(first_layer_exact(model), images, dtype)
+        (_, after_first), _, (before_second, after_second) = model.seen
+        with torch.no_grad():
+            assert torch.equal(after_first, first(images).to(dtype))
+        assert not torch.equal(after_first, lowered(first, images, dtype))
+        assert torch.equal(after_second, lowered(second, before_second, dtype))
+        assert after_second.dtype == dtype
+
+
+@pytest.mark.parametrize("way", Product.WAYS)
+def test_products_are_layers_however_they_are_written(way):
+    model, x = Product(way), torch.randn(4, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = model(x).to(torch.bfloat16)
+    assert torch.equal(lowered(first_layer_exact(model), x), exact)
+    assert not torch.equal(lowered(model, x), exact)
+
+
+def test_a_model_that_prepares_its_input_first():
+    """The first layer is the first that is called, whatever happened to the input before."""
+    first = nn.Conv2d(3, 8, 3)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReflectionPad2d(1), first).eval()
+    images, _ = images_and_maps(2)
+    with torch.no_grad():
+        assert torch.equal(lowered(first_layer_exact(model), images), model(images).to(torch.bfloat16))
+
+
+class RoundsItsInput(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.network, self.dtype = small_network(), dtype
+
+    def forward(self, x):
+        return self.network(x.to(self.dtype))
+
+
+class DoesWithoutAutocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = small_network()
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.network(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [RoundsItsInput(torch.bfloat16), DoesWithoutAutocast(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())],
+    ids=["rounds its input", "does without autocast", "has no such layer"],
+)
+def test_models_on_which_it_has_nothing_to_do(model):
+    images, _ = images_and_maps(2)
+    with_it, without = lowered(first_layer_exact(model), images), lowered(model, images)
+    assert with_it.dtype == without.dtype and torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_small_change_of_the_input_is_not_lost(dtype):
+    """What it is for: a perturbation far below the spacing of low-precision numbers still shows in the first layer."""
+    layer = nn.Linear(48, 10)
+    x = torch.rand(4, 48, generator=torch.Generator().manual_seed(2)) + 1
+    change = torch.randn(4, 48, generator=torch.Generator().manual_seed(3)) * float(torch.finfo(dtype).eps) / 2
+    with torch.no_grad():
+        exact = layer(x + change) - layer(x)
+
+    def off(model):
+        # the sum in float32, since a result in low precision is rounded in either way
+        def changed(values):
+            with torch.no_grad(), low_precision(str(dtype).removeprefix("torch."), "cpu"):
+                return model(values)
+
+        return float((changed(x + change).float() - changed(x).float() - exact).abs().mean())
+
+    assert off(first_layer_exact(layer)) < off(layer)
+
+
+class Fails(nn.Module):
+    def forward(self, x):
+        nn.functional.linear(x.flatten(1), torch.zeros(10, x[0].numel()))
+        raise KeyError("on purpose")
+
+
+def test_nothing_stays_behind(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    model = small_network()
+    before = {name: (value.dtype, value.clone()) for name, value in model.state_dict().items()}
+    attributes, images = set(vars(model)), images_and_maps(2)[0]
+    for run in (model, Fails()):
+        for precision in ("bfloat16", "tf32"):
+            try:
+                with low_precision(precision, "cpu"):
+                    first_layer_exact(run)(images)
+            except KeyError:
+                pass
+            assert not torch.is_autocast_enabled("cpu")
+            assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+            assert torch._C._len_torch_function_stack() == 0
+    assert set(vars(model)) == attributes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name][0] and torch.equal(value, before[name][1])
+
+
+def test_tensorfloat_is_off_in_the_first_layer_only():
+    seen = []
+
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") == "linear":
+                seen.append(torch.backends.cudnn.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    with Mode(), low_precision("tf32", "cpu"):  # the outer mode sees calls as the inner one makes them
+        first_layer_exact(model)(torch.zeros(1, 8))
+    assert seen == [False, True]
+
+
+@pytest.mark.slow
+def test_a_compiler_follows():
+    model, (images, _) = small_network(), images_and_maps(4)
+    compiled = torch.compile(first_layer_exact(model), dynamic=False)
+    exact = lowered(first_layer_exact(model), images)
+    off = (lowered(compiled, images) - exact).abs().max()
+    assert off < (lowered(model, images) - exact).abs().max()
