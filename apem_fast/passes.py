@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from apem_fast.batching import is_out_of_memory
+from apem_fast.batching import BatchPlan, is_out_of_memory
 from apem_fast.capture import captured, warn_of_way_back
 from apem_fast.layouts import WeightLayouts
 
@@ -33,9 +33,6 @@ class PlainPasses:
     noise = 2.0**-16
     """A margin this close to 0, relative to the greatest logit, may change sign with the batch that its image was in
     (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0."""
-
-    known = True
-    """Whether `noise` is known to hold here; otherwise it is to be measured first."""
 
     def __init__(self, model: Forward):
         self._model = model
@@ -63,10 +60,13 @@ class PlainPasses:
         with self._layouts.as_given():
             return self._model(image)
 
-    def differed(self, by: float) -> None:
-        """A batch was seen to be off by so much of the greatest logit from the same image alone."""
+    def knows_noise_of(self, plan: BatchPlan) -> bool:
+        """Whether `noise` is known to hold for such batches; otherwise it is to be measured first."""
+        return True
+
+    def differed(self, plan: BatchPlan, by: float) -> None:
+        """Such batches were seen to be off by so much of the greatest logit from the same images alone."""
         self.noise = max(self.noise, NOISE_OVER_SEEN * by)
-        self.known = True
 
     def forget(self) -> None:
         """The model is not what it was at the last search."""
@@ -76,17 +76,24 @@ class _PreparedPasses(PlainPasses, ABC):
     """What compiled and captured passes share: fixed shapes, the comparison, and the way back."""
 
     doing = ""
-    known = False
 
     def __init__(self, model: Forward):
         super().__init__(model)
         self._ready: dict[tuple[object, ...], Forward] = {}  # by shape, strides and whether exact
         self._wanted: Counter[tuple[object, ...]] = Counter()
+        self._seen: set[BatchPlan] = set()
         self._given_up = False
 
     @abstractmethod
     def prepare(self, example: Tensor) -> Forward:
         """The model for batches like the example."""
+
+    def knows_noise_of(self, plan: BatchPlan) -> bool:
+        return plan in self._seen
+
+    def differed(self, plan: BatchPlan, by: float) -> None:
+        super().differed(plan, by)
+        self._seen.add(plan)
 
     def shapes(self, size: int) -> tuple[int, ...]:
         """The batches that may be prepared where passes are of `size`, smallest first."""

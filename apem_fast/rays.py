@@ -195,7 +195,7 @@ class Prober:
         margin, flipped, noise = passes.read()
         _check_finite(margin, noise)
         runs = np.ones(len(ray), np.int64)
-        if not self._passes.known:
+        if not self._passes.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
             self._compare(ray, epsilon, margin, noise, runs)
         close = np.flatnonzero(np.abs(margin) <= noise)
         runs[close] += 1
@@ -222,7 +222,7 @@ class Prober:
         self, batched: NDArray[np.float64], alone: NDArray[np.float64], noise: NDArray[np.float64]
     ) -> None:
         greatest_logit = np.maximum(noise / self._passes.noise, np.finfo(np.float64).tiny)
-        self._passes.differed(float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
+        self._passes.differed(self._tuner.best, float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
