@@ -39,15 +39,18 @@ class Differences:
 
     def correction(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.float64]:
         """(M,) what to take off screened margins."""
-        return np.array([self._expected(r, e) for r, e in zip(ray.tolist(), epsilon.tolist())])
+        return np.array([self._expected(r, e) for r, e in zip(ray.tolist(), epsilon.tolist())], np.float64)
 
     def band(self, ray: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(M,) by how much a corrected margin may be off; infinite until enough corrections were checked."""
+        """(M,) by how much a corrected margin may be off; infinite until enough corrections were checked. Also of rays
+        that have not entered yet."""
         usual = [
             BAND * math.sqrt(squares / checked) if checked >= ENOUGH else math.inf
             for squares, checked in zip(self._squares, self._checked)
         ]
-        return np.array([usual[len(self._epsilon[r]) > 1] + self._most_off[r] for r in ray.tolist()])
+        return np.array(
+            [usual[len(self._epsilon.get(r, ())) > 1] + self._most_off.get(r, 0.0) for r in ray.tolist()], np.float64
+        )
 
     def learn(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], difference: NDArray[np.float64]) -> None:
         """Finite differences that were measured."""

@@ -7,12 +7,13 @@ the model runs, by a function mode that sees the calls; nothing of the model is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from apem_fast.undisturbed import products_in
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}  # of one value
 
@@ -26,35 +27,32 @@ LAYERS = frozenset(
 def low_precision(precision: str, device_type: str) -> AbstractContextManager[object]:
     """Inside, convolutions and matrix products are in that precision."""
     if precision == "tf32":
-        return _Tf32(True)
+        return products_in("tf32")
     return torch.autocast(device_type, getattr(torch, precision))
 
 
-def first_layer_exact(model: Callable[[Tensor], object]) -> Callable[[Tensor], object]:
-    """The model, whose first layer stays in float32 when it is called inside `low_precision`."""
+class FirstLayerExact(nn.Module):
+    """A model whose first layer stays in float32 when it is called inside `low_precision`; else the model as it is."""
 
-    def forward(inputs: Tensor) -> object:
-        with _FirstLayerExact(inputs.device.type):
-            return model(inputs)
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.training = model.training
 
-    return forward
-
-
-class _Tf32:
-    """TensorFloat-32 allowed or not."""
-
-    def __init__(self, allowed: bool):
-        self._allowed = allowed
-
-    def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._allowed
-
-    def __exit__(self, *exception: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+    def forward(self, inputs: Tensor) -> object:
+        device_type = inputs.device.type
+        if not (torch.is_autocast_enabled(device_type) or _tf32_is_allowed()):
+            return self.model(inputs)
+        with _FirstLayerInFloat32(device_type):
+            return self.model(inputs)
 
 
-class _FirstLayerExact(TorchFunctionMode):
+def _tf32_is_allowed() -> bool:
+    """Not where a compiler reads this: it follows a mode, but no switch of TensorFloat-32 inside the model."""
+    return not torch.compiler.is_compiling() and torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+class _FirstLayerInFloat32(TorchFunctionMode):
     """For one forward pass: a mode sees every call that a model makes from Python."""
 
     def __init__(self, device_type: str):
@@ -69,7 +67,7 @@ class _FirstLayerExact(TorchFunctionMode):
         if not all(_is_float32(value) for value in (*args, *kwargs.values())):
             return func(*args, **kwargs)  # the model has rounded its input itself
         if not torch.is_autocast_enabled(self._device_type):
-            with _Tf32(False):
+            with products_in("ieee"):
                 return func(*args, **kwargs)
         with torch.autocast(self._device_type, enabled=False):
             output = func(*args, **kwargs)

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast.batching import BatchTuner, is_out_of_memory
+from apem_fast.clean import ModelOutputError
 from apem_fast.differences import ENOUGH, Differences
-from apem_fast.low_precision import ROUNDING, first_layer_exact, low_precision
-from apem_fast.passes import CompiledPasses, PlainPasses
-from apem_fast.rays import Answers, ModelOutputError, Prober, Rays, logits_of
+from apem_fast.low_precision import ROUNDING, low_precision
+from apem_fast.passes import PlainPasses
+from apem_fast.rays import Answers, Prober, Rays
+from apem_fast.waiting import Waiting
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
 ON_TRIAL = 64  # screened probes before it is judged whether the screen pays
@@ -59,9 +60,6 @@ class ScreeningProber(Prober):
     ):  # fmt: skip
         super().__init__(model, rays, tuner, passes)
         self._precision, self._screen_tuner = precision, screen_tuner
-        # A compiler follows the mode that keeps the first layer exact, but not the switch of TensorFloat-32.
-        whole = precision == "tf32" and isinstance(passes, CompiledPasses)
-        self._screen_passes = type(passes)(model if whole else first_layer_exact(model))
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
@@ -73,30 +71,18 @@ class ScreeningProber(Prober):
     def size(self) -> int:
         return max(super().size, self._screen_tuner.best.size)
 
-    def __exit__(self, *exception: object) -> None:
-        self._screen_passes.forget()
-        super().__exit__(*exception)
-
-    def _lay_out(self, memory_format: torch.memory_format) -> None:
-        if memory_format is not self._format:
-            self._screen_passes.forget()
-        super()._lay_out(memory_format)
-
-    def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
+    def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
         if not len(ray):
-            return super().__call__(ray, epsilon)
-        runs = self._enter(ray)
+            return (yield from super().answers(ray, epsilon))
         wanted = np.flatnonzero(~self._exactly[ray])
         wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
-        screened, rounding = np.full(len(ray), np.nan), np.zeros(len(ray))
-        screened[wanted], rounding[wanted] = self._screen(ray[wanted], epsilon[wanted])
-        runs[wanted] += 1
+        screened, rounding, runs = yield from self._screened(ray, epsilon, wanted)
         self._exactly[ray[wanted[np.isnan(screened[wanted])]]] = True  # the low precision overflows here
 
         margin, band = self._judged(ray, epsilon, screened, rounding)
         untested = np.flatnonzero(np.isinf(band))
         sample = untested[np.argsort(np.abs(margin[untested]), kind="stable")[:ENOUGH]]  # likely to be in doubt anyway
-        asked = self._ask(ray[sample], epsilon[sample], screened[sample])
+        asked = yield from self._ask(ray[sample], epsilon[sample], screened[sample])
         if len(sample):
             margin, band = self._judged(ray, epsilon, screened, rounding)
         decided = np.abs(margin) > band  # never where it is NaN
@@ -106,7 +92,8 @@ class ScreeningProber(Prober):
 
         answers = Answers(margin, margin < 0, np.where(decided, band, 0.0), runs)
         rest = np.setdiff1d(np.flatnonzero(~decided), sample)
-        for rows, exact in ((sample, asked), (rest, self._ask(ray[rest], epsilon[rest], screened[rest]))):
+        asked_too = yield from self._ask(ray[rest], epsilon[rest], screened[rest])
+        for rows, exact in ((sample, asked), (rest, asked_too)):
             answers.margin[rows], answers.flipped[rows], answers.noise[rows] = exact.margin, exact.flipped, exact.noise
             answers.runs[rows] += exact.runs
         columns = (epsilon, answers.margin, answers.flipped, ~decided, screened, rounding)
@@ -118,9 +105,9 @@ class ScreeningProber(Prober):
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
         """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
-        refuted, runs = super().confirm(ray, epsilon)
+        refuted, runs = yield from super().confirm(ray, epsilon)
         while True:
             rests_on = [(row, point) for row in np.flatnonzero(~refuted).tolist()
                         for point in self._unverified(int(ray[row]), float(epsilon[row]))]  # fmt: skip
@@ -135,7 +122,7 @@ class ScreeningProber(Prober):
             wanted = np.flatnonzero((at >= epsilon[row]) | (margin <= band))
             if not len(wanted):
                 break
-            exact = self._ask(ray[row[wanted]], at[wanted], screened[wanted])
+            exact = yield from self._ask(ray[row[wanted]], at[wanted], screened[wanted])
             np.add.at(runs, row[wanted], exact.runs)
             for i, flipped in zip(wanted.tolist(), exact.flipped.tolist()):
                 points[i].exact = True
@@ -176,9 +163,11 @@ class ScreeningProber(Prober):
         band = self._differences.band(ray)
         return np.isfinite(band) & (np.abs(behind) <= NEAR * band)
 
-    def _ask(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]) -> Answers:
+    def _ask(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]
+    ) -> Waiting[Answers]:
         """What float32 says; how far off the screen was is learnt."""
-        exact = super().__call__(ray, epsilon)
+        exact = yield from super().answers(ray, epsilon)
         both = np.flatnonzero(~np.isnan(screened))
         self._differences.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
         return exact
@@ -190,29 +179,44 @@ class ScreeningProber(Prober):
             return False
         return self._spared * exact < self._asked * screen
 
-    def _enter(self, ray: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Learns how far the screen is off on unperturbed images that are new; the passes each probe is to pay for."""
-        runs = np.zeros(len(ray), np.int64)
-        new, row = np.unique(ray, return_index=True)
-        fresh = [not exactly and r not in self._differences for r, exactly in zip(new.tolist(), self._exactly[new])]
-        new, row = new[fresh], row[fresh]
-        images, first = np.unique(self._rays.image[new], return_index=True)
-        first = first[[image not in self._at_zero for image in images.tolist()]]
-        margin, _ = self._screen(new[first], np.zeros(len(first)))
-        runs[row[first]] = 1
-        self._at_zero.update(zip(self._rays.image[new[first]].tolist(), (margin - self._rays.margin[new[first]]).tolist()))
-        for r, image in zip(new.tolist(), self._rays.image[new].tolist()):
-            self._differences.enter(r, self._at_zero[image])
-        self._exactly[new] = np.isnan([self._at_zero[image] for image in self._rays.image[new].tolist()])
-        return runs
+    def _screened(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], wanted: NDArray[np.int64]
+    ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
+        """What the screen says of these of the probes: margins, NaN elsewhere, their rounding, and passes it took, all (M,).
 
-    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+        Unperturbed images that are new are screened with them, so that the difference at epsilon 0 is known.
+        """
+        screened, rounding = np.full(len(ray), np.nan), np.zeros(len(ray))
+        runs = np.zeros(len(ray), np.int64)
+        first, image = self._new_images(ray, wanted)
+        rows = np.concatenate([first, wanted])
+        at = np.concatenate([np.zeros(len(first)), epsilon[wanted]])
+        margin, off = yield from self._screen(ray[rows], at)
+        np.add.at(runs, rows, 1)
+        self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self._rays.margin[ray[first]]).tolist()))
+        screened[wanted], rounding[wanted] = margin[len(first) :], off[len(first) :]
+        for r in np.unique(ray[wanted]).tolist():
+            if r not in self._differences:
+                self._differences.enter(r, self._at_zero[int(self._rays.image[r])])
+        unknown = np.isnan([self._at_zero[i] for i in self._rays.image[ray[wanted]].tolist()])
+        screened[wanted[unknown]] = np.nan
+        return screened, rounding, runs
+
+    def _new_images(
+        self, ray: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images among the wanted probes of which no difference is known, and a probe of each."""
+        image, first = np.unique(self._rays.image[ray[wanted]], return_index=True)
+        new = np.array([i not in self._at_zero for i in image.tolist()], bool)
+        return wanted[first[new]], image[new]
+
+    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[tuple[NDArray, NDArray]]:
         """Margins in low precision, NaN where they are not finite, and how much of them is rounding of the logits."""
         if not len(ray):
             return np.zeros(0), np.zeros(0)
         self._in_low_precision = True
         try:
-            margin, _, noise = self._run(ray, epsilon, self._screen_tuner)
+            passes = self._start(ray, epsilon, self._screen_tuner)
         except ModelOutputError:
             raise
         except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -224,6 +228,8 @@ class ScreeningProber(Prober):
             ) from error
         finally:
             self._in_low_precision = False
+        yield
+        margin, _, noise = passes.read()
         bad = ~(np.isfinite(margin) & np.isfinite(noise))
         rounding = noise * (ROUNDING[self._precision] / self._passes.noise)
         return np.where(bad, np.nan, margin), np.where(bad, 0.0, rounding)
@@ -232,4 +238,4 @@ class ScreeningProber(Prober):
         if not self._in_low_precision:
             return super()._logits(inputs, size)
         with low_precision(self._precision, inputs.device.type):
-            return logits_of(lambda batch: self._screen_passes(batch, size, False), inputs)
+            return super()._logits(inputs, size, exact=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 from networks import images_and_maps, small_network
 from torch import nn
 
-from apem_fast.low_precision import first_layer_exact, low_precision
+from apem_fast.low_precision import FirstLayerExact, low_precision
+from apem_fast.undisturbed import PRODUCTS
 
 LOW = [torch.bfloat16, torch.float16]
 
@@ -58,7 +61,7 @@ def test_the_first_convolution_is_in_float32_and_the_rest_is_not(dtype):
     images, _ = images_and_maps(2)
     for _ in range(2):  # in each forward pass anew
         model.seen.clear()
-        lowered(first_layer_exact(model), images, dtype)
+        lowered(FirstLayerExact(model), images, dtype)
         (_, after_first), _, (before_second, after_second) = model.seen
         with torch.no_grad():
             assert torch.equal(after_first, first(images).to(dtype))
@@ -72,7 +75,7 @@ def test_products_are_layers_however_they_are_written(way):
     model, x = Product(way), torch.randn(4, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         exact = model(x).to(torch.bfloat16)
-    assert torch.equal(lowered(first_layer_exact(model), x), exact)
+    assert torch.equal(lowered(FirstLayerExact(model), x), exact)
     assert not torch.equal(lowered(model, x), exact)
 
 
@@ -82,7 +85,7 @@ def test_a_model_that_prepares_its_input_first():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReflectionPad2d(1), first).eval()
     images, _ = images_and_maps(2)
     with torch.no_grad():
-        assert torch.equal(lowered(first_layer_exact(model), images), model(images).to(torch.bfloat16))
+        assert torch.equal(lowered(FirstLayerExact(model), images), model(images).to(torch.bfloat16))
 
 
 class RoundsItsInput(nn.Module):
@@ -111,7 +114,7 @@ class DoesWithoutAutocast(nn.Module):
 )
 def test_models_on_which_it_has_nothing_to_do(model):
     images, _ = images_and_maps(2)
-    with_it, without = lowered(first_layer_exact(model), images), lowered(model, images)
+    with_it, without = lowered(FirstLayerExact(model), images), lowered(model, images)
     assert with_it.dtype == without.dtype and torch.equal(with_it, without)
 
 
@@ -132,7 +135,7 @@ def test_a_small_change_of_the_input_is_not_lost(dtype):
 
         return float((changed(x + change).float() - changed(x).float() - exact).abs().mean())
 
-    assert off(first_layer_exact(layer)) < off(layer)
+    assert off(FirstLayerExact(layer)) < off(layer)
 
 
 class Fails(nn.Module):
@@ -141,46 +144,56 @@ class Fails(nn.Module):
         raise KeyError("on purpose")
 
 
-def test_nothing_stays_behind(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+def test_nothing_stays_behind():
     model = small_network()
     before = {name: (value.dtype, value.clone()) for name, value in model.state_dict().items()}
     attributes, images = set(vars(model)), images_and_maps(2)[0]
+    products = [place.fp32_precision for place in PRODUCTS]
     for run in (model, Fails()):
         for precision in ("bfloat16", "tf32"):
-            try:
-                with low_precision(precision, "cpu"):
-                    first_layer_exact(run)(images)
-            except KeyError:
-                pass
+            with suppress(KeyError), low_precision(precision, "cpu"):
+                FirstLayerExact(run)(images)
             assert not torch.is_autocast_enabled("cpu")
-            assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+            assert [place.fp32_precision for place in PRODUCTS] == products
             assert torch._C._len_torch_function_stack() == 0
-    assert set(vars(model)) == attributes
+    assert set(vars(model)) == attributes and not model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     for name, value in model.state_dict().items():
         assert value.dtype == before[name][0] and torch.equal(value, before[name][1])
 
 
+class Watched(torch.overrides.TorchFunctionMode):
+    """Notes which float32 products are allowed where a linear layer is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") == "linear":
+            self.seen.append(torch.backends.cudnn.conv.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
 def test_tensorfloat_is_off_in_the_first_layer_only():
-    seen = []
-
-    class Mode(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            if getattr(func, "__name__", "") == "linear":
-                seen.append(torch.backends.cudnn.allow_tf32)
-            return func(*args, **(kwargs or {}))
-
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
-    with Mode(), low_precision("tf32", "cpu"):  # the outer mode sees calls as the inner one makes them
-        first_layer_exact(model)(torch.zeros(1, 8))
-    assert seen == [False, True]
+    with Watched() as watched, low_precision("tf32", "cpu"):  # the outer mode sees calls as the inner one makes them
+        FirstLayerExact(model)(torch.zeros(1, 8))
+    assert watched.seen == ["ieee", "tf32"]
+
+
+def test_outside_low_precision_it_is_the_model_itself():
+    model = Noting(small_network())
+    images, _ = images_and_maps(2)
+    with Watched(), torch.no_grad():
+        assert torch._C._len_torch_function_stack() == 1
+        assert torch.equal(FirstLayerExact(model)(images), model(images))
 
 
 @pytest.mark.slow
 def test_a_compiler_follows():
     model, (images, _) = small_network(), images_and_maps(4)
-    compiled = torch.compile(first_layer_exact(model), dynamic=False)
-    exact = lowered(first_layer_exact(model), images)
+    compiled = torch.compile(FirstLayerExact(model), dynamic=False)
+    exact = lowered(FirstLayerExact(model), images)
     off = (lowered(compiled, images) - exact).abs().max()
     assert off < (lowered(model, images) - exact).abs().max()

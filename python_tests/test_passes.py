@@ -10,6 +10,7 @@ from networks import images_and_maps, small_network
 
 import apem_fast as af
 from apem_fast import passes
+from apem_fast.batching import BatchPlan
 from apem_fast.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
@@ -22,7 +23,7 @@ class Recorded(_PreparedPasses):
 
     def __init__(self, model, wrong=lambda logits: logits):
         super().__init__(model)
-        self.wrong, self.prepared, self.shapes = wrong, 0, set()
+        self.wrong, self.prepared, self.seen = wrong, 0, set()
 
     def prepare(self, example):
         self.prepared += 1
@@ -30,7 +31,7 @@ class Recorded(_PreparedPasses):
 
         def replay(batch):
             assert batch.shape == static.shape and batch.stride() == static.stride()
-            self.shapes.add(tuple(batch.shape))
+            self.seen.add(tuple(batch.shape))
             static.copy_(batch)
             answer.copy_(self.wrong(self._model(static)))
             return answer.clone()
@@ -60,7 +61,7 @@ def test_fixed_shapes_change_no_epsilon(recorded, batch_size, precision, memory_
     result = af.apem(model, images, relevance, batch_size=batch_size, precision=precision, **GRID)
     assert recorded[0].prepared
     if batch_size:
-        assert {shape[0] for shape in recorded[0].shapes} == {5}
+        assert {shape[0] for shape in recorded[0].seen} == {5}
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(result, name), getattr(plain, name)), name
@@ -75,16 +76,47 @@ def small_plain(model, images, relevance):
 
 def test_only_a_few_shapes_stay_prepared():
     one = Recorded(small_network())
-    images, _ = images_and_maps(8)
+    images, _ = images_and_maps(13)
     with torch.no_grad():
-        for size in (8, 7, 6, 5, 4):
+        for size in range(13, 3, -1):
             assert torch.equal(one(images[:3], size, True), one._model(images[:3]))  # not full: nothing is prepared
-            assert one.prepared == 8 - size
+            assert one.prepared == 13 - size
             full = one(images[:size], size, True)
             torch.testing.assert_close(one(images[:3], size, True), full[:3])
-    assert one.prepared == 5 and len(one._ready) == passes.KEPT
+    assert one.prepared == 10 and len(one._ready) == passes.KEPT
     one.forget()
     assert not one._ready
+
+
+class RecordedLikeGraphs(Recorded):
+    """In the shapes that graphs are captured in."""
+
+    shapes = GraphedPasses.shapes
+
+
+def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
+    one = RecordedLikeGraphs(small_network())
+    assert one.shapes(512) == (32, 128, 512) and one.shapes(64) == (16, 64) and one.shapes(8) == (8,)
+    images, _ = images_and_maps(64)
+
+    def shape_for(count):
+        """Of the prepared pass that runs them; None where none does."""
+        ran, ready = [], dict(one._ready)
+        for key, forward in ready.items():
+            one._ready[key] = lambda batch, forward=forward: (ran.append(len(batch)), forward(batch))[1]
+        logits = one(images[:count], 64, True)
+        one._ready.update(ready)
+        torch.testing.assert_close(logits, one._model(images[:count]))
+        return ran[0] if ran else None
+
+    with torch.no_grad():
+        assert shape_for(5) is None and not one.prepared  # the plain model
+        one(images, 64, True)
+        assert shape_for(5) == 64  # a graph that is there already
+        assert one.prepared == 1
+        one(images[:5], 64, True)
+        assert one.prepared == 2
+        assert shape_for(5) == 16 and shape_for(16) == 16 and shape_for(17) == 64 and shape_for(64) == 64
 
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * torch.nan], ids=["off", "nan"])
@@ -131,3 +163,57 @@ def test_compiled_models_give_the_same_epsilons():
     compiled = af.apem(model, images, relevance, compile=True, **GRID)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
+
+
+# -- how far a batch is off from an image alone ------------------------------------------------------------------
+
+
+class OffInBatches(torch.nn.Module):
+    """A network whose logits come out a little different for images in company, as other algorithms would give them."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.network, self.by = small_network(), by
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits if len(x) == 1 else logits + self.by * logits.abs().max() * torch.tensor([1.0, -1.0] * 5)
+
+
+@pytest.mark.parametrize("by", [0.0, 1e-6, 1e-3])
+def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
+    model = OffInBatches(by).eval()
+    images, relevance = images_and_maps(6)
+    result = af.apem(model, images, relevance, batch_size=5, **GRID)
+    assert recorded[0].noise == pytest.approx(max(PlainPasses.noise, 8 * 2 * by), rel=0.75)
+    plain = small_plain(model, images, relevance)
+    for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
+        assert torch.equal(getattr(result, name), getattr(plain, name)), name
+
+
+def test_what_is_seen_later_widens_the_noise_too():
+    passes = PlainPasses(small_network())
+    plan = BatchPlan(8, torch.channels_last)
+    passes.differed(plan, 1e-9)
+    assert passes.noise == PlainPasses.noise
+    passes.differed(plan, 1e-3)
+    assert passes.noise == 8e-3 and PlainPasses.noise == 2.0**-16
+
+
+def test_an_image_alone_meets_the_weights_as_given():
+    model = small_network()
+    seen = []
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), module.weight.stride())))
+    images, relevance = images_and_maps(2)
+    given = model[0].weight.stride()
+    passes = PlainPasses(model)
+    passes.begin()
+    passes.lay_out(torch.channels_last)
+    with torch.no_grad():
+        passes(images, 2, True)
+        passes.alone(images[:1])
+        passes(images, 2, True)
+    passes.end()
+    laid_out = model[0].weight.contiguous(memory_format=torch.channels_last).stride()
+    assert laid_out != given
+    assert seen == [(2, laid_out), (1, given), (2, laid_out)] and model[0].weight.stride() == given

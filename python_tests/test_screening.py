@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,8 +140,8 @@ DRIFTS = {  # of the screen: what it adds
 class Scripted(screening.ScreeningProber):
     """Margins from two functions of ray and epsilon; no model is run."""
 
-    def __init__(self, exact, screened):
-        rays = len(exact)
+    def __init__(self, exact, screened, lanes):
+        rays, self.wanted_lanes = len(exact), lanes
         images = torch.zeros(rays, 1, 2, 2)
         start = np.array([float(curve(np.zeros(1))[0]) for curve in exact])
         described = direction_rays(images, torch.zeros(rays, dtype=torch.int64), start, torch.ones_like(images))
@@ -148,18 +149,22 @@ class Scripted(screening.ScreeningProber):
         super().__init__(model, described, tuner_for(images, 8), PlainPasses(model), "float16", tuner_for(images, 8))
         self.exact, self.screened, self.asked = exact, screened, 0
 
-    def _run(self, ray, epsilon, tuner):
+    def _start(self, ray, epsilon, tuner):
         curves = self.screened if self._in_low_precision else self.exact
         self.asked += (not self._in_low_precision) * len(ray)
         margin = np.array([float(curves[r](np.array([e]))[0]) for r, e in zip(ray, epsilon)])
-        return margin, margin < 0, np.zeros(len(ray))
+        return SimpleNamespace(read=lambda: (margin, margin < 0, np.zeros(len(ray))))
 
-    def alone(self, ray, epsilon):
-        margin = float(self.exact[ray](np.array([epsilon]))[0])
+    def _alone(self, ray, epsilon):
+        margin = np.array([float(self.exact[r](np.array([e]))[0]) for r, e in zip(ray, epsilon)])
         return margin, margin < 0
 
+    @property
+    def lanes(self):
+        return self.wanted_lanes
 
-def scripted_flips(search, liars):
+
+def scripted_flips(search, liars, lanes=1):
     """Flips and float32 inputs of 40 honest rays, with (curve, drift) pairs among them."""
     rng = np.random.default_rng(0)
 
@@ -170,7 +175,7 @@ def scripted_flips(search, liars):
     for curve, drift in liars:
         exact = CURVES[curve]
         pairs.insert(20, (exact, (lambda e: 0 * e + 2.0) if drift is None else (lambda e: exact(e) + drift(e))))
-    prober = Scripted(*zip(*pairs))
+    prober = Scripted(*zip(*pairs), lanes)
     with prober:
         flips = find_flips(prober, prober._rays, policy_of(search), step=1.0, last_step=LAST)
     grid = np.arange(1.0, LAST + 1)
@@ -185,8 +190,9 @@ def scripted_flips(search, liars):
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_a_liar_among_honest_rays(search, curve, drift):
-    """The band is narrow, because all others are honest."""
-    scripted_flips(search, [(curve, DRIFTS[drift])])
+    """The band is narrow, because all others are honest. On a GPU two searches take turns and share what is learnt."""
+    lanes = 1 + (len(curve) + len(drift)) % 2
+    scripted_flips(search, [(curve, DRIFTS[drift])], lanes)
 
 
 @pytest.mark.parametrize("search", ["isolate", "exhaustive"])
