@@ -48,7 +48,10 @@ class Product(nn.Module):
 
     def __init__(self, way):
         super().__init__()
-        self.way, self.weight = self.WAYS[way], nn.Parameter(torch.randn(48, 10, generator=torch.Generator().manual_seed(0)))
+        self.way, self.weight = (
+            self.WAYS[way],
+            nn.Parameter(torch.randn(48, 10, generator=torch.Generator().manual_seed(0))),
+        )
 
     def forward(self, x):
         return self.way(x, self.weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from networks import epsilons_of, literal_epsilons
@@ -56,3 +58,14 @@ def test_batch_and_search_do_not_matter(network, pixels, maps):
     ]
     assert all(epsilons_of(result) == epsilons_of(results[0]) for result in results)
     assert results[0].probes.sum() < results[2].probes.sum()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_low_precision_does_not_matter(network, pixels, maps, precision, monkeypatch):
+    monkeypatch.setattr("apem_fast.screening.ON_TRIAL", math.inf)  # whether it pays here is another question
+    images = network.normalised(pixels)
+    exact = af.Evaluator(network.model, images, **GRID).apem(maps)
+    screened = af.Evaluator(network.model, images, precision=precision, **GRID).apem(maps)
+    assert {name: epsilons_of(result) for name, result in screened.items()} == {
+        name: epsilons_of(result) for name, result in exact.items()
+    }

@@ -115,6 +115,37 @@ def test_a_screen_that_costs_more_than_it_spares_is_left(monkeypatch):
     assert model.screened < model.exact / 2
 
 
+class Noting(nn.Module):
+    """Notes what its first and its last layer were given and gave back in low precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.first, self.last = small_network(), [], []
+
+    def forward(self, x):
+        first = self.network[0](x)
+        middle = self.network[1:-1](first)
+        last = self.network[-1](middle)
+        if torch.is_autocast_enabled("cpu"):
+            self.first.append((x, first))
+            self.last.append((middle, last))
+        return last
+
+
+@pytest.mark.parametrize("precision", LOW)
+def test_the_screen_rounds_no_input(precision):
+    model = Noting().eval()
+    images, relevance = images_and_maps(3)
+    af.apem(model, images, relevance, precision=precision, **GRID)
+    assert model.first
+    dtype = getattr(torch, precision)
+    with torch.no_grad():
+        for x, first in model.first:
+            torch.testing.assert_close(first, model.network[0](x).to(dtype))
+            assert x.dtype == torch.float32 and first.dtype == dtype
+        assert {last.dtype for _, last in model.last} == {dtype}
+
+
 # -- scripted margins ---------------------------------------------------------------------------------------------
 
 LAST = 400
