@@ -195,26 +195,52 @@ class Scripted(screening.ScreeningProber):
         return self.wanted_lanes
 
 
-def scripted_flips(search, liars, lanes=1):
-    """Flips and float32 inputs of 40 honest rays, with (curve, drift) pairs among them."""
-    rng = np.random.default_rng(0)
-
-    def honest(slope, offset):
-        return lambda e: 2 - slope * e, lambda e: 2 - slope * e + offset + 0.002 * np.sin(1e3 * slope * e)
-
-    pairs = [honest(slope, offset) for slope, offset in zip(rng.uniform(0.01, 0.1, 40), rng.normal(0, 0.01, 40))]
-    for curve, drift in liars:
-        exact = CURVES[curve]
-        pairs.insert(20, (exact, (lambda e: 0 * e + 2.0) if drift is None else (lambda e: exact(e) + drift(e))))
+def flips_of(search, pairs, lanes=1):
+    """Flips of (float32, screened) curves, and the prober that was asked."""
     prober = Scripted(*zip(*pairs), lanes)
     with prober:
         flips = find_flips(prober, prober._rays, policy_of(search), step=1.0, last_step=LAST)
+    return flips, prober
+
+
+def assert_right(flips, pairs):
     grid = np.arange(1.0, LAST + 1)
     for (exact, _), step, flipped in zip(pairs, flips.step, flips.flipped):
         below = np.flatnonzero(exact(grid) < 0)
         assert flipped == (len(below) > 0)
         assert step == (below[0] + 1 if len(below) else LAST)
-    return flips, prober
+
+
+def honest_rays(count):
+    rng = np.random.default_rng(0)
+
+    def pair(slope, offset):
+        return lambda e: 2 - slope * e, lambda e: 2 - slope * e + offset + 0.002 * np.sin(1e3 * slope * e)
+
+    return [pair(*drawn) for drawn in zip(rng.uniform(0.01, 0.1, count), rng.normal(0, 0.01, count))]
+
+
+def wavy_rays(count, drift):
+    """Margins that dip and come back, and heavy-tailed differences that wander."""
+    rng = np.random.default_rng(1)
+
+    def pair():
+        height, decay = rng.uniform(0.3, 3), rng.uniform(30, 400)
+        wave, speed, phase = 0.1 * height * rng.uniform(size=3), rng.uniform(0.005, 0.06, 3), rng.uniform(0, 6, 3)
+        off, slow, start = drift * rng.standard_t(3, 3), rng.uniform(0.002, 0.02, 3), rng.uniform(0, 6, 3)
+        falls = rng.uniform(0.05, 0.6) * height
+
+        def exact(e):
+            waves = wave * (np.sin(speed * e[:, None] + phase) - np.sin(phase))
+            return height * np.exp(-e / decay) - falls + waves.sum(axis=1)
+
+        def screened(e):
+            wanders = (off * np.sin(slow * e[:, None] + start)).sum(axis=1)
+            return exact(e) + wanders + 0.3 * drift * np.sin(1e4 * (e + 1) * speed[0])
+
+        return exact, screened
+
+    return [pair() for _ in range(count)]
 
 
 @pytest.mark.parametrize("search", ["isolate", "exhaustive"])
@@ -223,13 +249,27 @@ def scripted_flips(search, liars, lanes=1):
 def test_a_liar_among_honest_rays(search, curve, drift):
     """The band is narrow, because all others are honest. On a GPU two searches take turns and share what is learnt."""
     lanes = 1 + (len(curve) + len(drift)) % 2
-    scripted_flips(search, [(curve, DRIFTS[drift])], lanes)
+    exact, off = CURVES[curve], DRIFTS[drift]
+    pairs = honest_rays(40)
+    pairs.insert(20, (exact, (lambda e: 0 * e + 2.0) if off is None else (lambda e: exact(e) + off(e))))
+    assert_right(flips_of(search, pairs, lanes)[0], pairs)
 
 
 @pytest.mark.parametrize("search", ["isolate", "exhaustive"])
 def test_honest_rays_need_little_more_than_the_two_points_at_their_flips(search):
-    flips, prober = scripted_flips(search, [])
-    assert prober.asked < 4 * len(flips.step)
+    pairs = honest_rays(40)
+    flips, prober = flips_of(search, pairs)
+    assert_right(flips, pairs)
+    assert prober.asked < 4 * len(pairs)
+
+
+@pytest.mark.parametrize("drift", [0.005, 0.03, 0.1])
+def test_differences_that_wander_hide_no_flip(drift):
+    """In a scan of every grid point, so that nothing but the screen could miss one."""
+    pairs = wavy_rays(80, drift)
+    flips, prober = flips_of("exhaustive", pairs)
+    assert_right(flips, pairs)
+    assert prober.asked < flips.step.sum()
 
 
 class Rejects(nn.Module):
