@@ -128,7 +128,7 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            help="float32; or bfloat16, float16 or tf32, in which images are tried first. It changes no result.",
+            help="float32; or float16, tf32 or bfloat16, in which images are tried first. It changes no result.",
         ),
     ] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Run perturbed images through torch.compile.")] = False,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import apem_fast as af
 from apem_fast.experiment.networks import load_network
 from apem_fast.experiment.photographs import bundled_photographs
+from apem_fast.low_precision import low_precision
 from apem_fast.relevance import STAGES
-from apem_fast.screening import low_precision
 from apem_fast.undisturbed import undisturbed
 from bench.timing import circumstances, median, print_table, write_json
 
@@ -153,10 +153,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--networks", nargs="*", default=["vgg16", "resnet50", "efficientnet-lite0"])
-    parser.add_argument("--precisions", nargs="*", help="default: float32 and bfloat16; on a GPU also tf32, float16")
+    parser.add_argument("--precisions", nargs="*", help="default: float32, float16 and bfloat16; on a GPU also tf32")
     parser.add_argument("--images", type=int, help="default: 16 on a CPU, 256 on a GPU")
     options = parser.parse_args()
-    precisions = options.precisions or ["float32", "bfloat16"] + ["tf32", "float16"] * (options.device == "cuda")
+    precisions = options.precisions or ["float32", "float16", "bfloat16"] + ["tf32"] * (options.device == "cuda")
 
     count = options.images or (16 if options.device == "cpu" else 256)
     rows = [
