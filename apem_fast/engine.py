@@ -62,7 +62,8 @@ class _SharedSearch:
     first_flip: NDArray[np.int64] = field(init=False)
     probes: NDArray[np.int64] = field(init=False)
     waiting: int = 0  # the first ray that no lane has taken
-    ceded: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # by lanes that ended, to the others
+    left: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # rays for whichever lane comes next
+    decided: dict[int, int] = field(default_factory=dict)  # first flips by ray, yet to be confirmed
     rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
 
     def __post_init__(self) -> None:
@@ -84,19 +85,23 @@ class _SharedSearch:
         while True:
             ray_of_row, state = self.filled(ray_of_row, state)
             self.rows[number] = len(ray_of_row)
-            if not len(ray_of_row) or self.cedes(ray_of_row, state):
+            last = len(self.rows) == 1
+            if self.cedes(ray_of_row, state) or not (len(ray_of_row) or last and self.decided):
                 del self.rows[number]
                 return
-            ray_of_row, state = yield from self.round(ray_of_row, state)
+            if len(ray_of_row):
+                ray_of_row, state = yield from self.round(ray_of_row, state)
+            if len(self.decided) >= self.prober.size or (last and not len(ray_of_row)):
+                yield from self.confirm()
             if self.progress is not None:
                 done = int(np.count_nonzero(self.first_flip != UNDECIDED))
                 self.progress(done, len(self.rays), int(self.probes.sum()))
 
     def filled(self, ray_of_row: NDArray[np.int64], state: State) -> tuple[NDArray[np.int64], State]:
-        """These rays, and those that were ceded, and waiting ones as far as there is room."""
-        for ray, of_others in self.ceded:
+        """These rays, and those that were left, and waiting ones as far as there is room."""
+        for ray, of_others in self.left:
             ray_of_row, state = np.concatenate([ray_of_row, ray]), state.joined(of_others)
-        self.ceded.clear()
+        self.left.clear()
         fresh = np.arange(self.waiting, min(len(self.rays), self.waiting + max(0, self.window() - len(ray_of_row))))
         if len(fresh):
             self.waiting += len(fresh)
@@ -104,14 +109,14 @@ class _SharedSearch:
         return ray_of_row, state
 
     def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
-        """Gives these rays to another lane where all that are left would fit one pass: two half-empty ones cost more."""
+        """Leaves these rays to another lane where all that there are would fit one pass: two half-empty ones cost more."""
         if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
             return False
-        self.ceded.append((ray_of_row, state))
+        self.left.append((ray_of_row, state))
         return True
 
     def round(self, ray_of_row: NDArray[np.int64], state: State) -> Waiting[tuple[NDArray[np.int64], State]]:
-        """Asks, runs whole batches, tells; the rays that are left, and what is known of them."""
+        """Asks, runs whole batches, tells; the rays that are undecided, and what is known of them."""
         size = self.prober.size
         row, grid_step = self.policy.ask(state, size)
         whole = min(len(row) - len(row) % size, PASSES_A_ROUND * size) or len(row)
@@ -120,17 +125,20 @@ class _SharedSearch:
         np.add.at(self.probes, ray_of_row[row], answers.runs)
         state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
-        decided = np.flatnonzero(state.first_flip != UNDECIDED)
-        if len(decided):
-            ray, flip = ray_of_row[decided], state.first_flip[decided]
-            last_unflipped = np.where(flip == CENSORED, self.last_step, flip - 1)
-            refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
-            self.probes[ray] += runs
-            self.first_flip[ray[~refuted]] = flip[~refuted]
-            # What was told of a refuted ray cannot be trusted: it starts anew.
-            ray_of_row = np.concatenate([ray_of_row[state.undecided], ray[refuted]])
-            state = state.only(state.undecided).joined(self.start(ray[refuted]))
-        return ray_of_row, state
+        done = np.flatnonzero(state.first_flip != UNDECIDED)
+        self.decided.update(zip(ray_of_row[done].tolist(), state.first_flip[done].tolist()))
+        return ray_of_row[state.undecided], state.only(state.undecided)
+
+    def confirm(self) -> Waiting[None]:
+        """Has the decided rays confirmed, many at a time since each takes a probe or two at most."""
+        ray, flip = np.array(list(self.decided), np.int64), np.array(list(self.decided.values()), np.int64)
+        self.decided.clear()
+        last_unflipped = np.where(flip == CENSORED, self.last_step, flip - 1)
+        refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
+        self.probes[ray] += runs
+        self.first_flip[ray[~refuted]] = flip[~refuted]
+        if refuted.any():  # what was told of a refuted ray cannot be trusted: it starts anew
+            self.left.append((ray[refuted], self.start(ray[refuted])))
 
 
 def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:
