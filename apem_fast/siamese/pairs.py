@@ -42,7 +42,7 @@ class RankedImages:
 
     Attributes:
         images: (N, C, H, W), uint8, or floating in [0, 1].
-        values: (N,) float32, the attribute of each image.
+        values: (N,) float32, the attribute of each image, on the device of `images`.
         low, high: the range of the attribute that targets are normalised by; not necessarily attained.
         attribute: what `values` are, for captions.
         skipped: names of files that could not be read.
@@ -73,6 +73,10 @@ class RankedImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def to(self, device: str | torch.device) -> RankedImages:
+        """The same on another device: beside the ranker, images need not be sent there for each step."""
+        return replace(self, images=self.images.to(device), values=self.values.to(device))
 
     def batch(self, index: Tensor | slice) -> Tensor:
         """The images at `index` as floating point in [0, 1]."""

@@ -6,6 +6,7 @@ pair, at a fraction of the cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from apem_fast.seeding import seeded
 from apem_fast.siamese import checkpoints
 from apem_fast.siamese.networks import SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
@@ -75,7 +77,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,)."""
+    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,). All of it is on
+    the ranker's device, wherever the images come from."""
 
     images: Tensor
     values: Tensor
@@ -84,22 +87,22 @@ class Batch:
     target: Tensor
 
 
-def _draw(data: RankedImages, options: TrainingOptions) -> Batch:
+def _draw(data: RankedImages, options: TrainingOptions, device: torch.device) -> Batch:
     index = torch.randint(len(data), (options.images,))
     first, second = torch.randint(options.images, (2, options.pairs))
     target = data.target(index[first], index[second])
     images = _shifted(data.batch(index), options.shift) if options.shift else data.batch(index)
-    return Batch(images, data.values[index], first, second, target)
+    return Batch(*(part.to(device) for part in (images, data.values[index], first, second, target)))
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:
     """Every image moved by its own whole numbers of pixels, at most `most` each way."""
     n, _, height, width = images.shape
     padded = nn.functional.pad(images, (most,) * 4)
-    down, right = torch.randint(2 * most + 1, (2, n))
-    rows = (down[:, None] + torch.arange(height))[:, :, None]
-    columns = (right[:, None] + torch.arange(width))[:, None, :]
-    return padded[torch.arange(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    down, right = torch.randint(2 * most + 1, (2, n)).to(images.device)
+    image, row, column = (torch.arange(size, device=images.device) for size in (n, height, width))
+    rows, columns = (down[:, None] + row)[:, :, None], (right[:, None] + column)[:, None, :]
+    return padded[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
 def fit(
@@ -121,8 +124,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(options.steps, 1))
     losses: list[float] = []
     path = options.checkpoint
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed, ranker.device):
         if path is not None and path.exists():
             losses = _resume(path, regime, modules, optimiser, schedule, options)
         resumed_from = len(losses)
@@ -131,18 +133,17 @@ def fit(
         bar = tqdm(total=options.steps, initial=resumed_from, desc=regime, disable=not options.progress, leave=False)
         try:
             for step in range(resumed_from, options.steps):
-                loss = objective(_draw(data, options))
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"{regime}: loss must be finite (got {float(loss.detach())} at step {step}); lower learning_rate"
-                    )
+                loss = objective(_draw(data, options, ranker.device))
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise ValueError(f"{regime}: loss must be finite (got {value} at step {step}); lower learning_rate")
                 # Not .backward(): frozen modules must not gather gradients.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimiser.step()
                 schedule.step()
-                losses.append(float(loss.detach()))
+                losses.append(value)
                 bar.update()
                 bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
                 if path is not None and (step + 1 == options.steps or (step + 1) % options.checkpoint_every == 0):
