@@ -3,7 +3,6 @@ CPU tensors, results where they are documented to be, and how often a search mak
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -125,7 +124,11 @@ def of_evaluator(device: Place) -> Any:
     evaluator = af.Evaluator(c.model, c.images, labels=c.model(c.images).argmax(1), batch_size=4, **LIMITS)
     results = evaluator.apem({"grey": c.relevance, "colours": c.colours, "inverse": irrelevance(c.relevance)})
     direction = ops.directed_relevance(c.colours, evaluator.sign_gradient)
-    return results, evaluator.minimum_epsilon(direction), [r.to_dataframe()["score"].to_numpy() for r in results.values()]
+    return (
+        results,
+        evaluator.minimum_epsilon(direction),
+        [r.to_dataframe()["score"].to_numpy() for r in results.values()],
+    )
 
 
 def normalised(device: Place) -> Any:
@@ -168,7 +171,9 @@ def measured(device: Place) -> Any:
     explainer = af.explain.Gradient()
     return (
         af.selectivity(c.model, c.images, c.relevance, steps=7, batch_size=8),
-        af.selectivity(c.model, c.images, c.colours, labels=labels, steps=7, batch_size=8, output="logit", baseline=c.images.mean()),
+        af.selectivity(
+            c.model, c.images, c.colours, labels=labels, steps=7, batch_size=8, output="logit", baseline=c.images.mean()
+        ),
         af.continuity(c.model, c.images, explainer, neighbours=2),
         af.continuity(c.model, c.images, explainer, labels=labels, neighbours=c.images[:, None] + 0.1),
         af.parameter_randomisation(c.model, c.images, explainer, apem=LIMITS),
@@ -263,7 +268,9 @@ def attacks(device: Place) -> Any:
         attack(ranker, first, second, 0.0, **options, perceptions_at=(0, 3, 12)),
         attack(ranker, first, second, torch.tensor([0.0, 1.0, 0.5, 0.2]), **options, region=region, damping=0.5),
         attack(ranker, first, second, 1.0, **options, space="embedding", stop_when_reached=True, perceptions_at=(5,)),
-        mid_point_attack(ranker, first, second, **options, tv_force=1e-4, zero_force=1e-5, diff_force=0.1, batch_size=3),
+        mid_point_attack(
+            ranker, first, second, **options, tv_force=1e-4, zero_force=1e-5, diff_force=0.1, batch_size=3
+        ),
         mid_point_attack(ranker, first, second, **options, region=region.expand(4, 1, -1, -1), bounds=(0.0, 1.0)),
         one_step_attack(ranker, first, second, 0.5, region=region),
         one_step_attack(ranker, first, second, 0.5, distance=torch.ones(4)),

@@ -8,16 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from apem_fast.batching import first_size
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
-from apem_fast.seeding import generator_for
+from apem_fast.seeding import generators_for
+from apem_fast.transfer import sent
 
 
-def logit_gradient(model: nn.Module, images: Tensor, labels: Tensor, name: str) -> Tensor:
+def logit_gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, name: str, *, labels_are_known: bool = False
+) -> Tensor:
     """d logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
     from captum.attr import Saliency
 
     def logits(inputs: Tensor) -> Tensor:
-        return explainable_logits(model, inputs, labels, name)
+        return explainable_logits(model, inputs, labels, name, labels_are_known)
 
     return Saliency(logits).attribute(images.detach().requires_grad_(), target=labels, abs=False)
 
@@ -57,18 +61,19 @@ class SmoothGrad(Explainer):
         sigma: standard deviation of the noise, 0.2 in the papers, in the space of the tensor that the model
             receives: after normalisation, if the images were normalised.
         seed: any integer; another seed draws other noise.
-        batch_size: the most noisy copies in one forward and backward pass.
+        batch_size: the most noisy copies in one forward and backward pass; None takes 8 on a CPU and 64 elsewhere.
     """
 
     name: ClassVar[str] = "SmoothGrad"
     samples: int = 100
     sigma: float = 0.2
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         require_at_least_one(self.name, "samples", self.samples)
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        if self.batch_size is not None:
+            require_at_least_one(self.name, "batch_size", self.batch_size)
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"{self.name}: sigma must be finite and at least 0 (got {self.sigma})")
 
@@ -85,18 +90,22 @@ class SmoothGrad(Explainer):
 
     def _one(self, model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=image.device)
-        for start in range(0, self.samples, self.batch_size):
-            noise = torch.stack(
-                [self.noise(image[0], sample) for sample in range(start, min(start + self.batch_size, self.samples))]
-            )
-            noisy = image + noise.to(image)
+        generator, size = generators_for(image[0]), self.batch_size or first_size(image.device.type)
+        for start in range(0, self.samples, size):
+            samples = range(start, min(start + size, self.samples))
+            noise = torch.stack([self._drawn(image[0], generator(self.seed, sample)) for sample in samples])
+            # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
+            noisy = image + sent(noise.to(image.dtype), image.device)
             if noisy.device.type == "cpu":  # a fifth faster there, forward and backward
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
-            gradient = logit_gradient(model, noisy, label.expand(noisy.shape[0]), self.name)
+            labels = label.expand(len(samples))
+            gradient = logit_gradient(model, noisy, labels, self.name, labels_are_known=start > 0)
             total += gradient.sum(dim=0, dtype=torch.float64)
         return (total / self.samples).to(image.dtype)[None]
 
     def noise(self, image: Tensor, sample: int) -> Tensor:
         """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
-        generator = generator_for(image, self.seed, sample)
+        return self._drawn(image, generators_for(image)(self.seed, sample))
+
+    def _drawn(self, image: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(image.shape, device="cpu", generator=generator) * self.sigma

@@ -140,6 +140,7 @@ def _written(value: Any) -> str:
 
 _readers: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "an integer"),
+    int | None: (int, "an integer"),
     float: (float, "a number"),
     str: (str, "a word"),
     str | None: (str, "a word"),
