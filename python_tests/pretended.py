@@ -80,6 +80,10 @@ class OnGPU(Tensor):
     def __array__(self, dtype: Any = None) -> Any:
         return self.numpy()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Saved, it is a CPU tensor: what reading with `map_location="cpu"` makes of one from a GPU."""
+        return self.inner.__reduce_ex__(protocol)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
             copy = self.detach().clone().requires_grad_(self.requires_grad)
@@ -87,6 +91,9 @@ class OnGPU(Tensor):
                 copy._is_param = True
             memo[id(self)] = copy
         return memo[id(self)]
+
+    def __format__(self, specification: str) -> str:
+        return format(self.item() if self.dim() == 0 else self.inner, specification)
 
     def __repr__(self, **_: Any) -> str:
         return f"OnGPU({self.inner!r})"
@@ -101,7 +108,10 @@ class PretendedGPU(TorchDispatchMode):
         """How often the host waited for the device, by line of the program and reason."""
         self.uploads: Counter[str] = Counter()
         """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the copy."""
-        self.graph: PretendedGraph | None = None
+        self.graph: PretendedGraph | None = None  # that is being captured
+        self.graphs: list[PretendedGraph] = []
+        self.generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        """The random state of this GPU and of another one, which nobody may touch."""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -126,9 +136,9 @@ class PretendedGPU(TorchDispatchMode):
         tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
         here = [t for t in tensors if isinstance(t, OnGPU)]
         asked = kwargs.get("device")
-        if asked is not None:
-            kwargs["device"] = torch.device("cpu")
         to_device = bool(here) if asked is None else torch.device(asked).type == BELOW.type
+        if to_device and asked is not None:
+            kwargs["device"] = torch.device("cpu")
         if not here and not to_device:
             return func(*args, **kwargs)
         self._refuse_mixtures(func, args, kwargs, tensors, to_device)
@@ -194,6 +204,8 @@ class _DevicesByName(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
+        if func is torch.device:  # only what is done on a device is done elsewhere
+            return func(*args, **kwargs)
         if func is Tensor.pin_memory:
             pinned = first.clone()
             pinned.pretends_pinned = True
@@ -239,6 +251,10 @@ def _is_gpu(device: Any) -> bool:
     return isinstance(device, torch.device | str) and str(device).split(":")[0] == GPU.type
 
 
+def _index(device: int | str | torch.device) -> int:
+    return device if isinstance(device, int) else torch.device(device).index or 0
+
+
 def _below(value: Any) -> Any:
     return BELOW if _is_gpu(value) else value
 
@@ -261,6 +277,7 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
     @contextlib.contextmanager
     def capturing(graph: PretendedGraph, **_: Any) -> Iterator[None]:
         gpu.graph = graph
+        gpu.graphs.append(graph)
         try:
             yield
         finally:
@@ -277,15 +294,19 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
     def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
         return real_autocast("cpu" if device_type == GPU.type else device_type, *args, **kwargs)
 
+    def seed_all(seed: int) -> None:
+        for generator in gpu.generators:
+            generator.manual_seed(seed)
+
     stand_ins: dict[str, Callable[..., Any] | type] = {
         "is_available": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: len(gpu.generators),
         "current_device": lambda: 0,
         "synchronize": lambda device=None: gpu.waited("synchronisation"),
-        "get_rng_state": lambda device=None: torch.empty(0, dtype=torch.uint8),
-        "set_rng_state": lambda state, device=None: None,
-        "manual_seed_all": lambda seed: None,
-        "default_generators": (torch.Generator(),),
+        "get_rng_state": lambda device=GPU: gpu.generators[_index(device)].get_state(),
+        "set_rng_state": lambda state, device=GPU: gpu.generators[_index(device)].set_state(state),
+        "manual_seed_all": seed_all,
+        "default_generators": gpu.generators,
         "empty_cache": lambda: None,
         "Stream": Stream,
         "current_stream": Stream,

@@ -112,7 +112,7 @@ def selectivity(
     images = images.detach()
     count, features = len(images), relevance[0].numel()
     parts = features if steps is None else min(steps, features)
-    removed = torch.arange(parts + 1) * features // parts
+    removed = torch.arange(parts + 1, device="cpu") * features // parts
     rank = _ranks(relevance.detach())
     gone = removed.to(images.device)
 

@@ -89,19 +89,20 @@ class RankedImages:
 
     def draw_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of `count` random pairs, as P3 draws them: both images at random, with replacement."""
-        return tuple(torch.randint(len(self), (2, count), generator=generator))
+        return tuple(torch.randint(len(self), (2, count), device=generator.device, generator=generator))
 
     def split(self, held_out: float, generator: torch.Generator) -> tuple[RankedImages, RankedImages]:
         """A random part to learn from and the fraction `held_out` to judge by."""
         if not 0 < held_out < 1:
             raise ValueError(f"split: held_out must lie between 0 and 1 (got {held_out})")
-        order = torch.randperm(len(self), generator=generator)
+        order = torch.randperm(len(self), device=generator.device, generator=generator)
         cut = len(self) - max(1, round(len(self) * held_out))
         return tuple(replace(self, images=self.images[i], values=self.values[i]) for i in (order[:cut], order[cut:]))
 
     def with_shuffled_values(self, generator: torch.Generator) -> RankedImages:
         """The same images with each other's attributes: what label randomisation trains on (P3 section 5.3.9)."""
-        return replace(self, values=self.values[torch.randperm(len(self), generator=generator)])
+        order = torch.randperm(len(self), device=generator.device, generator=generator)
+        return replace(self, values=self.values[order])
 
 
 class PairDataset(Dataset):

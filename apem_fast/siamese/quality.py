@@ -33,7 +33,8 @@ def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, 
     """Ranks random pairs of `data` (all ordered pairs, where there are no more) with a ranker in evaluation mode."""
     n = len(data)
     if n * n <= pairs:
-        first, second = (index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij"))
+        every = torch.arange(n, device="cpu")
+        first, second = every.repeat_interleave(n), every.repeat(n)
     else:
         first, second = data.draw_pairs(pairs, torch.Generator().manual_seed(seed))
     device = ranker.device

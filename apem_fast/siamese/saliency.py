@@ -80,7 +80,7 @@ def superpixel_maximum(labels: Tensor, saliency: Tensor) -> list[Tensor]:
     """
     labels, values = labels.cpu(), saliency.detach().cpu()
     return [
-        torch.zeros(int(label.max()) + 1, dtype=value.dtype).scatter_reduce(
+        torch.zeros(int(label.max()) + 1, dtype=value.dtype, device="cpu").scatter_reduce(
             0, label.flatten(), value.flatten(), "amax", include_self=False
         )
         for label, value in zip(labels, values, strict=True)

@@ -64,7 +64,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Training:
-    """What a regime did: the loss at every step, and the step that it resumed from (0 for a fresh run).
+    """What a regime did: the loss at every step (on the CPU), and the step that it resumed from (0 for a fresh run).
 
     `encoder` is the autoencoder's own encoder where the regime trains one beside the ranker (mirroring).
     """
@@ -88,8 +88,8 @@ class Batch:
 
 
 def _draw(data: RankedImages, options: TrainingOptions, device: torch.device) -> Batch:
-    index = torch.randint(len(data), (options.images,))
-    first, second = torch.randint(options.images, (2, options.pairs))
+    index = torch.randint(len(data), (options.images,), device="cpu")
+    first, second = torch.randint(options.images, (2, options.pairs), device="cpu")
     target = data.target(index[first], index[second])
     images = _shifted(data.batch(index), options.shift) if options.shift else data.batch(index)
     return Batch(*(part.to(device) for part in (images, data.values[index], first, second, target)))
@@ -99,7 +99,7 @@ def _shifted(images: Tensor, most: int) -> Tensor:
     """Every image moved by its own whole numbers of pixels, at most `most` each way."""
     n, _, height, width = images.shape
     padded = nn.functional.pad(images, (most,) * 4)
-    down, right = torch.randint(2 * most + 1, (2, n)).to(images.device)
+    down, right = torch.randint(2 * most + 1, (2, n), device="cpu").to(images.device)
     image, row, column = (torch.arange(size, device=images.device) for size in (n, height, width))
     rows, columns = (down[:, None] + row)[:, :, None], (right[:, None] + column)[:, None, :]
     return padded[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
@@ -126,7 +126,7 @@ def fit(
     path = options.checkpoint
     with seeded(options.seed, ranker.device):
         if path is not None and path.exists():
-            losses = _resume(path, regime, modules, optimiser, schedule, options)
+            losses = _resume(path, regime, ranker.device, modules, optimiser, schedule, options)
         resumed_from = len(losses)
         ranker.eval()
         modules.train()
@@ -147,13 +147,13 @@ def fit(
                 bar.update()
                 bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
                 if path is not None and (step + 1 == options.steps or (step + 1) % options.checkpoint_every == 0):
-                    _save(path, regime, modules, optimiser, schedule, options, losses)
+                    _save(path, regime, ranker.device, modules, optimiser, schedule, options, losses)
         finally:
             bar.close()
             optimiser.zero_grad(set_to_none=True)
             modules.eval()
             ranker.eval()
-    return Training(regime, torch.tensor(losses, dtype=torch.float64), resumed_from)
+    return Training(regime, torch.tensor(losses, dtype=torch.float64, device="cpu"), resumed_from)
 
 
 def _decisive(options: TrainingOptions) -> dict[str, int | float]:
@@ -161,15 +161,15 @@ def _decisive(options: TrainingOptions) -> dict[str, int | float]:
     return {n: getattr(options, n) for n in ("steps", "images", "pairs", "shift", "learning_rate", "seed")}
 
 
-def _save(path, regime, modules, optimiser, schedule, options, losses) -> None:
+def _save(path, regime, device, modules, optimiser, schedule, options, losses) -> None:
     checkpoints.write(path, {
         "kind": checkpoints.TRAINING, "regime": regime, "options": _decisive(options), "state": modules.state_dict(),
         "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "random": torch.get_rng_state(),
-        "losses": losses,
+        "random_on_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None, "losses": losses,
     })  # fmt: skip
 
 
-def _resume(path, regime, modules, optimiser, schedule, options) -> list[float]:
+def _resume(path, regime, device, modules, optimiser, schedule, options) -> list[float]:
     content = checkpoints.read(path, checkpoints.TRAINING, regime)
     if content["regime"] != regime:
         raise ValueError(f"{regime}: checkpoint must be of this regime (got {content['regime']} in {path})")
@@ -184,4 +184,6 @@ def _resume(path, regime, modules, optimiser, schedule, options) -> list[float]:
     optimiser.load_state_dict(content["optimiser"])
     schedule.load_state_dict(content["schedule"])
     torch.set_rng_state(content["random"])
+    if device.type == "cuda" and content.get("random_on_gpu") is not None:  # none: it was begun on a CPU
+        torch.cuda.set_rng_state(content["random_on_gpu"], device)
     return content["losses"]
