@@ -213,6 +213,10 @@ class _DevicesByName(TorchFunctionMode):
         if isinstance(first, OnGPU):
             if func is Tensor.tolist:
                 return first.cpu().tolist()
+            if func in (Tensor.__getitem__, Tensor.__setitem__):  # a list becomes a tensor of the host
+                index = args[1] if isinstance(args[1], tuple) else (args[1],)
+                index = tuple(torch.tensor(part, device="cpu") if isinstance(part, list) else part for part in index)
+                args = (first, index, *args[2:])
             if func is Tensor.data.__set__:
                 first.inner = args[1].inner
                 return func(*args)
