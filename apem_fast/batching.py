@@ -35,9 +35,11 @@ class BatchPlan:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU's allocator only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """CUDA has an exception of its own, behind another one where a capture was on; the CPU's allocator only a message."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (error.__context__ is not None and is_out_of_memory(error.__context__))
     )
 
 

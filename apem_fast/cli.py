@@ -124,9 +124,20 @@ def evaluate(
         int | None,
         typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory."),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="float32; or bfloat16, float16 or tf32, in which images are tried first. It changes no result.",
+        ),
+    ] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Run perturbed images through torch.compile.")] = False,
     block: Annotated[
-        int, typer.Option(metavar="N", help="How many images are in memory at once, and finished together.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            metavar="N", help="How many images are in memory at once, and finished together.", show_default="32; 256 on a GPU"
+        ),
+    ] = None,
     measures: Annotated[
         list[str] | None,
         typer.Option(
@@ -188,6 +199,8 @@ def evaluate(
             percentile=percentile,
             device=device_named(device),
             batch_size=batch_size,
+            precision=precision,
+            compile=compile,
             block=block,
             **{name: names for name, names in chosen.items() if names is not None},
         )

@@ -6,6 +6,7 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.clean import Clean, gradients_for, run_clean
 from apem_fast.engine import Flips, Progress, find_flips
 from apem_fast.passes import passes_for
-from apem_fast.rays import Clean, Prober, Rays, direction_rays, relevance_rays, run_clean, tuner_for, undisturbed
+from apem_fast.rays import Prober, Rays, direction_rays, relevance_rays, tuner_for
 from apem_fast.screening import ScreeningProber
 from apem_fast.search import Search, policy_of
+from apem_fast.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     import pandas
@@ -149,13 +152,30 @@ class Evaluator:
         validation.model(model)
         validation.images(images, model)
         validation.precision(self.options.precision, images)
-        self._model, self._images = model, images.detach()
+        self._model = model
         compile = self.options.compile
-        self._passes = passes_for(model, images.device, compile)
+        self._passes, self._gradients = passes_for(model, images.device, compile), gradients_for(model, images.device)
         self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
-        with undisturbed(model):
-            self._clean: Clean = run_clean(model, self._images)
+        self._look_at(images, labels)
+
+    def _look_at(self, images: Tensor, labels: Tensor | None) -> None:
+        self._images = images.detach()
+        with undisturbed(self._model):
+            self._clean: Clean = run_clean(self._model, self._images, self._gradients)
         validation.labels(labels, self._clean.labels)
+
+    def on(self, images: Tensor, labels: Tensor | None = None) -> Evaluator:
+        """The same model and options for other images of the same shape: what was found out about batches and captured
+        in graphs is shared, not found out again."""
+        validation.images(images, self._model)
+        if images.shape[1:] != self._images.shape[1:] or images.dtype != self._images.dtype:
+            raise ValueError(
+                f"apem: images must have shape (N, {', '.join(map(str, self._images.shape[1:]))}) and {self._images.dtype} "
+                f"like the evaluator's first ones (got {tuple(images.shape)} and {images.dtype})"
+            )
+        other = copy.copy(self)
+        other._look_at(images, labels)
+        return other
 
     @property
     def model(self) -> nn.Module:
@@ -171,6 +191,11 @@ class Evaluator:
     def labels(self) -> Tensor:
         """(N,) int64: the model's predictions."""
         return self._clean.labels
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, classes): the model's answer to each image alone."""
+        return self._clean.logits
 
     @property
     def sign_gradient(self) -> Tensor:

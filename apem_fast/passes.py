@@ -1,13 +1,13 @@
-"""Forward passes of one fixed shape: compiled by `torch.compile` when asked, on CUDA a captured graph that is replayed.
+"""Forward passes: the plain model; or passes of one fixed shape, compiled by `torch.compile` when asked, on CUDA a
+captured graph that is replayed.
 
-Both want the same batch size every time: the first full batch prepares it, and later ones that are not full are filled up
-with copies of their last image. What was prepared is compared with the plain model on its first batch. If it cannot be prepared, or answers otherwise, the
-plain model runs instead, and one warning says so.
+Fixed shapes want the same batch size every time: the first full batch prepares it, and later ones that are not full are
+filled up with copies of their last image. What was prepared is compared with the plain model on its first batch. If it
+cannot be prepared, or answers otherwise, the plain model runs instead, and one warning says so.
 """
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -15,34 +15,65 @@ import torch
 from torch import Tensor
 
 from apem_fast.batching import is_out_of_memory
+from apem_fast.capture import captured, warn_of_way_back
+from apem_fast.layouts import WeightLayouts
 
 Forward = Callable[[Tensor], Tensor]
 
+NOISE_OVER_SEEN = 8.0  # what a few differences that were seen say of those that were not
 KEPT = 3  # shapes that stay prepared; each may hold the memory of a whole pass
 
 
 class PlainPasses:
-    """The model as it is."""
+    """The model as it is, but for the memory format of its weights, between `begin` and `end`."""
 
     noise = 2.0**-16
     """A margin this close to 0, relative to the greatest logit, may change sign with the batch that its image was in
     (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0."""
 
+    known = True
+    """Whether `noise` is known to hold here; otherwise it is to be measured first."""
+
     def __init__(self, model: Forward):
         self._model = model
+        self._layouts = WeightLayouts(model)
+
+    def begin(self) -> None:
+        """Before the passes of a search."""
+        if not self._layouts.begin():
+            self.forget()
+
+    def end(self) -> None:
+        """After them: the weights lie where they lay."""
+        self._layouts.end()
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """The next batches come in this format."""
+        self._layouts.use(memory_format)
 
     def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
         """What the model says of at most `size` images; `exact` if it has to be what float32 says."""
         return self._model(inputs)
 
+    def alone(self, image: Tensor) -> Tensor:
+        """What the model says of one image, (1, C, H, W) and contiguous, with its weights as the user has them."""
+        with self._layouts.as_given():
+            return self._model(image)
+
+    def differed(self, by: float) -> None:
+        """A batch was seen to be off by so much of the greatest logit from the same image alone."""
+        self.noise = max(self.noise, NOISE_OVER_SEEN * by)
+        self.known = True
+
     def forget(self) -> None:
-        """The model's weights are about to move."""
+        """The model is not what it was at the last search."""
 
 
 class _PreparedPasses(PlainPasses, ABC):
     """What compiled and captured passes share: fixed shapes, the comparison, and the way back."""
 
     doing = ""
+    known = False
 
     def __init__(self, model: Forward):
         super().__init__(model)
@@ -63,32 +94,30 @@ class _PreparedPasses(PlainPasses, ABC):
                 return self._model(inputs)
             while len(self._ready) >= KEPT:
                 del self._ready[next(iter(self._ready))]
-            self._ready[key] = self._compared(batch, exact)
-            if self._given_up:
+            ready = self._compared(batch, self.noise if exact else None)
+            if ready is None:
+                self._given_up = True
                 return self._model(inputs)
+            self._ready[key] = ready
         return self._ready[key](batch)[: len(inputs)]
 
     def forget(self) -> None:
         self._ready.clear()
 
-    def _compared(self, batch: Tensor, exact: bool) -> Forward:
+    def _compared(self, batch: Tensor, tolerance: float | None) -> Forward | None:
+        """The model prepared for batches like this one, whose logits may be off by so much of the greatest; if it can be."""
         try:
             ready = self.prepare(batch)
-            if exact:
+            if tolerance is not None:
                 plain, prepared = self._model(batch), ready(batch)
                 off = float((plain - prepared).abs().max() / plain.abs().max())
-                if not off <= self.noise:
+                if not off <= tolerance:
                     raise RuntimeError(f"its logits are off by {off:.1e} of the greatest")
         except Exception as error:  # noqa: BLE001 - whatever a compiler or a capture raises, the plain model still runs
             if is_out_of_memory(error):
                 raise
-            self._given_up = True
-            reason = str(error).strip().splitlines()
-            warnings.warn(
-                f"apem: {self.doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})",
-                RuntimeWarning, stacklevel=2,
-            )  # fmt: skip
-            return self._model
+            warn_of_way_back(self.doing, error)
+            return None
         return ready
 
 
@@ -105,33 +134,31 @@ class CompiledPasses(_PreparedPasses):
     def prepare(self, example: Tensor) -> Forward:
         return self._compiled
 
-    def forget(self) -> None:
-        """It finds its weights wherever they are."""
-
 
 class GraphedPasses(_PreparedPasses):
-    """The model as a captured CUDA graph: its kernels are started by one call."""
+    """The model as a captured CUDA graph: its kernels are started by one call. Single images too, which a host would
+    take several times as long to start as a GPU to run."""
 
     doing = "capturing the model in a CUDA graph"
 
+    def __init__(self, model: Forward):
+        super().__init__(model)
+        self._alone: dict[tuple[object, ...], Forward] = {}
+
     def prepare(self, example: Tensor) -> Forward:
-        static = example.clone()
-        stream = torch.cuda.Stream(example.device)
-        stream.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(stream):  # what the first passes allocate and choose must not be captured
-            for _ in range(2):
-                self._model(static)
-        torch.cuda.current_stream(example.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = self._model(static)
+        replay = captured(lambda batch: (self._model(batch),), example, torch.cuda.Stream(example.device))
+        return lambda batch: replay(batch)[0]
 
-        def replay(batch: Tensor) -> Tensor:
-            static.copy_(batch)
-            graph.replay()
-            return captured.clone()  # the next replay overwrites it
+    def alone(self, image: Tensor) -> Tensor:
+        with self._layouts.as_given():
+            key = (*image.shape, image.dtype)
+            if key not in self._alone:
+                self._alone[key] = self._model if self._given_up else self._compared(image, 0.0) or self._model
+            return self._alone[key](image)
 
-        return replay
+    def forget(self) -> None:
+        super().forget()
+        self._alone.clear()
 
 
 def passes_for(model: Forward, device: torch.device, compile: bool) -> PlainPasses:

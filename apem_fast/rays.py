@@ -7,10 +7,8 @@ the model receives (after normalisation, if they were normalised).
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,88 +19,12 @@ from torch import Tensor, nn
 
 from apem_fast import ops
 from apem_fast.batching import BatchTuner, first_size, is_out_of_memory
+from apem_fast.clean import Clean, ModelOutputError, logits_of
 from apem_fast.passes import PlainPasses
 
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
-
-
-class ModelOutputError(ValueError):
-    """The model's answer is not what a classifier gives."""
-
-
-# -- running the user's model ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
-    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    required = [(p, p.requires_grad) for p in model.parameters()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-            for parameter, _ in required:
-                parameter.requires_grad_(False)  # no gradient may reach the user's .grad
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
-        for parameter, requires_grad in required:
-            parameter.requires_grad_(requires_grad)
-
-
-def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
-    """The model's logits (N, classes), checked."""
-    logits = model(inputs)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelOutputError(
-            f"model must return logits of shape ({len(inputs)}, classes) with at least 2 classes (got {came})"
-        )
-    return logits
-
-
-@dataclass(frozen=True)
-class Clean:
-    """What the model says of the unperturbed images, each run alone so that no other image has a say in it."""
-
-    labels: Tensor  # (N,) int64: the predictions
-    margin: NDArray[np.float64]  # (N,)
-    logits: Tensor  # (N, classes)
-    sign: Tensor  # (N, C, H, W) int8: the sign gradient
-    loss_gradient: Tensor  # (N, C, H, W) of the images' dtype, scaled: see `loss_gradient_at_logits`
-
-
-def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the cross entropy of `labels` with respect to the logits, scaled to -1 at the label; float64.
-
-    It is softmax - onehot, divided by 1 - p(label). Divided, it is the softmax over the *other* classes, which can
-    be formed without the cancellation that makes a confident prediction's gradient vanish. The scale is positive
-    and so does not touch the sign of what is sent back to the image.
-    """
-    others = logits.detach().to(torch.float64).scatter(1, labels[:, None], -torch.inf)
-    return others.softmax(dim=1).scatter(1, labels[:, None], -1.0)
-
-
-def run_clean(model: nn.Module, images: Tensor) -> Clean:
-    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
-    logits = []
-    sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
-    gradients = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    for n, image in enumerate(images.split(1)):
-        with torch.enable_grad():
-            leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
-            answer = logits_of(model, leaf)
-            label = answer.detach().argmax(dim=1)
-            (gradient,) = torch.autograd.grad(answer, leaf, loss_gradient_at_logits(answer, label).to(answer.dtype))
-        if not bool(gradient.isfinite().all()):
-            raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
-        logits.append(answer.detach())
-        gradients[n], sign[n] = gradient[0], gradient[0].sign()
-    all_logits = torch.cat(logits)
-    labels = all_logits.argmax(dim=1)
-    margin, _ = ops.label_margin(all_logits, labels)
-    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, gradients)
+PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
+COMPARED = 8  # probes that are run again alone to see how far a batch is off, where that is not known
 
 
 # -- rays --------------------------------------------------------------------------------------------------------
@@ -158,12 +80,15 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
     norm = np.stack([plus, minus], axis=1).reshape(-1)
     image = np.repeat(np.asarray(image_of_map, np.int64), 2)
     along, total = [], []
-    for m in range(maps):  # one map at a time: (maps, C, H, W) of products would be as large as the maps
-        g = clean.loss_gradient[int(image_of_map[m])].abs()
-        along.append((relevance[m] * g).sum(dtype=torch.float64))
-        total.append(g.sum(dtype=torch.float64))
-    fall = torch.stack(along).cpu().numpy()
-    whole = torch.stack(total).cpu().numpy()
+    # A few maps at a time: (maps, C, H, W) of products would be as large as the maps.
+    few = max(1, PRODUCTS_AT_ONCE.get(images.device.type, PRODUCTS_AT_ONCE["cpu"]) // images[0].numel())
+    rows = torch.from_numpy(np.asarray(image_of_map, np.int64)).to(images.device)
+    for some, row in zip(relevance.split(few), rows.split(few)):
+        g = clean.loss_gradient[row].abs()
+        along.append((some * g).sum(dim=(1, 2, 3), dtype=torch.float64))
+        total.append(g.sum(dim=(1, 2, 3), dtype=torch.float64))
+    fall = torch.cat(along).cpu().numpy()
+    whole = torch.cat(total).cpu().numpy()
     return Rays(
         images, clean.labels, clean.sign, relevance, image,
         map=np.repeat(np.arange(maps), 2),
@@ -209,24 +134,18 @@ class Prober:
         self._model, self._rays, self._tuner, self._passes = model, rays, tuner, passes
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
-        self._weights: list[tuple[nn.Parameter, Tensor]] = []
 
     def __enter__(self) -> Self:
-        self._weights = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
+        self._passes.begin()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._passes.forget()
-        for parameter, data in self._weights:
-            parameter.data = data
+        self._passes.end()
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
-        if memory_format is self._format:
-            return
-        self._passes.forget()
-        self._format, self._rays = memory_format, self._rays.in_format(memory_format)
-        for parameter, data in self._weights:
-            parameter.data = data.contiguous(memory_format=memory_format)
+        self._passes.lay_out(memory_format)
+        if memory_format is not self._format:
+            self._format, self._rays = memory_format, self._rays.in_format(memory_format)
 
     @property
     def size(self) -> int:
@@ -238,15 +157,38 @@ class Prober:
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
         order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
-        margin, flipped, noise = self._run(ray[order], epsilon[order], self._tuner)
-        if not np.isfinite([margin, noise]).all():
-            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
-        close = np.abs(margin) <= noise
-        for i in np.flatnonzero(close):
-            margin[i], flipped[i] = self.alone(ray[order[i]], epsilon[order[i]])
+        ray, epsilon = ray[order], epsilon[order]
+        margin, flipped, noise = self._run(ray, epsilon, self._tuner)
+        _check_finite(margin, noise)
+        runs = np.ones(len(ray), np.int64)
+        if not self._passes.known:
+            self._compare(ray, epsilon, margin, noise, runs)
+        close = np.flatnonzero(np.abs(margin) <= noise)
+        runs[close] += 1
+        alone, flipped[close] = self._alone(ray[close], epsilon[close])
+        self._learn_noise(margin[close], alone, noise[close])
+        margin[close] = alone
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], noise[back], 1 + close[back])
+        return Answers(margin[back], flipped[back], noise[back], runs[back])
+
+    def _compare(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], margin: NDArray[np.float64],
+        noise: NDArray[np.float64], runs: NDArray[np.int64],
+    ) -> None:  # fmt: skip
+        """Measures how far a batch is off from the same images alone, on a few of these answers, and widens `noise`."""
+        few = slice(0, COMPARED)
+        runs[few] += 1
+        alone, _ = self._alone(ray[few], epsilon[few])
+        before = self._passes.noise
+        self._learn_noise(margin[few], alone, noise[few])
+        noise *= self._passes.noise / before
+
+    def _learn_noise(
+        self, batched: NDArray[np.float64], alone: NDArray[np.float64], noise: NDArray[np.float64]
+    ) -> None:
+        greatest_logit = np.maximum(noise / self._passes.noise, np.finfo(np.float64).tiny)
+        self._passes.differed(float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
@@ -323,35 +265,40 @@ class Prober:
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
-    def alone(self, ray: int, epsilon: float) -> tuple[float, bool]:
-        """The answer of record: one image in a batch of its own, contiguous, as a plain loop would run it."""
-        rays = self._rays
-        image, row = rays.image[ray], rays.map[ray]
-        one = replace(
-            rays,
-            images=rays.images[image][None].contiguous(),
-            sign=rays.sign[image][None].contiguous(),
-            relevance=rays.relevance[row][None].contiguous(),
-            labels=rays.labels[image][None],
-            image=np.zeros(1, np.int64),
-            map=np.zeros(1, np.int64),
-            irrelevance=rays.irrelevance[[ray]],
-            norm=rays.norm[[ray]],
-            level=rays.level[[ray]],
-        )
-        margin, flipped, _ = self._measure(np.zeros(1, np.int64), np.array([epsilon]), one)[:, 0].tolist()
-        if not math.isfinite(margin):
-            raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
-        return margin, bool(flipped)
+    def _alone(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Margins and flips of record: each image in a batch of its own, contiguous, as a plain loop would run it."""
+        if not len(ray):
+            return np.zeros(0), np.zeros(0, bool)
+        rays, answers = self._rays, []
+        for r, e in zip(ray.tolist(), epsilon.tolist()):
+            image, row = rays.image[r], rays.map[r]
+            one = replace(
+                rays,
+                images=rays.images[image][None].contiguous(),
+                sign=rays.sign[image][None].contiguous(),
+                relevance=rays.relevance[row][None].contiguous(),
+                labels=rays.labels[image][None],
+                image=np.zeros(1, np.int64),
+                map=np.zeros(1, np.int64),
+                irrelevance=rays.irrelevance[[r]],
+                norm=rays.norm[[r]],
+                level=rays.level[[r]],
+            )
+            answers.append(self._measure(np.zeros(1, np.int64), np.array([e]), one))
+        margin, flipped, noise = torch.cat(answers, dim=1).cpu().numpy()
+        _check_finite(margin, noise)
+        return margin, flipped != 0
 
     def _measure(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
     ) -> Tensor:
         """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
-        of `size` inputs, or by the plain model."""
+        of `size` inputs, or one input alone."""
         with torch.no_grad():
             inputs = self._inputs(ray, epsilon, rays)
-            logits = logits_of(self._model, inputs) if size is None else self._logits(inputs, size)
+            logits = logits_of(self._passes.alone, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[self._put(rays.image[ray])]
             margin, predicted = ops.label_margin(logits, labels)
             noise = logits.abs().amax(dim=1).double() * self._passes.noise
@@ -373,6 +320,11 @@ class Prober:
         if self._device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _check_finite(margin: NDArray[np.float64], noise: NDArray[np.float64]) -> None:
+    if not (np.isfinite(margin).all() and np.isfinite(noise).all()):
+        raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
 
 
 def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -> BatchTuner:

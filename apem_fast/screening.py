@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast.batching import BatchTuner, is_out_of_memory
+from apem_fast.clean import ModelOutputError
 from apem_fast.passes import PlainPasses
-from apem_fast.rays import Answers, ModelOutputError, Prober, Rays
+from apem_fast.rays import Answers, Prober, Rays
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}  # of one value
 BAND = 3.0  # how many times further than seen the difference may drift

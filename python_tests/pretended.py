@@ -213,6 +213,8 @@ class _DevicesByName(TorchFunctionMode):
         if isinstance(first, OnGPU):
             if func is Tensor.tolist:
                 return first.cpu().tolist()
+            if func is Tensor.data_ptr:
+                return first.inner.data_ptr()
             if func in (Tensor.__getitem__, Tensor.__setitem__):  # a list becomes a tensor of the host
                 index = args[1] if isinstance(args[1], tuple) else (args[1],)
                 index = tuple(torch.tensor(part, device="cpu") if isinstance(part, list) else part for part in index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apem_fast.batching import FIRST_SIZE, FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner
+from apem_fast.batching import FIRST_SIZE, FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner, is_out_of_memory
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -86,3 +86,14 @@ def test_partial_passes_and_first_passes_tell_nothing():
     tuner.ran(tuner.best, tuner.best.size, 99.0)  # pays for what later ones reuse
     tuner.ran(tuner.best, 3, 99.0)
     assert tuner.wants_time_of(tuner.best) and not tuner._seconds
+
+
+def test_memory_is_recognised_behind_the_error_of_an_ended_capture():
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise RuntimeError("capture failed") from None
+    except RuntimeError as error:
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("capture failed"))

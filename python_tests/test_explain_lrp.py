@@ -459,8 +459,8 @@ def test_nothing_stays_in_memory(images):
 
 
 def test_recorded_options_are_those_the_rule_reads():
-    assert LRP().options == {"rule": "epsilon", "epsilon": 1.0, "relative": False, "bias": True, "batch_size": 8}
-    assert LRP(rule="naive").options == {"rule": "naive", "bias": True, "batch_size": 8}
+    assert LRP().options == {"rule": "epsilon", "epsilon": 1.0, "relative": False, "bias": True, "batch_size": None}
+    assert LRP(rule="naive").options == {"rule": "naive", "bias": True, "batch_size": None}
     assert set(LRP(rule="alpha-beta").options) == {"rule", "alpha", "beta", "bias", "batch_size"}
 
 

@@ -15,6 +15,7 @@ from test_metric import NoisyThenBroken, _replaced, assert_same, snapshot
 
 import apem_fast as af
 from apem_fast import rays
+from apem_fast.clean import run_clean
 from apem_fast.level_search import Flips, LevelMargin, Start, filter_levels, stop_between
 from apem_fast.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
 from apem_fast.search import CENSORED, Exhaustive, Isolate
@@ -99,7 +100,7 @@ def test_isolate_equals_exhaustive_on_maps_of_many_levels(seed, kind):
     model = small_network(seed)
     images, maps = images_and_maps(2, seed=100 + seed)
     if kind == "gradient":
-        maps = af.relevance_map(rays.run_clean(model, images).loss_gradient)
+        maps = af.relevance_map(run_clean(model, images).loss_gradient)
     options = {"step": 2.0, "max_epsilon": 60.0, "min_drop": (0.0, 2.0)[seed % 2], "batch_size": 32}
     slow = af.filter_relevance(model, images, maps, search="exhaustive", **options)
     fast = af.filter_relevance(model, images, maps, search="isolate", **options)

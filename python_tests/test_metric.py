@@ -12,8 +12,10 @@ from torch import nn
 
 import apem_fast as af
 from apem_fast import rays
+from apem_fast.clean import run_clean
 from apem_fast.passes import PlainPasses
 from apem_fast.search import Isolate
+from apem_fast.undisturbed import undisturbed
 
 GRID = {"step": 0.25, "max_epsilon": 40.0}
 
@@ -142,9 +144,9 @@ def test_first_order_estimate_is_close_to_the_true_slope():
     model = small_network(dtype=torch.float64)
     images, relevance = images_and_maps(3, dtype=torch.float64)
     two = nn.Sequential(model, nn.Linear(10, 2, dtype=torch.float64)).eval()  # with two classes loss and margin agree
-    clean = rays.run_clean(two, images)
+    clean = run_clean(two, images)
     some = rays.relevance_rays(images, clean, relevance, np.arange(3))
-    with rays.undisturbed(two), rays.Prober(two, some, rays.tuner_for(images, 4), PlainPasses(two)) as prober:
+    with undisturbed(two), rays.Prober(two, some, rays.tuner_for(images, 4), PlainPasses(two)) as prober:
         margin = prober(np.arange(6), np.full(6, 1e-5)).margin
     np.testing.assert_allclose((some.margin - margin) / 1e-5, some.slope, rtol=1e-3)
 

@@ -131,3 +131,56 @@ def test_compiled_models_give_the_same_epsilons():
     compiled = af.apem(model, images, relevance, compile=True, **GRID)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
+
+
+# -- how far a batch is off from an image alone ------------------------------------------------------------------
+
+
+class OffInBatches(torch.nn.Module):
+    """A network whose logits come out a little different for images in company, as other algorithms would give them."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.network, self.by = small_network(), by
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits if len(x) == 1 else logits + self.by * logits.abs().max() * torch.tensor([1.0, -1.0] * 5)
+
+
+@pytest.mark.parametrize("by", [0.0, 1e-6, 1e-3])
+def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
+    model = OffInBatches(by).eval()
+    images, relevance = images_and_maps(6)
+    result = af.apem(model, images, relevance, batch_size=5, **GRID)
+    assert recorded[0].known and recorded[0].noise == pytest.approx(max(PlainPasses.noise, 8 * 2 * by), rel=0.75)
+    plain = small_plain(model, images, relevance)
+    for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
+        assert torch.equal(getattr(result, name), getattr(plain, name)), name
+
+
+def test_what_is_seen_later_widens_the_noise_too():
+    passes = PlainPasses(small_network())
+    passes.differed(1e-9)
+    assert passes.noise == PlainPasses.noise
+    passes.differed(1e-3)
+    assert passes.noise == 8e-3 and PlainPasses.noise == 2.0**-16
+
+
+def test_an_image_alone_meets_the_weights_as_given():
+    model = small_network()
+    seen = []
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), module.weight.stride())))
+    images, relevance = images_and_maps(2)
+    given = model[0].weight.stride()
+    passes = PlainPasses(model)
+    passes.begin()
+    passes.lay_out(torch.channels_last)
+    with torch.no_grad():
+        passes(images, 2, True)
+        passes.alone(images[:1])
+        passes(images, 2, True)
+    passes.end()
+    laid_out = model[0].weight.contiguous(memory_format=torch.channels_last).stride()
+    assert laid_out != given
+    assert seen == [(2, laid_out), (1, given), (2, laid_out)] and model[0].weight.stride() == given

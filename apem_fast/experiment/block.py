@@ -50,6 +50,7 @@ class Block:
         options, network, store: of the run.
         device: where the network is.
         progress: is told of every advance.
+        before: the evaluator of an earlier block, whose batches and graphs are used on.
     """
 
     def __init__(
@@ -61,21 +62,25 @@ class Block:
         store: RunStore,
         device: str,
         progress: ProgressKeeper,
+        before: Evaluator | None = None,
     ):
         self.number, self.options, self.network, self.store, self.progress = number, options, network, store, progress
         self.photographs, pixels = self.read(photographs)
+        self.evaluator: Evaluator | None = None
         if self.photographs:
             self.pixels = torch.stack(pixels).to(device)
             self.images = network.normalised(self.pixels)
-            self.evaluator = Evaluator(
-                network.model,
-                self.images,
-                max_epsilon=options.max_epsilon,
-                step=options.step,
-                search=options.search,
-                batch_size=options.batch_size,
-            )
+            self.evaluator = self.evaluator_of(self.images, before)
             self.labels = self.evaluator.labels
+
+    def evaluator_of(self, images: Tensor, before: Evaluator | None) -> Evaluator:
+        if before is not None and before.images.shape[1:] == images.shape[1:]:
+            return before.on(images)
+        o = self.options
+        return Evaluator(
+            self.network.model, images, max_epsilon=o.max_epsilon, step=o.step, search=o.search,
+            batch_size=o.batch_size, precision=o.precision, compile=o.compile,
+        )  # fmt: skip
 
     def read(self, photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Tensor]]:
         """The images that can be read, which are the same ones each time, and their pixels."""
@@ -122,8 +127,7 @@ class Block:
         for n, photograph in enumerate(self.photographs):
             if self.pictured(n):
                 store.write_file(store.photograph(photograph.name), png_of(self.pixels[n]))
-            with torch.no_grad():
-                log_probability = network.model(self.images[n : n + 1]).double().log_softmax(1)[0]
+            log_probability = self.evaluator.logits[n].double().log_softmax(0)
             label, accepted = int(self.labels[n]), network.accepted(photograph)
             rows.append(
                 {

@@ -130,10 +130,12 @@ class _Run:
             for key in keys
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
+        evaluator = None
         for number, keys in missing:
             before = progress.state
             progress.update(doing="sign gradients")
-            block = Block(number, blocks[number], options, network, store, self.device, progress)
+            block = Block(number, blocks[number], options, network, store, self.device, progress, evaluator)
+            evaluator = block.evaluator or evaluator
             block.evaluate({key: self.explainers[key] for key in keys})
             # Files that could not be read have taken no work.
             expected = sum(expected_passes(self.explainers[key], len(blocks[number]), options) for key in keys)

@@ -12,10 +12,14 @@ from apem_fast.experiment.image_folders import NO_GROUND_TRUTH
 from apem_fast.experiment.measures import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
+from apem_fast.validation import PRECISIONS
 
 SEARCHES = ("isolate", "exhaustive")
 SELECTIONS = ("all", "correct", "misclassified", "both")
 DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
+
+
+USUAL_BLOCK = {"cpu": 32, "cuda": 256}  # images by device: a GPU wants many rays under search at once
 
 
 def _resumable(default: Any) -> Any:
@@ -47,7 +51,9 @@ class RunOptions:
         measures: names from `experiment.measures.MEASURES`, for columns of their own.
         device: "cpu", "cuda" or "cuda:N".
         batch_size: the most perturbed images in one forward pass; None lets the engine choose.
-        block: how many images are in memory at once, and finished together.
+        precision: "float32"; or "bfloat16", "float16" or "tf32" (on a GPU), which screen probes and change no epsilon.
+        compile: whether probes run through `torch.compile` of the network.
+        block: how many images are in memory at once, and finished together; None for what suits the device.
         pictures: of how many images, the first ones, the photograph and the maps are written as PNG; None for all.
 
     Paths are kept absolute.
@@ -72,7 +78,9 @@ class RunOptions:
     measures: tuple[str, ...] = ()
     device: str = "cpu"
     batch_size: int | None = _resumable(None)
-    block: int = 32
+    precision: str = _resumable("float32")
+    compile: bool = _resumable(False)
+    block: int | None = None
     pictures: int | None = _resumable(100)
 
     def __post_init__(self) -> None:
@@ -88,10 +96,13 @@ class RunOptions:
             if path is not None and path != word:
                 object.__setattr__(self, name, str(Path(path).absolute()))
         _choice("search", self.search, SEARCHES)
+        _choice("precision", self.precision, PRECISIONS)
         _choice("selection", self.selection, SELECTIONS)
         for name in ("limit", "count", "batch_size"):
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
+        if self.block is None:
+            object.__setattr__(self, "block", USUAL_BLOCK[self.device.partition(":")[0]])
         _at_least(1, "block", self.block)
         _at_least(0, "shuffles", self.shuffles)
         if self.pictures is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -30,10 +30,12 @@ class Explainer(ABC):
     """What the method is called in a table."""
     needs_model: ClassVar[bool] = True
     """Whether the explanation depends on the model and the label; it does not for most baselines."""
+    usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 16, "cuda": 64}
+    """By device type, for a `batch_size` of None."""
 
     @abstractmethod
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The attribution of at most `images_at_once` images: (N, C, H, W), signed, any scale.
+        """The attribution of at most `images_at_once(images.device)` images: (N, C, H, W), signed, any scale.
 
         Args:
             model: in evaluation mode; returns logits (N, classes).
@@ -41,10 +43,13 @@ class Explainer(ABC):
             labels: (N,) int64, the class to explain in each image.
         """
 
-    @property
-    def images_at_once(self) -> int:
-        """How many images `attribute` gets in one call."""
-        return getattr(self, "batch_size", 16)
+    def batch_on(self, device: torch.device) -> int:
+        """How many images enter one pass there: `batch_size`, or what usually runs well."""
+        return getattr(self, "batch_size", None) or self.usual_batch.get(device.type, self.usual_batch["cpu"])
+
+    def images_at_once(self, device: torch.device) -> int:
+        """How many images `attribute` gets in one call there."""
+        return self.batch_on(device)
 
     @property
     def passes_per_image(self) -> float:
@@ -96,11 +101,12 @@ class Explainer(ABC):
         _check_images(self.name, images)
         _check_labels(self.name, labels, images)
         parts = []
+        at_once = self.images_at_once(images.device)
         with untouched(images):
-            for start in range(0, images.shape[0], self.images_at_once):
-                chunk = images.detach()[start : start + self.images_at_once].clone()
+            for start in range(0, images.shape[0], at_once):
+                chunk = images.detach()[start : start + at_once].clone()
                 if labels is not None:
-                    chunk_labels = labels[start : start + self.images_at_once].clone()
+                    chunk_labels = labels[start : start + at_once].clone()
                 elif self.needs_model:
                     with torch.no_grad():
                         chunk_labels = logits_of(model, chunk, self.name).argmax(dim=1)
@@ -158,6 +164,11 @@ def require_known_labels(logits: Tensor, labels: Tensor, name: str) -> None:
 def require_at_least_one(name: str, argument: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}: {argument} must be an integer of at least 1 (got {value!r})")
+
+
+def require_batch_size(name: str, value: int | None) -> None:
+    if value is not None:
+        require_at_least_one(name, "batch_size", value)
 
 
 def _check_model(name: str, model: nn.Module) -> None:

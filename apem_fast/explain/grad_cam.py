@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
+from apem_fast.explain.explainer import Explainer, explainable_logits, require_batch_size
 from apem_fast.explain.guided import guided_gradient
 from apem_fast.explain.intercepted import CONVOLUTIONS, require_visible, running_under
 
@@ -30,7 +30,7 @@ class GradCAM(Explainer):
     Args:
         layer: the path of the module to read instead, as in `model.named_modules()` ("features.28", "layer4.1.conv2"):
             its bare output. None finds the place as described.
-        batch_size: the most images in one forward and backward pass.
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a layer that is not there or gives no feature maps, or a model without convolution.
@@ -38,10 +38,10 @@ class GradCAM(Explainer):
 
     name: ClassVar[str] = "Grad-CAM"
     layer: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
 
     @property
     def passes_per_image(self) -> float:
@@ -57,7 +57,7 @@ class GuidedGradCAM(Explainer):
 
     Args:
         layer: as in `GradCAM`.
-        batch_size: the most images in one forward and backward pass.
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for the models that `GradCAM` or `GuidedBackprop` refuses.
@@ -65,10 +65,10 @@ class GuidedGradCAM(Explainer):
 
     name: ClassVar[str] = "Guided Grad-CAM"
     layer: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
 
     @property
     def passes_per_image(self) -> float:

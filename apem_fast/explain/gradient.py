@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from apem_fast.batching import first_size
-from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
+from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one, require_batch_size
 from apem_fast.seeding import generators_for
 from apem_fast.transfer import sent
 
@@ -31,14 +31,14 @@ class Gradient(Explainer):
     """The plain gradient of the label's logit (P1 section IV-A), signed.
 
     Args:
-        batch_size: the most images in one forward and backward pass.
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "Gradient"
-    batch_size: int = 16
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
 
     @property
     def passes_per_image(self) -> float:
@@ -61,10 +61,11 @@ class SmoothGrad(Explainer):
         sigma: standard deviation of the noise, 0.2 in the papers, in the space of the tensor that the model
             receives: after normalisation, if the images were normalised.
         seed: any integer; another seed draws other noise.
-        batch_size: the most noisy copies in one forward and backward pass; None takes 8 on a CPU and 64 elsewhere.
+        batch_size: the most noisy copies in one forward and backward pass; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "SmoothGrad"
+    usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 8, "cuda": 64}
     samples: int = 100
     sigma: float = 0.2
     seed: int = 0
@@ -72,13 +73,11 @@ class SmoothGrad(Explainer):
 
     def __post_init__(self) -> None:
         require_at_least_one(self.name, "samples", self.samples)
-        if self.batch_size is not None:
-            require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
         if not 0 <= self.sigma < float("inf"):
             raise ValueError(f"{self.name}: sigma must be finite and at least 0 (got {self.sigma})")
 
-    @property
-    def images_at_once(self) -> int:
+    def images_at_once(self, device: torch.device) -> int:
         return 1
 
     @property
@@ -90,9 +89,9 @@ class SmoothGrad(Explainer):
 
     def _one(self, model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=image.device)
-        generator, size = generators_for(image[0]), self.batch_size or first_size(image.device.type)
-        for start in range(0, self.samples, size):
-            samples = range(start, min(start + size, self.samples))
+        generator, at_once = generators_for(image[0]), self.batch_on(image.device)
+        for start in range(0, self.samples, at_once):
+            samples = range(start, min(start + at_once, self.samples))
             noise = torch.stack([self._drawn(image[0], generator(self.seed, sample)) for sample in samples])
             # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
             noisy = image + sent(noise.to(image.dtype), image.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one
+from apem_fast.explain.explainer import Explainer, explainable_logits, require_batch_size
 from apem_fast.explain.intercepted import is_relu, nodes_behind, require_visible, running_under
 
 
@@ -26,17 +26,17 @@ class GuidedBackprop(Explainer):
     plain gradient under another name.
 
     Args:
-        batch_size: the most images in one forward and backward pass.
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model without a ReLU, or with ReLUs in scripted code or other threads.
     """
 
     name: ClassVar[str] = "Guided Backpropagation"
-    batch_size: int = 16
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
 
     @property
     def passes_per_image(self) -> float:

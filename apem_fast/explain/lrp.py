@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from apem_fast.explain.explainer import Explainer, explainable_logits, logits_of, require_at_least_one
+from apem_fast.explain.explainer import Explainer, explainable_logits, logits_of, require_batch_size
 from apem_fast.explain.intercepted import require_visible, running_under
 from apem_fast.explain.lrp_layers import LayerRules
 from apem_fast.explain.lrp_rules import AlphaBetaRule, EpsilonRule, Rule
@@ -68,23 +68,24 @@ class LRP(Explainer):
             the relevance. False leaves it out of the sums, which is P2's formula to the letter: the naive rule then
             conserves all relevance (except at a unit that is fed zeros alone), but divides by sums that may be near 0
             where the unit is not. With batch norm folded into biases that is often, and the map may not be finite.
-        batch_size: the most images in one forward and backward pass.
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model with layers that have no rule: they are named.
     """
 
     name: ClassVar[str] = "LRP"
+    usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 8, "cuda": 64}
     rule: str = "epsilon"
     epsilon: float = 1.0
     relative: bool = False
     alpha: float = 2.0
     beta: float = -1.0
     bias: bool = True
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self.name, "batch_size", self.batch_size)
+        require_batch_size(self.name, self.batch_size)
         if self.rule not in _READ_BY:
             raise ValueError(f"{self.name}: rule must be one of {', '.join(_READ_BY)} (got {self.rule!r})")
         for option in ("relative", "bias"):

@@ -1,0 +1,47 @@
+"""Functions of one tensor as CUDA graphs: captured once, then all their kernels are started by one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], tuple[Tensor, ...]]
+
+WARM_UPS = 2  # what the first calls allocate and choose must not be captured
+
+
+def captured(function: Function, example: Tensor, stream: torch.cuda.Stream) -> Function:
+    """The function for tensors laid out like the example, captured on a stream of its own.
+
+    Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
+    compute belongs to the stream.
+    """
+    static = example.clone()
+    stream.wait_stream(torch.cuda.current_stream(example.device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            function(static)
+    torch.cuda.current_stream(example.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads of the process may go on using the device meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        results = function(static)
+
+    def replay(values: Tensor) -> tuple[Tensor, ...]:
+        static.copy_(values)
+        graph.replay()
+        return tuple(result.clone() for result in results)  # the next replay overwrites them
+
+    return replay
+
+
+def warn_of_way_back(doing: str, error: Exception) -> None:
+    """Says once that something faster was tried and that the plain model runs instead."""
+    reason = str(error).strip().splitlines()
+    warnings.warn(
+        f"apem: {doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})",
+        RuntimeWarning, stacklevel=3,
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""What a model says of unperturbed images: predictions, margins and gradients, each image alone.
+
+Alone, because a batch adds up in another order: a gradient near 0 could change its sign with the company that its image
+is in, and with it the ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apem_fast import ops
+from apem_fast.batching import is_out_of_memory
+from apem_fast.capture import Function, captured, warn_of_way_back
+
+LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
+IMAGES_A_LANE = 8  # for which it pays to capture one
+
+
+class ModelOutputError(ValueError):
+    """The model's answer is not what a classifier gives."""
+
+
+def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
+    """The model's logits (N, classes), checked."""
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelOutputError(
+            f"model must return logits of shape ({len(inputs)}, classes) with at least 2 classes (got {came})"
+        )
+    return logits
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What the model says of N unperturbed images."""
+
+    labels: Tensor  # (N,) int64: the predictions
+    margin: NDArray[np.float64]  # (N,)
+    logits: Tensor  # (N, classes)
+    sign: Tensor  # (N, C, H, W) int8: the sign gradient
+    loss_gradient: Tensor  # (N, C, H, W) of the images' dtype, scaled: see `loss_gradient_at_logits`
+
+
+def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the cross entropy of `labels` with respect to the logits, scaled to -1 at the label; float64.
+
+    It is softmax - onehot, divided by 1 - p(label). Divided, it is the softmax over the *other* classes, which can
+    be formed without the cancellation that makes a confident prediction's gradient vanish. The scale is positive
+    and so does not touch the sign of what is sent back to the image.
+    """
+    others = logits.detach().to(torch.float64).scatter(1, labels[:, None], -torch.inf)
+    return others.softmax(dim=1).scatter(1, labels[:, None], -1.0)
+
+
+class Gradients:
+    """One forward and one backward pass of an image: its logits (1, classes), and the gradient of the cross entropy of
+    what it is predicted as with respect to the image (1, C, H, W), scaled."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
+            logits = logits_of(self._model, leaf)
+            label = logits.detach().argmax(dim=1)
+            (gradient,) = torch.autograd.grad(logits, leaf, loss_gradient_at_logits(logits, label).to(logits.dtype))
+        return logits.detach(), gradient
+
+    def of_each(self, images: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> None:
+        """Calls `take(n, logits, gradient)` for the n-th of `images` (N, C, H, W)."""
+        for n, image in enumerate(images.split(1)):
+            take(n, *self(image))
+
+
+class GraphedGradients(Gradients):
+    """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which takes
+    far longer to start the kernels of both passes one by one."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self._lanes: list[tuple[torch.cuda.Stream, Function]] = []
+        self._laid_out: tuple[object, ...] = ()
+        self._given_up = False
+
+    def of_each(self, images: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> None:
+        self._prepare(images)
+        if not self._lanes:
+            return super().of_each(images, take)
+        here = torch.cuda.current_stream(images.device)
+        for stream, _ in self._lanes:
+            stream.wait_stream(here)
+        for n, (stream, replay) in zip(range(len(images)), cycle(self._lanes)):
+            with torch.cuda.stream(stream):
+                take(n, *replay(images[n : n + 1]))
+        for stream, _ in self._lanes:
+            here.wait_stream(stream)
+
+    def _prepare(self, images: Tensor) -> None:
+        """As many lanes as these images are worth, of the weights where they are now."""
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        laid_out = (images.shape[1:], images.dtype, *(t.data_ptr() for t in tensors))
+        if laid_out != self._laid_out:
+            self._lanes.clear()
+            self._laid_out = laid_out
+        wanted = 0 if self._given_up else min(LANES, len(images) // IMAGES_A_LANE)
+        try:
+            while len(self._lanes) < wanted:
+                self._lanes.append(self._lane(images[:1]))
+        except Exception as error:  # noqa: BLE001 - whatever a capture raises, the plain passes still run
+            if isinstance(error, ModelOutputError) or is_out_of_memory(error):
+                raise
+            self._given_up = True
+            self._lanes.clear()
+            warn_of_way_back("capturing the gradient in a CUDA graph", error)
+
+    def _lane(self, image: Tensor) -> tuple[torch.cuda.Stream, Function]:
+        stream = torch.cuda.Stream(image.device)
+        replay = captured(self, image.contiguous(), stream)
+        for plain, prepared in zip(self(image), replay(image)):
+            if not torch.equal(plain, prepared):
+                raise RuntimeError("the graph's answer is not the model's to the bit")
+        return stream, replay
+
+
+def gradients_for(model: nn.Module, device: torch.device) -> Gradients:
+    """How to run single images forwards and backwards there."""
+    return GraphedGradients(model) if device.type == "cuda" else Gradients(model)
+
+
+def run_clean(model: nn.Module, images: Tensor, gradients: Gradients | None = None) -> Clean:
+    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
+    gradients = gradients or Gradients(model)
+    logits: list[Tensor] = [torch.empty(0)] * len(images)
+    sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
+    loss_gradient = torch.empty(images.shape, dtype=images.dtype, device=images.device)
+    finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
+
+    def take(n: int, answer: Tensor, gradient: Tensor) -> None:
+        logits[n], loss_gradient[n], sign[n] = answer, gradient[0], gradient[0].sign()
+        finite[n] = gradient.isfinite().all()
+
+    gradients.of_each(images, take)
+    if not bool(finite.all()):  # read once: a GPU is not to wait after every image
+        raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
+    all_logits = torch.cat(logits)
+    labels = all_logits.argmax(dim=1)
+    margin, _ = ops.label_margin(all_logits, labels)
+    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, loss_gradient)

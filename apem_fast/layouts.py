@@ -1,0 +1,63 @@
+"""A model's weights in the memory formats that its passes want, while a search runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightLayouts:
+    """Exchanges the storage of four-dimensional parameters for copies in another memory format, and puts it back.
+
+    A batch in channels-last is only fast beside weights in channels-last. The copies are kept from one search to the
+    next, so that captured graphs, which know them by their addresses, stay valid.
+    """
+
+    def __init__(self, model: object):
+        self._model = model
+        self._own: list[tuple[nn.Parameter, Tensor]] = []
+        self._copies: dict[torch.memory_format, list[Tensor]] = {}
+        self._addresses: list[int] = []
+        self._format: torch.memory_format | None = None
+
+    def begin(self) -> bool:
+        """Notes which storage is the user's; whether all is as it was at the last search."""
+        if not isinstance(self._model, nn.Module):  # a function
+            return True
+        self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
+        addresses = [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]
+        same = addresses == self._addresses and all(
+            torch.equal(copy, own) for copies in self._copies.values() for copy, (_, own) in zip(copies, self._own)
+        )
+        if not same:
+            self._copies.clear()
+        self._addresses = addresses
+        return same
+
+    def use(self, memory_format: torch.memory_format | None) -> None:
+        """Lays the weights out in a format, or, for None, as the user has them."""
+        if memory_format is self._format:
+            return
+        self._format = memory_format
+        if memory_format is not None and memory_format not in self._copies:
+            self._copies[memory_format] = [own.contiguous(memory_format=memory_format) for _, own in self._own]
+        for i, (parameter, own) in enumerate(self._own):
+            parameter.data = own if memory_format is None else self._copies[memory_format][i]
+
+    @contextmanager
+    def as_given(self) -> Iterator[None]:
+        """The weights as the user has them, inside."""
+        before = self._format
+        self.use(None)
+        try:
+            yield
+        finally:
+            self.use(before)
+
+    def end(self) -> None:
+        """All is as the user had it."""
+        self.use(None)
+        self._own = []

@@ -1,0 +1,91 @@
+"""The user's process while a model runs here: its settings as exactness needs them, and all as it was afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# Every place where torch keeps what it may make of float32 products. On a CPU too: "bf16" there is bfloat16.
+PRODUCTS = (
+    torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _OlderSetting:
+    """The same as torch keeps it beside, in an older way; to read it raises where the two differ."""
+
+    read: Callable[[], str | bool]
+    write: Callable[[Any], None]
+    named: Mapping[str, str | bool]  # its own value for each of `products_in`
+
+
+OLDER = (
+    _OlderSetting(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, {"ieee": "highest", "tf32": "high"}
+    ),
+    _OlderSetting(
+        lambda: torch.backends.cudnn.allow_tf32,
+        lambda value: setattr(torch.backends.cudnn, "allow_tf32", value),
+        {"ieee": False, "tf32": True},
+    ),
+)
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Inside, products of float32 values are "ieee", true float32, or "tf32" where the device has it.
+
+    Both ways in which torch keeps the setting are set, since a model may read either, unless they already differed by
+    the user's hand.
+    """
+    before = [place.fp32_precision for place in PRODUCTS]
+    older = []
+    for setting in OLDER:
+        with suppress(RuntimeError):
+            older.append((setting, setting.read()))
+    try:
+        for setting, _ in older:
+            setting.write(setting.named[precision])
+        for place in PRODUCTS:
+            place.fp32_precision = precision
+        yield
+    finally:
+        for setting, value in older:
+            setting.write(value)
+        for place, value in zip(PRODUCTS, before):
+            place.fp32_precision = value
+
+
+@contextmanager
+def same_algorithms() -> Iterator[None]:
+    """Inside, convolutions on a GPU are computed the same way every time: not by what a race between algorithms chose,
+    and without sums whose order differs from run to run."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.benchmark, cudnn.deterministic = False, True
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
+    required = [(p, p.requires_grad) for p in model.parameters()]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), products_in("ieee"), same_algorithms():
+        try:
+            for parameter, _ in required:
+                parameter.requires_grad_(False)  # no gradient may reach the user's .grad
+            yield
+        finally:
+            for parameter, requires_grad in required:
+                parameter.requires_grad_(requires_grad)
