@@ -19,7 +19,9 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream) -> 
     Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
     compute belongs to the stream.
     """
-    static = example.clone()
+    # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of libraries
+    # with streams of their own, would leave the right answer where it is, and it would never change again.
+    static = torch.zeros_like(example)
     stream.wait_stream(torch.cuda.current_stream(example.device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
