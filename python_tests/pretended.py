@@ -308,6 +308,7 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         "is_available": lambda: True,
         "device_count": lambda: len(gpu.generators),
         "current_device": lambda: 0,
+        "device": lambda device: contextlib.nullcontext(),
         "synchronize": lambda device=None: gpu.waited("synchronisation"),
         "get_rng_state": lambda device=GPU: gpu.generators[_index(device)].get_state(),
         "set_rng_state": lambda state, device=GPU: gpu.generators[_index(device)].set_state(state),
