@@ -325,6 +325,17 @@ def test_samples_do_not_wait() -> None:
     assert waits(2) == waits(12)
 
 
+def test_batches_of_selectivity_do_not_wait() -> None:
+    def waits(steps: int) -> int:
+        with PretendedGPU() as gpu:
+            c = classifier("cuda")
+            gpu.waits.clear()
+            af.selectivity(c.model, c.images, c.relevance, steps=steps, batch_size=4)
+        return sum(gpu.waits.values())
+
+    assert waits(5) == waits(50)
+
+
 # -- random numbers ----------------------------------------------------------------------------------------------
 
 
