@@ -8,7 +8,8 @@ of the program that made it wait. The arithmetic is the CPU's own, so results ar
         result = af.apem(model.to("cuda"), images.to("cuda"), relevance.to("cuda"))
     gpu.waits  # Counter({("apem_fast/rays.py:258", "copy to the host"): 12, ...})
 
-Below Python the tensors live on "lazy", the one device type whose backward pass autograd runs without a driver.
+Below Python the tensors live on "lazy", the one device type whose backward pass autograd runs without a driver. A captured
+graph is a list of what was done, and its replay does it again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from torch.utils._pytree import tree_iter, tree_map
 
 aten = torch.ops.aten
 GPU, BELOW = torch.device("cuda", 0), torch.device("lazy", 0)
-AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 PROGRAM = Path(__file__).resolve().parents[1] / "apem_fast"
 
 # Operators whose result the host has to wait for, besides reads of a value and copies.
@@ -43,6 +43,10 @@ TAKING_SCALARS = INDEXING | {
     aten.masked_fill_.Tensor, aten.masked_fill.Tensor, aten.fill_.Tensor, aten.index_fill.int_Tensor,
     aten.where.self, aten.clamp.Tensor,
 }  # fmt: skip
+PRODUCTS = {
+    torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear, torch.mm, torch.bmm, torch.addmm,
+    torch.matmul, Tensor.matmul, Tensor.__matmul__,
+}  # fmt: skip
 COPYING = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -55,7 +59,7 @@ class OnGPU(Tensor):
     def __new__(cls, inner: Tensor) -> OnGPU:
         wrapper = Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=BELOW, _extra_dispatch_keys=AUTOCAST,
+            device=BELOW,
         )  # fmt: skip
         wrapper.inner = inner
         return wrapper
@@ -110,6 +114,7 @@ class PretendedGPU(TorchDispatchMode):
         """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the copy."""
         self.graph: PretendedGraph | None = None  # that is being captured
         self.graphs: list[PretendedGraph] = []
+        self.autocast: torch.dtype | None = None  # in which products are computed
         self.generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         """The random state of this GPU and of another one, which nobody may touch."""
         self._stack = contextlib.ExitStack()
@@ -222,6 +227,8 @@ class _DevicesByName(TorchFunctionMode):
             if func is Tensor.data.__set__:
                 first.inner = args[1].inner
                 return func(*args)
+        if func in PRODUCTS and self._gpu.autocast is not None and first.is_floating_point():
+            args = tree_map(lambda t: t.to(self._gpu.autocast) if isinstance(t, Tensor) else t, args)
         if func is Tensor.cuda:
             return first.to(BELOW)
         if func in (torch.tensor, torch.as_tensor) and _is_gpu(kwargs.get("device")):
@@ -297,8 +304,17 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
 
     real_autocast = torch.autocast
 
-    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return real_autocast("cpu" if device_type == GPU.type else device_type, *args, **kwargs)
+    @contextlib.contextmanager
+    def autocast(device_type: str, dtype: torch.dtype | None = None, **options: Any) -> Iterator[None]:
+        if device_type != GPU.type:
+            with real_autocast(device_type, dtype, **options):
+                yield
+            return
+        before, gpu.autocast = gpu.autocast, dtype or torch.float16
+        try:
+            yield
+        finally:
+            gpu.autocast = before
 
     def seed_all(seed: int) -> None:
         for generator in gpu.generators:

@@ -115,6 +115,13 @@ def test_gradients_copies_and_moves(gpu: PretendedGPU) -> None:
     assert next(twin.cpu().parameters()).device.type == "cpu"
 
 
+def test_low_precision(gpu: PretendedGPU) -> None:
+    layer = nn.Linear(4, 2).to("cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        assert layer(on_gpu(3, 4)).dtype == torch.bfloat16
+    assert layer(on_gpu(3, 4)).dtype == torch.float32
+
+
 def test_a_graph_runs_what_was_captured(gpu: PretendedGPU) -> None:
     x = on_gpu(3)
     graph = torch.cuda.CUDAGraph()
