@@ -26,7 +26,7 @@ from apem_fast.experiment.options import RunOptions
 from apem_fast.experiment.report import write_report
 from apem_fast.explain import EXPLAINERS
 from apem_fast.margin_curve import RayView
-from apem_fast.ops import reference
+from apem_fast.ops import load, reference
 from apem_fast.relevance import STAGES, irrelevance, shuffled
 
 LIMITS = {"max_epsilon": 256.0, "step": 1.0}
@@ -64,6 +64,19 @@ def test_reference_definitions_run_on_a_device(name: str, monkeypatch: pytest.Mo
         return test_cuda.OPERATORS[name]({key: value.to(device) for key, value in small.items()})
 
     assert not check(case, everywhere)
+
+
+@pytest.mark.skipif(not load.NATIVE or load.CUDA_KERNELS, reason="the operators have CUDA kernels, or none at all")
+def test_where_no_cuda_compiler_was_the_reference_runs() -> None:
+    for name in load.OPERATORS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"apem_fast::{name}", "CUDA")
+    load._say_that_cuda_is_missing.cache_clear()
+    logits, labels = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    operator = torch.ops.apem_fast.label_margin.default
+    with pytest.warns(RuntimeWarning, match="compiled without CUDA"):
+        margin, predicted = operator._op_dk(torch._C.DispatchKey.CUDA, logits, labels)
+    assert torch.equal(margin, operator(logits, labels)[0]) and torch.equal(predicted, logits.argmax(1))
+    assert af.backend() == "cpu"
 
 
 # -- the metric, the filter, the measures ------------------------------------------------------------------------
