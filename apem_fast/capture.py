@@ -13,11 +13,11 @@ Function = Callable[[Tensor], tuple[Tensor, ...]]
 WARM_UPS = 2  # what the first calls allocate and choose must not be captured
 
 
-def captured(function: Function, example: Tensor, stream: torch.cuda.Stream) -> Function:
+def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: object = None) -> Function:
     """The function for tensors laid out like the example, captured on a stream of its own.
 
     Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
-    compute belongs to the stream.
+    compute belongs to the stream. Those that never do may share a memory pool.
     """
     # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of libraries
     # with streams of their own, would leave the right answer where it is, and it would never change again.
@@ -31,7 +31,7 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream) -> 
                 function(static)
         here.wait_stream(stream)
         # Other threads of the process may go on using the device meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = function(static)
 
     def replay(values: Tensor) -> tuple[Tensor, ...]:

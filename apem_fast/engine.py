@@ -2,24 +2,26 @@
 
 A window of rays is under search at a time. Each round the policy names the probes it wants, as many of them as fill
 whole batches are run, and rays that are decided make room for waiting ones: every forward pass but the last is
-full, and a ray that has flipped costs nothing more.
+full, and a ray that has flipped costs nothing more. On a GPU the window is split into lanes that take turns: while the
+device answers one, the host works out what to ask of the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apem_fast.rays import Prober, Rays
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
+from apem_fast.waiting import Waiting, in_turns
 
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""
 
-PASSES_A_ROUND = 4  # enough of them under way that reading their answers never keeps a GPU waiting
+PASSES_A_ROUND = 4  # enough of them under way, over all lanes, that reading answers never keeps a GPU waiting
 
 
 @dataclass(frozen=True)
@@ -41,42 +43,94 @@ def find_flips(
     progress: Progress | None = None,
 ) -> Flips:
     """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes `rays`."""
-    total = len(rays)
-    first_flip, probes = np.full(total, UNDECIDED), np.zeros(total, np.int64)
+    search = _SharedSearch(prober, rays, policy, step, last_step, progress)
+    in_turns([search.lane(number) for number in range(prober.lanes)])
+    flipped = search.first_flip != CENSORED
+    return Flips(np.where(flipped, search.first_flip, last_step), flipped, search.probes)
 
-    def start(ray: NDArray[np.int64]) -> State:
-        return policy.start(rays.margin[ray], rays.slope[ray] * step, last_step)
 
-    ray_of_row = np.arange(0)
-    state = start(ray_of_row)
-    done = waiting = 0
-    while done < total:
-        fresh = np.arange(waiting, min(total, waiting + max(0, PASSES_A_ROUND * prober.size - len(ray_of_row))))
+@dataclass
+class _SharedSearch:
+    """What the lanes share: the rays that wait, and what came of those that are decided."""
+
+    prober: Prober
+    rays: Rays
+    policy: Search
+    step: float
+    last_step: int
+    progress: Progress | None
+    first_flip: NDArray[np.int64] = field(init=False)
+    probes: NDArray[np.int64] = field(init=False)
+    waiting: int = 0  # the first ray that no lane has taken
+    ceded: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # by lanes that ended, to the others
+    rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
+
+    def __post_init__(self) -> None:
+        self.first_flip = np.full(len(self.rays), UNDECIDED)
+        self.probes = np.zeros(len(self.rays), np.int64)
+        self.rows = dict.fromkeys(range(self.prober.lanes), 0)
+
+    def start(self, ray: NDArray[np.int64]) -> State:
+        return self.policy.start(self.rays.margin[ray], self.rays.slope[ray] * self.step, self.last_step)
+
+    def window(self) -> int:
+        """How many rays a lane searches at a time, at most."""
+        return PASSES_A_ROUND * self.prober.size // self.prober.lanes
+
+    def lane(self, number: int) -> Waiting[None]:
+        """Takes rays and searches them until none is left."""
+        ray_of_row = np.arange(0)
+        state = self.start(ray_of_row)
+        while True:
+            ray_of_row, state = self.filled(ray_of_row, state)
+            self.rows[number] = len(ray_of_row)
+            if not len(ray_of_row) or self.cedes(ray_of_row, state):
+                del self.rows[number]
+                return
+            ray_of_row, state = yield from self.round(ray_of_row, state)
+            if self.progress is not None:
+                done = int(np.count_nonzero(self.first_flip != UNDECIDED))
+                self.progress(done, len(self.rays), int(self.probes.sum()))
+
+    def filled(self, ray_of_row: NDArray[np.int64], state: State) -> tuple[NDArray[np.int64], State]:
+        """These rays, and those that were ceded, and waiting ones as far as there is room."""
+        for ray, of_others in self.ceded:
+            ray_of_row, state = np.concatenate([ray_of_row, ray]), state.joined(of_others)
+        self.ceded.clear()
+        fresh = np.arange(self.waiting, min(len(self.rays), self.waiting + max(0, self.window() - len(ray_of_row))))
         if len(fresh):
-            waiting += len(fresh)
-            ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(start(fresh))
+            self.waiting += len(fresh)
+            ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(self.start(fresh))
+        return ray_of_row, state
 
-        row, grid_step = policy.ask(state, prober.size)
-        whole = min(len(row) - len(row) % prober.size, PASSES_A_ROUND * prober.size) or len(row)
+    def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
+        """Gives these rays to another lane where all that are left would fit one pass: two half-empty ones cost more."""
+        if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
+            return False
+        self.ceded.append((ray_of_row, state))
+        return True
+
+    def round(self, ray_of_row: NDArray[np.int64], state: State) -> Waiting[tuple[NDArray[np.int64], State]]:
+        """Asks, runs whole batches, tells; the rays that are left, and what is known of them."""
+        size = self.prober.size
+        row, grid_step = self.policy.ask(state, size)
+        whole = min(len(row) - len(row) % size, PASSES_A_ROUND * size) or len(row)
         row, grid_step = _whole_rows(row, grid_step, whole)
-        answers = prober(ray_of_row[row], grid_step * step)
-        np.add.at(probes, ray_of_row[row], answers.runs)
-        state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+        answers = yield from self.prober.answers(ray_of_row[row], grid_step * self.step)
+        np.add.at(self.probes, ray_of_row[row], answers.runs)
+        state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
         decided = np.flatnonzero(state.first_flip != UNDECIDED)
         if len(decided):
             ray, flip = ray_of_row[decided], state.first_flip[decided]
-            refuted, runs = prober.confirm(ray, np.where(flip == CENSORED, last_step, flip - 1) * step)
-            probes[ray] += runs
-            first_flip[ray[~refuted]] = flip[~refuted]
-            done += int((~refuted).sum())
+            last_unflipped = np.where(flip == CENSORED, self.last_step, flip - 1)
+            refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
+            self.probes[ray] += runs
+            self.first_flip[ray[~refuted]] = flip[~refuted]
             # What was told of a refuted ray cannot be trusted: it starts anew.
             ray_of_row = np.concatenate([ray_of_row[state.undecided], ray[refuted]])
-            state = state.only(state.undecided).joined(start(ray[refuted]))
-        if progress is not None:
-            progress(done, total, int(probes.sum()))
-    flipped = first_flip != CENSORED
-    return Flips(np.where(flipped, first_flip, last_step), flipped, probes)
+            state = state.only(state.undecided).joined(self.start(ray[refuted]))
+        return ray_of_row, state
 
 
 def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:

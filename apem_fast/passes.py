@@ -9,19 +9,22 @@ cannot be prepared, or answers otherwise, the plain model runs instead, and one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from apem_fast.batching import is_out_of_memory
+from apem_fast.batching import BatchPlan, is_out_of_memory
 from apem_fast.capture import captured, warn_of_way_back
 from apem_fast.layouts import WeightLayouts
 
 Forward = Callable[[Tensor], Tensor]
 
 NOISE_OVER_SEEN = 8.0  # what a few differences that were seen say of those that were not
-KEPT = 3  # shapes that stay prepared; each may hold the memory of a whole pass
+KEPT = 8  # shapes that stay prepared
+WANTED = 3  # times a smaller shape is wanted before it is prepared
+LEAST = 8  # images; a GPU takes hardly less time for fewer
 
 
 class PlainPasses:
@@ -30,9 +33,6 @@ class PlainPasses:
     noise = 2.0**-16
     """A margin this close to 0, relative to the greatest logit, may change sign with the batch that its image was in
     (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0."""
-
-    known = True
-    """Whether `noise` is known to hold here; otherwise it is to be measured first."""
 
     def __init__(self, model: Forward):
         self._model = model
@@ -60,10 +60,13 @@ class PlainPasses:
         with self._layouts.as_given():
             return self._model(image)
 
-    def differed(self, by: float) -> None:
-        """A batch was seen to be off by so much of the greatest logit from the same image alone."""
+    def knows_noise_of(self, plan: BatchPlan) -> bool:
+        """Whether `noise` is known to hold for such batches; otherwise it is to be measured first."""
+        return True
+
+    def differed(self, plan: BatchPlan, by: float) -> None:
+        """Such batches were seen to be off by so much of the greatest logit from the same images alone."""
         self.noise = max(self.noise, NOISE_OVER_SEEN * by)
-        self.known = True
 
     def forget(self) -> None:
         """The model is not what it was at the last search."""
@@ -73,33 +76,54 @@ class _PreparedPasses(PlainPasses, ABC):
     """What compiled and captured passes share: fixed shapes, the comparison, and the way back."""
 
     doing = ""
-    known = False
 
     def __init__(self, model: Forward):
         super().__init__(model)
-        self._ready: dict[tuple[object, ...], Forward] = {}
+        self._ready: dict[tuple[object, ...], Forward] = {}  # by shape, strides and whether exact
+        self._wanted: Counter[tuple[object, ...]] = Counter()
+        self._seen: set[BatchPlan] = set()
         self._given_up = False
 
     @abstractmethod
     def prepare(self, example: Tensor) -> Forward:
         """The model for batches like the example."""
 
+    def knows_noise_of(self, plan: BatchPlan) -> bool:
+        return plan in self._seen
+
+    def differed(self, plan: BatchPlan, by: float) -> None:
+        super().differed(plan, by)
+        self._seen.add(plan)
+
+    def shapes(self, size: int) -> tuple[int, ...]:
+        """The batches that may be prepared where passes are of `size`, smallest first."""
+        return (size,)
+
     def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
-        if self._given_up:
-            return self._model(inputs)
-        batch = _filled_up(inputs, size)
-        key = (size, batch.stride(), exact)
-        if key not in self._ready:
-            if len(inputs) < size:  # too few to begin with
-                return self._model(inputs)
-            while len(self._ready) >= KEPT:
-                del self._ready[next(iter(self._ready))]
-            ready = self._compared(batch, self.noise if exact else None)
-            if ready is None:
-                self._given_up = True
-                return self._model(inputs)
+        for shape in self.shapes(size):
+            if shape < len(inputs) or self._given_up:
+                continue
+            batch = _filled_up(inputs, shape)
+            key = (shape, batch.stride(), exact)
+            if key not in self._ready and self._is_worthwhile(key, len(inputs), size):
+                self._prepare(key, batch)
+            if key in self._ready:
+                return self._ready[key](batch)[: len(inputs)]
+        return self._model(inputs)
+
+    def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
+        """Whether to prepare this shape: with the first full batch, or once a smaller one was wanted a few times."""
+        self._wanted[key] += 1
+        return inputs == size or (key[0] != size and self._wanted[key] >= WANTED)
+
+    def _prepare(self, key: tuple[object, ...], batch: Tensor) -> None:
+        while len(self._ready) >= KEPT:
+            del self._ready[next(iter(self._ready))]
+        ready = self._compared(batch, self.noise if key[-1] else None)
+        if ready is None:
+            self._given_up = True
+        else:
             self._ready[key] = ready
-        return self._ready[key](batch)[: len(inputs)]
 
     def forget(self) -> None:
         self._ready.clear()
@@ -144,9 +168,17 @@ class GraphedPasses(_PreparedPasses):
     def __init__(self, model: Forward):
         super().__init__(model)
         self._alone: dict[tuple[object, ...], Forward] = {}
+        self._pool: object = None  # one memory for all graphs: they run one after the other, and answers are copied out
+
+    def shapes(self, size: int) -> tuple[int, ...]:
+        """Also a quarter and a sixteenth: the last rays of a search fill no batch, but a graph takes its time for it."""
+        return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
     def prepare(self, example: Tensor) -> Forward:
-        replay = captured(lambda batch: (self._model(batch),), example, torch.cuda.Stream(example.device))
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        stream = torch.cuda.Stream(example.device)
+        replay = captured(lambda batch: (self._model(batch),), example, stream, self._pool)
         return lambda batch: replay(batch)[0]
 
     def alone(self, image: Tensor) -> Tensor:
@@ -159,6 +191,7 @@ class GraphedPasses(_PreparedPasses):
     def forget(self) -> None:
         super().forget()
         self._alone.clear()
+        self._pool = None
 
 
 def passes_for(model: Forward, device: torch.device, compile: bool) -> PlainPasses:

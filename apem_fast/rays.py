@@ -21,6 +21,7 @@ from apem_fast import ops
 from apem_fast.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.clean import Clean, ModelOutputError, logits_of
 from apem_fast.passes import PlainPasses
+from apem_fast.waiting import Waiting, result_of
 
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
@@ -123,6 +124,28 @@ class Answers:
     runs: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
 
 
+class Started:
+    """Passes under way, and their answers on the way to the host."""
+
+    def __init__(self, answers: Tensor, tuner: BatchTuner, begin: float):
+        self._tuner, self._begin = tuner, begin
+        self._there: torch.cuda.Event | None = None
+        self._answers = answers
+        if answers.device.type == "cuda":
+            self._answers = torch.empty(answers.shape, dtype=answers.dtype, device="cpu", pin_memory=True)
+            self._answers.copy_(answers, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record(torch.cuda.current_stream(answers.device))
+
+    def read(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
+        """Margins, flips and noise of the M probes, waiting for them."""
+        if self._there is not None:
+            self._there.synchronize()
+        margin, flipped, noise = self._answers.numpy()
+        self._tuner.worked(time.perf_counter() - self._begin)
+        return margin.copy(), flipped != 0, noise
+
+
 class Prober:
     """Runs probes of `rays` through `model` in the batches that a tuner names.
 
@@ -152,16 +175,27 @@ class Prober:
         """How many probes fill a forward pass."""
         return self._tuner.best.size
 
+    @property
+    def lanes(self) -> int:
+        """How many searches should go on side by side, so that a GPU computes for one while the host thinks for another."""
+        return 1 if self._device.type == "cpu" else 2
+
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
         """Margins and flips of the probes (ray[i], epsilon[i])."""
+        return result_of(self.answers(ray, epsilon))
+
+    def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
+        """The same, with pauses."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
         order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
         ray, epsilon = ray[order], epsilon[order]
-        margin, flipped, noise = self._run(ray, epsilon, self._tuner)
+        passes = self._start(ray, epsilon, self._tuner)
+        yield
+        margin, flipped, noise = passes.read()
         _check_finite(margin, noise)
         runs = np.ones(len(ray), np.int64)
-        if not self._passes.known:
+        if not self._passes.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
             self._compare(ray, epsilon, margin, noise, runs)
         close = np.flatnonzero(np.abs(margin) <= noise)
         runs[close] += 1
@@ -188,12 +222,13 @@ class Prober:
         self, batched: NDArray[np.float64], alone: NDArray[np.float64], noise: NDArray[np.float64]
     ) -> None:
         greatest_logit = np.maximum(noise / self._passes.noise, np.finfo(np.float64).tiny)
-        self._passes.differed(float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
+        self._passes.differed(self._tuner.best, float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
         """Which of these answers, the last unflipped ones of decided rays, turn out wrong; and model inputs it took."""
+        yield from ()
         return np.zeros(len(ray), bool), np.zeros(len(ray), np.int64)
 
     def along(
@@ -230,15 +265,10 @@ class Prober:
             through = through.sum(dim=0, keepdim=True)
         return through.contiguous().cpu().numpy(), GRADIENT_COST
 
-    def _run(
-        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-        """Margins, flips and noise, all (M,), in the batches of a tuner."""
+    def _start(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Started:
+        """Starts all the passes of these probes, in the batches of a tuner."""
         begin = time.perf_counter()
-        # All passes are started before the first answer is read, so that a GPU never waits for the host in between.
-        answers = torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1).cpu().numpy()
-        tuner.worked(time.perf_counter() - begin)
-        return answers[0].copy(), answers[1] != 0, answers[2]
+        return Started(torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1), tuner, begin)
 
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Iterator[Tensor]:
         at = 0

@@ -21,6 +21,7 @@ from apem_fast.batching import BatchTuner, is_out_of_memory
 from apem_fast.clean import ModelOutputError
 from apem_fast.passes import PlainPasses
 from apem_fast.rays import Answers, Prober, Rays
+from apem_fast.waiting import Waiting
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}  # of one value
 BAND = 3.0  # how many times further than seen the difference may drift
@@ -69,13 +70,13 @@ class ScreeningProber(Prober):
     def size(self) -> int:
         return max(super().size, self._screen_tuner.best.size)
 
-    def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
+    def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
         if not len(ray):
-            return super().__call__(ray, epsilon)
-        runs = self._differences_at_zero(ray)
+            return (yield from super().answers(ray, epsilon))
+        runs = yield from self._differences_at_zero(ray)
         screened = ~self._exactly[ray]
         margin, noise = np.full(len(ray), -np.inf), np.zeros(len(ray))
-        margin[screened], noise[screened] = self._screen(ray[screened], epsilon[screened])
+        margin[screened], noise[screened] = yield from self._screen(ray[screened], epsilon[screened])
         runs = runs + screened
         middle = (self._least[ray] + self._most[ray]) / 2
         band = BAND * (self._most[ray] - self._least[ray]) + noise
@@ -91,7 +92,7 @@ class ScreeningProber(Prober):
         flipped = np.zeros(len(ray), bool)
         np.maximum.at(self._taken, ray[decided], epsilon[decided])
         rest = np.flatnonzero(~decided)
-        exact = super().__call__(ray[rest], epsilon[rest])
+        exact = yield from super().answers(ray[rest], epsilon[rest])
         again = screened[rest]
         self._learn(ray[rest][again], (margin + middle)[rest][again] - exact.margin[again])
         margin[rest], flipped[rest], noise[rest] = exact.margin, exact.flipped, exact.noise
@@ -100,11 +101,11 @@ class ScreeningProber(Prober):
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
         """Asks in float32 where the screen alone said so; a ray of which it was wrong goes on in float32."""
-        refuted, runs = super().confirm(ray, epsilon)
+        refuted, runs = yield from super().confirm(ray, epsilon)
         asked = np.flatnonzero((self._taken[ray] >= epsilon) & (epsilon > 0))
-        exact = super().__call__(ray[asked], epsilon[asked])
+        exact = yield from super().answers(ray[asked], epsilon[asked])
         refuted[asked], runs[asked] = exact.flipped, exact.runs
         self._exactly[ray[refuted]] = True
         return refuted, runs
@@ -116,14 +117,14 @@ class ScreeningProber(Prober):
             return False
         return self._answered * exact < self._asked * screen
 
-    def _differences_at_zero(self, ray: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _differences_at_zero(self, ray: NDArray[np.int64]) -> Waiting[NDArray[np.int64]]:
         """Measures how far the screen is off on unperturbed images that are new; the passes each ray is to pay for."""
         runs = np.zeros(len(ray), np.int64)
         new = np.unique(ray[np.isnan(self._least[ray]) & ~self._exactly[ray]])
         if not len(new):
             return runs
         images, first = np.unique(self._rays.image[new], return_index=True)
-        margin, _ = self._screen(new[first], np.zeros(len(first)))
+        margin, _ = yield from self._screen(new[first], np.zeros(len(first)))
         difference = dict(zip(images.tolist(), margin - self._rays.margin[new[first]]))
         # The other rays of these images need no pass of theirs.
         every = np.flatnonzero(np.isin(self._rays.image, images))
@@ -140,13 +141,13 @@ class ScreeningProber(Prober):
         if calibrated:
             self._calibrated[ray] = True
 
-    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[tuple[NDArray, NDArray]]:
         """Margins in low precision, -inf where they are not finite, and how much of them is rounding of the logits."""
         if not len(ray):
             return np.zeros(0), np.zeros(0)
         self._in_low_precision = True
         try:
-            margin, _, noise = self._run(ray, epsilon, self._screen_tuner)
+            passes = self._start(ray, epsilon, self._screen_tuner)
         except ModelOutputError:
             raise
         except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -158,6 +159,8 @@ class ScreeningProber(Prober):
             ) from error
         finally:
             self._in_low_precision = False
+        yield
+        margin, _, noise = passes.read()
         bad = ~(np.isfinite(margin) & np.isfinite(noise))
         return np.where(bad, -np.inf, margin), np.where(
             bad, 0.0, noise * (ROUNDING[self._precision] / self._passes.noise)

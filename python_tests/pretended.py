@@ -114,6 +114,8 @@ class PretendedGPU(TorchDispatchMode):
         """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the copy."""
         self.graph: PretendedGraph | None = None  # that is being captured
         self.graphs: list[PretendedGraph] = []
+        self.under_way: list[tuple[Tensor, Tensor]] = []
+        """Copies to pinned memory that were started, and come when the host waits for them: target and source."""
         self.autocast: torch.dtype | None = None  # in which products are computed
         self.generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         """The random state of this GPU and of another one, which nobody may touch."""
@@ -135,6 +137,9 @@ class PretendedGPU(TorchDispatchMode):
         if self.graph is not None:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({reason})")
         self.waits[_line_of_program(), reason] += 1
+        for target, source in self.under_way:
+            target.copy_(source)
+        self.under_way.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -147,6 +152,9 @@ class PretendedGPU(TorchDispatchMode):
         if not here and not to_device:
             return func(*args, **kwargs)
         self._refuse_mixtures(func, args, kwargs, tensors, to_device)
+        if func is aten.copy_.default and _is_started_only(*args, **kwargs):
+            self.under_way.append((args[0], args[1].inner.clone()))
+            return args[0].fill_(torch.nan) if args[0].is_floating_point() else args[0]
         self._count(func, args, kwargs, here, to_device)
         inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
         result = func(*inner_args, **inner_kwargs)
@@ -211,8 +219,10 @@ class _DevicesByName(TorchFunctionMode):
         first = args[0] if args else None
         if func is torch.device:  # only what is done on a device is done elsewhere
             return func(*args, **kwargs)
-        if func is Tensor.pin_memory:
-            pinned = first.clone()
+        if func is Tensor.pin_memory or kwargs.get("pin_memory"):
+            if func is not Tensor.pin_memory and _is_gpu(kwargs.get("device")):
+                raise RuntimeError("Only dense CPU tensors can be pinned")
+            pinned = first.clone() if func is Tensor.pin_memory else func(*args, **{**kwargs, "pin_memory": False})
             pinned.pretends_pinned = True
             return pinned
         if isinstance(first, OnGPU):
@@ -254,6 +264,11 @@ class PretendedGraph:
                 for old, new in zip(tree_iter(before), tree_iter(after)):
                     if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
+
+
+def _is_started_only(target: Tensor, source: Tensor, non_blocking: bool = False) -> bool:
+    to_host = isinstance(source, OnGPU) and not isinstance(target, OnGPU)
+    return to_host and non_blocking and hasattr(target, "pretends_pinned")
 
 
 def _inner(value: Any) -> Any:
@@ -302,6 +317,11 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         def synchronize(self) -> None:
             gpu.waited("synchronisation")
 
+    class Event:
+        def record(self, stream: Stream | None = None) -> None: ...
+        def synchronize(self) -> None:
+            gpu.waited("synchronisation")
+
     real_autocast = torch.autocast
 
     @contextlib.contextmanager
@@ -333,9 +353,11 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         "empty_cache": lambda: None,
         "Stream": Stream,
         "current_stream": Stream,
+        "Event": Event,
         "stream": lambda stream: contextlib.nullcontext(),
         "CUDAGraph": PretendedGraph,
         "graph": capturing,
+        "graph_pool_handle": lambda: (0, 1),
         "get_device_name": lambda device=None: "a pretended GPU",
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,

@@ -10,6 +10,7 @@ from networks import images_and_maps, small_network
 
 import apem_fast as af
 from apem_fast import passes
+from apem_fast.batching import BatchPlan
 from apem_fast.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
@@ -22,7 +23,7 @@ class Recorded(_PreparedPasses):
 
     def __init__(self, model, wrong=lambda logits: logits):
         super().__init__(model)
-        self.wrong, self.prepared, self.shapes = wrong, 0, set()
+        self.wrong, self.prepared, self.seen = wrong, 0, set()
 
     def prepare(self, example):
         self.prepared += 1
@@ -30,7 +31,7 @@ class Recorded(_PreparedPasses):
 
         def replay(batch):
             assert batch.shape == static.shape and batch.stride() == static.stride()
-            self.shapes.add(tuple(batch.shape))
+            self.seen.add(tuple(batch.shape))
             static.copy_(batch)
             answer.copy_(self.wrong(self._model(static)))
             return answer.clone()
@@ -60,7 +61,7 @@ def test_fixed_shapes_change_no_epsilon(recorded, batch_size, precision, memory_
     result = af.apem(model, images, relevance, batch_size=batch_size, precision=precision, **GRID)
     assert recorded[0].prepared
     if batch_size:
-        assert {shape[0] for shape in recorded[0].shapes} == {5}
+        assert {shape[0] for shape in recorded[0].seen} == {5}
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(result, name), getattr(plain, name)), name
@@ -75,16 +76,47 @@ def small_plain(model, images, relevance):
 
 def test_only_a_few_shapes_stay_prepared():
     one = Recorded(small_network())
-    images, _ = images_and_maps(8)
+    images, _ = images_and_maps(13)
     with torch.no_grad():
-        for size in (8, 7, 6, 5, 4):
+        for size in range(13, 3, -1):
             assert torch.equal(one(images[:3], size, True), one._model(images[:3]))  # not full: nothing is prepared
-            assert one.prepared == 8 - size
+            assert one.prepared == 13 - size
             full = one(images[:size], size, True)
             torch.testing.assert_close(one(images[:3], size, True), full[:3])
-    assert one.prepared == 5 and len(one._ready) == passes.KEPT
+    assert one.prepared == 10 and len(one._ready) == passes.KEPT
     one.forget()
     assert not one._ready
+
+
+class RecordedLikeGraphs(Recorded):
+    """In the shapes that graphs are captured in."""
+
+    shapes = GraphedPasses.shapes
+
+
+def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
+    one = RecordedLikeGraphs(small_network())
+    assert one.shapes(512) == (32, 128, 512) and one.shapes(64) == (16, 64) and one.shapes(8) == (8,)
+    images, _ = images_and_maps(64)
+
+    def shape_for(count):
+        """Of the prepared pass that runs them; None where none does."""
+        ran, ready = [], dict(one._ready)
+        for key, forward in ready.items():
+            one._ready[key] = lambda batch, forward=forward: (ran.append(len(batch)), forward(batch))[1]
+        logits = one(images[:count], 64, True)
+        one._ready.update(ready)
+        torch.testing.assert_close(logits, one._model(images[:count]))
+        return ran[0] if ran else None
+
+    with torch.no_grad():
+        assert shape_for(5) is None and not one.prepared  # the plain model
+        one(images, 64, True)
+        assert shape_for(5) == 64  # a graph that is there already
+        assert one.prepared == 1
+        one(images[:5], 64, True)
+        assert one.prepared == 2
+        assert shape_for(5) == 16 and shape_for(16) == 16 and shape_for(17) == 64 and shape_for(64) == 64
 
 
 @pytest.mark.parametrize("wrong", [lambda logits: logits * 1.01, lambda logits: logits * torch.nan], ids=["off", "nan"])
@@ -153,7 +185,7 @@ def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
     model = OffInBatches(by).eval()
     images, relevance = images_and_maps(6)
     result = af.apem(model, images, relevance, batch_size=5, **GRID)
-    assert recorded[0].known and recorded[0].noise == pytest.approx(max(PlainPasses.noise, 8 * 2 * by), rel=0.75)
+    assert recorded[0].noise == pytest.approx(max(PlainPasses.noise, 8 * 2 * by), rel=0.75)
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(result, name), getattr(plain, name)), name
@@ -161,9 +193,10 @@ def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
 
 def test_what_is_seen_later_widens_the_noise_too():
     passes = PlainPasses(small_network())
-    passes.differed(1e-9)
+    plan = BatchPlan(8, torch.channels_last)
+    passes.differed(plan, 1e-9)
     assert passes.noise == PlainPasses.noise
-    passes.differed(1e-3)
+    passes.differed(plan, 1e-3)
     assert passes.noise == 8e-3 and PlainPasses.noise == 2.0**-16
 
 

@@ -94,6 +94,15 @@ def test_waits_are_counted(name: str, gpu: PretendedGPU) -> None:
     assert sum(gpu.waits.values()) == gpu.waits_of(reason) == 1
 
 
+def test_a_copy_that_was_started_comes_when_waited_for(gpu: PretendedGPU) -> None:
+    target = torch.empty(3, pin_memory=True).copy_(on_gpu(3), non_blocking=True)
+    assert target.isnan().all() and not gpu.waits
+    torch.cuda.Event().synchronize()
+    assert torch.equal(target, torch.ones(3)) and gpu.waits_of("synchronisation") == 1
+    with pytest.raises(RuntimeError, match="Only dense CPU tensors can be pinned"):
+        torch.empty(3, pin_memory=True, device="cuda")
+
+
 def test_what_does_not_wait(gpu: PretendedGPU) -> None:
     x = on_gpu(3, 4)
     before = sum(gpu.uploads.values())
