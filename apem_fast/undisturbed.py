@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
     required = [(p, p.requires_grad) for p in model.parameters()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), products_in("ieee"), same_algorithms():
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(products_in("ieee"))
+        stack.enter_context(same_algorithms())
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
         try:
             for parameter, _ in required:
                 parameter.requires_grad_(False)  # no gradient may reach the user's .grad

@@ -71,6 +71,16 @@ def test_a_model_may_read_the_older_settings_unless_they_contradicted():
         assert torch.get_float32_matmul_precision() == "highest" and not backends.cudnn.allow_tf32
 
 
+def test_autocast_around_the_call_changes_no_epsilon():
+    model = small_network()
+    images, relevance = images_and_maps(3)
+    options = {"step": 0.25, "max_epsilon": 40.0}
+    with torch.autocast("cpu", torch.bfloat16):
+        result = af.apem(model, images, relevance, **options)
+        assert torch.is_autocast_enabled("cpu")
+    assert epsilons_of(result) == epsilons_of(af.apem(model, images, relevance, **options))
+
+
 def test_no_setting_changes_an_epsilon(setting):
     """On processors with bfloat16 products, "medium" changes logits in the third digit."""
     model = small_network()
