@@ -325,12 +325,14 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
     real_autocast = torch.autocast
 
     @contextlib.contextmanager
-    def autocast(device_type: str, dtype: torch.dtype | None = None, **options: Any) -> Iterator[None]:
+    def autocast(
+        device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **options: Any
+    ) -> Iterator[None]:
         if device_type != GPU.type:
-            with real_autocast(device_type, dtype, **options):
+            with real_autocast(device_type, dtype, enabled, **options):
                 yield
             return
-        before, gpu.autocast = gpu.autocast, dtype or torch.float16
+        before, gpu.autocast = gpu.autocast, (dtype or torch.float16) if enabled else None
         try:
             yield
         finally:

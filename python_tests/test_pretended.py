@@ -128,6 +128,8 @@ def test_low_precision(gpu: PretendedGPU) -> None:
     layer = nn.Linear(4, 2).to("cuda")
     with torch.autocast("cuda", torch.bfloat16):
         assert layer(on_gpu(3, 4)).dtype == torch.bfloat16
+        with torch.autocast("cuda", enabled=False):
+            assert layer(on_gpu(3, 4)).dtype == torch.float32
     assert layer(on_gpu(3, 4)).dtype == torch.float32
 
 
