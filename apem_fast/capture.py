@@ -19,16 +19,20 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
     Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
     compute belongs to the stream. Those that never do may share a memory pool.
     """
-    static = example.clone()
-    stream.wait_stream(torch.cuda.current_stream(example.device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            function(static)
-    torch.cuda.current_stream(example.device).wait_stream(stream)
+    # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of libraries
+    # with streams of their own, would leave the right answer where it is, and it would never change again.
+    static = torch.zeros_like(example)
     graph = torch.cuda.CUDAGraph()
-    # Other threads of the process may go on using the device meanwhile.
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-        results = function(static)
+    with torch.cuda.device(example.device):  # a capture waits for the current device, and may not wake up another one
+        here = torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                function(static)
+        here.wait_stream(stream)
+        # Other threads of the process may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            results = function(static)
 
     def replay(values: Tensor) -> tuple[Tensor, ...]:
         static.copy_(values)

@@ -242,7 +242,7 @@ class _Run:
         return LevelMargin(math.nan, False, 0.0, levels.along(weight, probe.ray) * self._options.step)
 
     def _answer(self, levels: Levels, filtered: Filtered) -> _Answer:
-        level, minus, plus = (torch.tensor(column) for column in zip(*filtered.changes))
+        level, minus, plus = (torch.tensor(column, device="cpu") for column in zip(*filtered.changes))
 
         def epsilon(first_flip: Tensor) -> Tensor:
             return (
@@ -269,10 +269,10 @@ class _Run:
         answers = [self._answers[i] for i in range(len(self._relevance))]
 
         def column(name: str) -> Tensor:
-            return torch.tensor([getattr(answer, name) for answer in answers])
+            return torch.tensor([getattr(answer, name) for answer in answers], device="cpu")
 
         def real(name: str) -> Tensor:
-            return torch.tensor([getattr(answer, name) for answer in answers], dtype=torch.float64)
+            return torch.tensor([getattr(answer, name) for answer in answers], dtype=torch.float64, device="cpu")
 
         threshold = real("threshold").to(self._relevance.device, self._relevance.dtype)[:, None, None, None]
         return FilterResult(

@@ -53,13 +53,13 @@ class Levels:
 
 def count_levels(relevance: Tensor, steps: int | None = None) -> int:
     """How many levels one map has: its distinct positive values, or the steps into which they are grouped."""
-    distinct = len(np.unique(_positive_values(relevance)))
+    values = _values(relevance)
+    distinct = len(np.unique(values[values > 0]))
     return distinct if steps is None else min(steps, distinct)
 
 
-def _positive_values(relevance: Tensor) -> NDArray:
-    values = relevance.detach().flatten().cpu().numpy()
-    return values[values > 0]
+def _values(relevance: Tensor) -> NDArray:
+    return relevance.detach().flatten().cpu().numpy()
 
 
 def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Levels:
@@ -71,7 +71,8 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
         steps: into how many steps of equally many distinct values the levels are grouped; None for one each.
     """
     repeats = channels // relevance.shape[0]
-    values, count = np.unique(_positive_values(relevance), return_counts=True)
+    every = _values(relevance)
+    values, count = np.unique(every[every > 0], return_counts=True)
     total = relevance.numel()
 
     distinct = len(values)
@@ -86,7 +87,6 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
     # Zeroing a mass m turns the direction v / norm by about 2 m / norm, so the way is twice the logarithm of the norm.
     path = 2 * np.abs(np.log(norm / norm[0])) + 1e-12 * np.arange(groups)[:, None]
     threshold = np.where(taken > 0, values[taken - 1], 0).astype(np.float64)
-    every = relevance.detach().flatten().cpu().numpy()
     order = np.argsort(every, kind="stable")
     return Levels(
         threshold, np.concatenate([[0], np.cumsum(count)])[taken], norm, np.maximum.accumulate(path),

@@ -53,7 +53,7 @@ class RayView:
         bounds: BoundsOf = (None, None),
     ):
         evaluator = Evaluator(model, images, batch_size=batch_size, bounds=bounds)
-        of_map = torch.arange(len(images)) if image_of_map is None else image_of_map.cpu()
+        of_map = torch.arange(len(images), device="cpu") if image_of_map is None else image_of_map.cpu()
         if of_map.dim() != 1 or not bool(((of_map >= 0) & (of_map < len(images))).all()):
             raise ValueError(
                 f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from apem_fast.seeding import seeded
+
 
 @dataclass(frozen=True)
 class Part:
@@ -91,9 +93,8 @@ def _own_state(layer: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _reset(part: Part, seed: int) -> None:
-    devices = {value.device.index for layer in part.layers for value in layer.parameters() if value.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)), torch.no_grad():
-        torch.manual_seed(seed % 2**63)
+    devices = {value.device for layer in part.layers for value in layer.parameters()}
+    with seeded(seed % 2**63, *devices), torch.no_grad():
         for layer in part.layers:
             # Attention keeps its own under a private name.
             reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)

@@ -132,7 +132,7 @@ class Started:
         self._there: torch.cuda.Event | None = None
         self._answers = answers
         if answers.device.type == "cuda":
-            self._answers = torch.empty(answers.shape, dtype=answers.dtype, pin_memory=True)
+            self._answers = torch.empty(answers.shape, dtype=answers.dtype, device="cpu", pin_memory=True)
             self._answers.copy_(answers, non_blocking=True)
             self._there = torch.cuda.Event()
             self._there.record(torch.cuda.current_stream(answers.device))

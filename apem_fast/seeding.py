@@ -1,11 +1,31 @@
-"""Random numbers that belong to one image or map, so that no batch it comes in can change them."""
+"""Random numbers that belong to one image or map, so that no batch it comes in can change them; and those of a seed,
+drawn without a trace."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
+    """`generator_for` as a function of the numbers, for many generators of one image or map: it is read once.
+
+    Args:
+        values: one image or map, of any shape, dtype and memory format.
+    """
+    contents = values.detach().to("cpu", copy=False).contiguous().reshape(-1).view(torch.uint8)
+    of_contents = hashlib.blake2b(memoryview(contents.numpy()), digest_size=8)
+
+    def generator(*numbers: int) -> torch.Generator:
+        digest = of_contents.copy()
+        digest.update(repr((str(values.dtype), tuple(values.shape), tuple(int(n) for n in numbers))).encode())
+        return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+
+    return generator
 
 
 def generator_for(values: Tensor, *numbers: int) -> torch.Generator:
@@ -18,7 +38,16 @@ def generator_for(values: Tensor, *numbers: int) -> torch.Generator:
         values: one image or map, of any shape, dtype and memory format.
         numbers: any integers.
     """
-    contents = values.detach().to("cpu", copy=False).contiguous().reshape(-1).view(torch.uint8)
-    digest = hashlib.blake2b(memoryview(contents.numpy()), digest_size=8)
-    digest.update(repr((str(values.dtype), tuple(values.shape), tuple(int(n) for n in numbers))).encode())
-    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+    return generators_for(values)(*numbers)
+
+
+@contextmanager
+def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
+    """Inside, torch's random numbers on the CPU and on these devices begin with `seed`; afterwards they go on as if
+    none had been drawn. Other devices' are left alone."""
+    gpus = sorted({device.index for device in devices if device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would seed every GPU there is
+        for index in gpus:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield

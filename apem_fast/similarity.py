@@ -1,4 +1,4 @@
-"""How alike two maps are: rank correlation and structural similarity, image by image."""
+"""How alike two maps are: rank correlation and structural similarity, image by image; computed, and given, on the CPU."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
     least = min(first.shape[2:])
     if least < 3:
-        return torch.full((len(first),), torch.nan, dtype=torch.float64)
+        return torch.full((len(first),), torch.nan, dtype=torch.float64, device="cpu")
     window = min(7, least - 1 + least % 2)
     pairs = zip(*(maps.detach().cpu().double().numpy() for maps in (first, second)))
     values = [of_pair(a, b, win_size=window, data_range=1.0, channel_axis=0) for a, b in pairs]
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -105,6 +105,14 @@ def test_a_mistake_gets_one_sentence(arguments, words, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("task", ["train", "explain", "check"])
+def test_rankers_take_a_device(task, command, tmp_path):
+    ranker = tmp_path / "ranker.pt"
+    came = command("siamese", task, "--ranker", ranker, "--device", "tpu")
+    assert came.exit_code == 2 and not ranker.exists()
+    assert came.stderr == f"apem-fast siamese {task}: --device must be cpu, cuda, cuda:N or auto (got 'tpu')\n"
+
+
 def test_a_folder_with_something_else(command, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     came = command("evaluate", "--output", tmp_path)

@@ -85,7 +85,7 @@ class Apem:
         validation.model(model)
         if model_predict_kwargs:
             raise ValueError(f"apem: model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})")
-        like = next(model.parameters(), torch.empty(0))
+        like = next(model.parameters(), torch.empty(0, device="cpu"))
         device = like.device if device is None else torch.device(device)
         images = torch.as_tensor(x_batch).to(device, like.dtype)
         images = images.movedim(-1, 1) if channel_first is False else images
@@ -104,7 +104,7 @@ class Apem:
             attribution = attribution.movedim(-1, 1)
         maps = relevance_map(attribution, percentile=self.percentile, channels=self.channels)
         has_ray = (maps.amax(dim=(1, 2, 3)) > 0) & (maps.amin(dim=(1, 2, 3)) < 1)
-        scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
+        scores = torch.full((len(images),), torch.nan, dtype=torch.float64, device="cpu")
         for rows in (has_ray & (targets == predicted)).nonzero()[:, 0].split(batch_size):
             if len(rows):
                 evaluator = Evaluator(model, images[rows], **self.options)

@@ -7,9 +7,11 @@ at any moment, continued with the same options, dealt out to many processes, and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from apem_fast.command_line import RankFailed
 from apem_fast.experiment.block import Block, expected_passes
@@ -53,7 +55,10 @@ def evaluate(
         FileNotFoundError: a package that the network or the photographs come from is missing.
     """
     with torchrun_ranks() as ranks:
-        return _Run(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count)).run()
+        run = _Run(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count))
+        # Else many processes would all claim memory on the first GPU beside that on their own.
+        with torch.cuda.device(run.device) if run.device != "cpu" else nullcontext():
+            return run.run()
 
 
 class _Run:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer, logits_of, require_at_least_one, require_known_labels
 from apem_fast.explain.grad_cam import enlarged
-from apem_fast.seeding import generator_for
+from apem_fast.seeding import generator_for, seeded
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Adapted(Explainer):
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             require_known_labels(logits_of(model, images, self.name), labels, self.name)
-        torch.manual_seed(generator_for(images[0], self.seed).initial_seed())
-        attribution = self.function(model, images, labels, **self.method_options)
+        with seeded(generator_for(images[0], self.seed).initial_seed(), images.device):
+            attribution = self.function(model, images, labels, **self.method_options)
         if not isinstance(attribution, Tensor):
             raise TypeError(f"{self.name}: the method must return a tensor (got {type(attribution).__name__})")
         map_ = attribution.detach()

@@ -58,7 +58,7 @@ class Edge(Baseline):
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         from skimage.filters import sobel
 
-        edges = [torch.from_numpy(sobel(channel.double().cpu().numpy())) for channel in images.flatten(0, 1)]
+        edges = [torch.from_numpy(sobel(channel)) for channel in images.flatten(0, 1).double().cpu().numpy()]
         return torch.stack(edges).view(images.shape).to(images)
 
 

@@ -21,7 +21,7 @@ from apem_fast.measures.arguments import (
     said_by,
 )
 from apem_fast.relevance import relevance_map
-from apem_fast.seeding import generator_for
+from apem_fast.seeding import generators_for
 from apem_fast.undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -140,9 +140,10 @@ def continuity(
 def _drawn(image: Tensor, count: int, distance: float, seed: int) -> Tensor:
     """(K, C, H, W): neighbours of (C, H, W) at the given share of its l2 norm."""
     radius = distance * float(image.double().norm())
+    generator = generators_for(image)
     drawn = []
     for k in range(count):
-        step = torch.randn(image.shape, generator=generator_for(image, seed, k), dtype=torch.float64)
+        step = torch.randn(image.shape, device="cpu", generator=generator(seed, k), dtype=torch.float64)
         drawn.append((image.double() + (radius / step.norm() * step).to(image.device)).to(image.dtype))
     return torch.stack(drawn)
 

@@ -27,6 +27,7 @@ from apem_fast.measures.arguments import (
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
+from apem_fast.seeding import seeded
 from apem_fast.similarity import rank_correlation, structural_similarity
 from apem_fast.undisturbed import undisturbed
 
@@ -145,9 +146,7 @@ def data_randomisation(
             blank = copy.deepcopy(model)
             for _ in randomised_stages(blank, seed=seed):
                 pass
-            devices = {value.device.index for value in model.parameters() if value.is_cuda}
-            with torch.enable_grad(), torch.random.fork_rng(devices=sorted(devices)):
-                torch.manual_seed(seed)
+            with torch.enable_grad(), seeded(seed, *{value.device for value in model.parameters()}):
                 trained = randomised(blank.train())
             if not isinstance(trained, nn.Module):
                 raise TypeError(f"apem: randomised must return the trained network (got {type(trained).__name__})")

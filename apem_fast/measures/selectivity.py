@@ -113,7 +113,7 @@ def selectivity(
     images = images.detach()
     count, features = len(images), relevance[0].numel()
     parts = features if steps is None else min(steps, features)
-    removed = torch.arange(parts + 1) * features // parts
+    removed = torch.arange(parts + 1, device="cpu") * features // parts
     rank = _ranks(relevance.detach())
     gone = removed.to(images.device)
 
@@ -130,11 +130,19 @@ def selectivity(
         values: list[Tensor] = []
         done, total = 0, count * (parts + 1)
         size = batch_size or BATCH_SIZE.get(images.device.type, BATCH_SIZE["cuda"])
+        finite = torch.ones((), dtype=torch.bool, device=images.device)
         for logits in _in_batches(model, inputs, total, size):
+            if not values:
+                _check_labels(labels, logits.shape[1])
+            finite &= logits.isfinite().all()
             values.append(_output(logits, of_input[done : done + len(logits)], output))
             done += len(logits)
             if progress is not None:
                 progress(done, total)
+    if not bool(finite):  # read once: a GPU is not to wait after every batch
+        raise ModelOutputError(
+            "model must return finite logits (got NaN or infinity for an image with features removed)"
+        )
     return SelectivityResult(removed, torch.cat(values).view(count, parts + 1).cpu(), labels.detach().cpu())
 
 
@@ -153,14 +161,13 @@ def _in_batches(model: nn.Module, inputs: Callable[[int, int], Tensor], total: i
         at += len(logits)
 
 
+def _check_labels(labels: Tensor, classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"selectivity: labels must lie in [0, {classes}) (got {int(wrong[0])})")
+
+
 def _output(logits: Tensor, labels: Tensor, output: Output) -> Tensor:
-    if not bool(logits.isfinite().all()):
-        raise ModelOutputError(
-            "model must return finite logits (got NaN or infinity for an image with features removed)"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
-        wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
-        raise ValueError(f"selectivity: labels must lie in [0, {logits.shape[1]}) (got {int(wrong[0])})")
     values = logits.double()
     values = values.softmax(dim=1) if output == "probability" else values
     return values.gather(1, labels[:, None])[:, 0]

@@ -1,4 +1,5 @@
-"""Loads the compiled operators or, where nothing was compiled, registers the reference definitions in their place.
+"""Loads the compiled operators, and registers the reference definitions where there are none: everywhere if nothing was
+compiled, for CUDA if it was compiled without.
 
 Either way `torch.ops.apem_fast.*` exists afterwards, with the same schemas. `APEM_FAST_BACKEND=reference` in the
 environment leaves the compiled library alone, for comparison.
@@ -6,10 +7,12 @@ environment leaves the compiled library alone, for comparison.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
 
@@ -60,14 +63,46 @@ def _register_reference() -> torch.library.Library:
     return library
 
 
+def _has_cuda_kernels() -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("apem_fast::perturb_probes", "CUDA")
+
+
+def _register_reference_for_cuda() -> torch.library.Library:
+    library = torch.library.Library("apem_fast", "IMPL")
+    for name in OPERATORS:
+        library.impl(name, _said_once(getattr(reference, name)), "CUDA")
+    return library
+
+
+def _said_once(definition: Callable) -> Callable:
+    @functools.wraps(definition)
+    def call(*arguments: object, **options: object) -> object:
+        _say_that_cuda_is_missing()
+        return definition(*arguments, **options)
+
+    return call
+
+
+@functools.cache
+def _say_that_cuda_is_missing() -> None:
+    warnings.warn(
+        "apem_fast: the operators were compiled without CUDA, so on a GPU their slower reference definitions run; "
+        "install the CUDA toolkit and reinstall to have kernels",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 NATIVE = _load_native()
+CUDA_KERNELS = NATIVE and _has_cuda_kernels()
 if not NATIVE:
     _library = _register_reference()
+elif not CUDA_KERNELS:
+    _library = _register_reference_for_cuda()
 
 
 def backend() -> str:
     """What runs the operators: "cuda" (compiled, and a GPU is there), "cpu" (compiled) or "reference"."""
     if not NATIVE:
         return "reference"
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key("apem_fast::perturb_probes", "CUDA")
-    return "cuda" if has_kernel and torch.cuda.is_available() else "cpu"
+    return "cuda" if CUDA_KERNELS and torch.cuda.is_available() else "cpu"

@@ -123,7 +123,7 @@ def sanity_plot(check: SanityCheck) -> Figure:
     """P3 Figure 50: the rank correlation with the original maps after each stage; a dot for each pair."""
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    places = torch.arange(len(check.stages) + 1)
+    places = range(len(check.stages) + 1)
     for colour, marker, (name, values) in zip(("#1f6f8b", "#d95f02"), "os", check.correlation.items(), strict=False):
         whole = torch.cat([torch.ones_like(values[:1]), values])
         axes.plot(places, whole, marker, color=colour, alpha=0.16, markersize=4, markeredgewidth=0)

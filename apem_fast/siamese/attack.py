@@ -212,14 +212,12 @@ class _Underway:
     before: Tensor | None = None  # the point and the score one step ago
     score: Tensor | None = None
 
-    def only(self, mask: Tensor) -> _Underway:
-        """The pairs where `mask` is True. A region for all of them stays one."""
-        if bool(mask.all()):
-            return self
+    def only(self, rows: Tensor) -> _Underway:
+        """The pairs in these rows. A region for all of them stays one."""
 
         def chosen(name: str) -> Tensor | None:
             value = getattr(self, name)
-            return value if value is None or len(value) != len(mask) else value[mask]
+            return value if value is None or len(value) != len(self.rows) else value[rows]
 
         return _Underway(**{field.name: chosen(field.name) for field in fields(self)})
 
@@ -237,7 +235,6 @@ def _attack_batch(
         score = other.new_empty((n, options.steps + 1))
         final, taken = torch.empty_like(start), torch.zeros(n, dtype=torch.int64, device=device)
         perceived: dict[int, tuple[Tensor, Tensor]] = {}  # step -> rows, perceptions
-        stops = torch.zeros(n, dtype=torch.bool, device=device)
 
         for step in range(options.steps + 1):
             is_last = step == options.steps
@@ -247,16 +244,18 @@ def _attack_batch(
                 value = ranker.rank_embeddings(embedding, pairs.other)
             reported = value.detach()
             arrived_at = uncut = point.detach()
+            stopping = 0
             if options.stop_when_reached:
-                stops, reported, arrived_at = _stop(ranker, embed, pairs, reported, arrived_at, options.precision)
-                if not is_last and bool(stops.all()):
-                    is_last = True
+                stops, stopping, reported, arrived_at = _stop(
+                    ranker, embed, pairs, reported, arrived_at, options.precision
+                )
+                is_last = is_last or stopping == len(stops)
             score[pairs.rows, step] = reported
             if step in options.perceptions_at:
                 shown = embedding.detach() if arrived_at is uncut else embed(arrived_at)
                 perceived[step] = pairs.rows, ranker.reconstruct(shown)
-            done = torch.ones_like(pairs.rows, dtype=torch.bool) if is_last else stops
-            if options.stop_when_reached or is_last:
+            if stopping or is_last:
+                done = slice(None) if is_last else stops.nonzero()[:, 0]
                 final[pairs.rows[done]], taken[pairs.rows[done]] = arrived_at[done], step
                 score[pairs.rows[done], step:] = reported[done][:, None]
             if is_last:
@@ -267,9 +266,8 @@ def _attack_batch(
                 pairs.rows, moved, pairs.original, pairs.other, pairs.target, pairs.region,
                 gradient if options.damping else None, arrived_at, reported,
             )  # fmt: skip
-            if options.stop_when_reached:
-                pairs = pairs.only(~stops)
-                stops = stops[~stops]
+            if stopping:
+                pairs = pairs.only((~stops).nonzero()[:, 0])
 
         terms = ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
         return AttackResult(
@@ -306,18 +304,21 @@ def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOpti
 
 def _stop(
     ranker: Ranker, embed: Callable, pairs: _Underway, score: Tensor, point: Tensor, precision: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Which pairs stop here, and their scores and points: where a step crossed the target, those at the crossing."""
+) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Which pairs stop here, how many these are, and the scores and points of all: where a step crossed the target, those
+    at the crossing."""
     near = (score - pairs.target).abs() <= precision
-    if pairs.score is None:
-        return near, score, point
-    crossed = (score - pairs.target) * (pairs.score - pairs.target) < 0
-    cut = crossed & ~near
-    if bool(cut.any()):
+    crossed = torch.zeros_like(near)
+    if pairs.score is not None:
+        crossed = (score - pairs.target) * (pairs.score - pairs.target) < 0
+    # One read for both numbers: it is all that the host waits for in most steps.
+    stopping, cutting = torch.stack([(near | crossed).sum(), (crossed & ~near).sum()]).tolist()
+    if cutting:
+        cut = (crossed & ~near).nonzero()[:, 0]
         point, score = point.clone(), score.clone()
         ends = (pairs.before[cut], point[cut]), (pairs.score[cut], score[cut])
         point[cut], score[cut] = meet_target(ranker, embed, *ends, pairs.other[cut], pairs.target[cut], precision)
-    return near | crossed, score, point
+    return near | crossed, stopping, score, point
 
 
 def as_image(point: Tensor) -> Tensor:

@@ -34,13 +34,14 @@ def meet_target(
     side = torch.zeros_like(left)
     open_ = best_gap.abs() > precision
     for _ in range(EVALUATIONS):
-        if not bool(open_.any()):
+        still = open_.nonzero()[:, 0]
+        if not len(still):
             break
         guess = (left * gap_right - right * gap_left) / (gap_right - gap_left)
         guess = torch.where((guess > left) & (guess < right), guess, (left + right) / 2)
-        here = start[open_] + guess[open_].view(shape) * (end[open_] - start[open_])
+        here = start[still] + guess[still].view(shape) * (end[still] - start[still])
         gap = gap_right.clone()
-        gap[open_] = ranker.rank_embeddings(embed(here), other[open_]) - target[open_]
+        gap[still] = ranker.rank_embeddings(embed(here), other[still]) - target[still]
         best, best_gap = torch.where(open_, guess, best), torch.where(open_, gap, best_gap)
         on_right = gap * gap_right > 0
         # The end that stays twice in a row counts for half, or one end would hardly move.

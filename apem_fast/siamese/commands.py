@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from apem_fast.command_line import user_errors
+from apem_fast.command_line import device_named, user_errors
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +35,9 @@ class Regime(StrEnum):
 
 DEFAULT_RANKER = Path("runs/siamese/ranker.pt")
 RankerFile = Annotated[Path, typer.Option("--ranker", help="The trained ranker.")]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+]
 Folder = Annotated[
     Path | None, typer.Option(help="Where MNIST (torchvision's) or the UTKFace images are. Digits need none.")
 ]
@@ -49,6 +52,7 @@ def train(
     size: Annotated[int, typer.Option(min=1, help="Values in an embedding.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1200,
     seed: Annotated[int, typer.Option(help="Of the parameters and of every draw.")] = 0,
+    device: Device = "auto",
 ) -> None:
     """Train a ranker and say how good it is on images it has not seen.
 
@@ -57,7 +61,7 @@ def train(
     with user_errors("siamese train"):
         from apem_fast.siamese import checkpoints, quality
 
-        data = _images(images, folder)
+        data = _images(images, folder).to(device_named(device))
         learnt, held_out = _split(data)
         network, architecture = _train(learnt, images, regime, size, steps, seed, ranker.with_suffix(".training.pt"))
         judged = quality.measure_quality(network, held_out)
@@ -81,18 +85,19 @@ def explain(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs whose maps are drawn.")] = 5,
     faces: Annotated[bool, typer.Option(help="Also explain the pretrained face-age network on two faces.")] = True,
     seed: Annotated[int, typer.Option(help="Which pairs.")] = 0,
+    device: Device = "auto",
 ) -> None:
     """Draw P3's figures for a trained ranker: perceptions, attacks, saliency maps, forces, recycling, two faces."""
     with user_errors("siamese explain"):
         from apem_fast.siamese import explanations as e
         from apem_fast.siamese import page, quality
 
-        network, facts, held_out = _trained(ranker, folder)
+        network, facts, held_out = _trained(ranker, folder, device_named(device))
         first, second = e.choose_pairs(held_out, max(pairs, 20), seed)
         attack = {"steps": STEPS, "step_size": STEP_SIZE}
         shown, some = (first[:pairs], second[:pairs]), (first[:20], second[:20])
         # One image above and one below the other's attribute would do; the most distant pair shows the longest way.
-        far = (held_out.values[first] - held_out.values[second]).argmax()
+        far = int((held_out.values[first] - held_out.values[second]).argmax())
         longest = first[far : far + 1], second[far : far + 1]
         tasks = {
             "perceptions": lambda: [e.perception_section(network, held_out)],
@@ -104,7 +109,7 @@ def explain(
             ],
         }
         if faces:
-            tasks["faces"] = _face_sections
+            tasks["faces"] = lambda: _face_sections(network.device)
         sections = _run(tasks)
         judged = quality.measure_quality(network, held_out)
         path = page.write_page(
@@ -123,6 +128,7 @@ def check(
     pairs: Annotated[int, typer.Option(min=2, help="Pairs to measure on; P3 takes 20.")] = 20,
     retrain: Annotated[bool, typer.Option(help="Retrain on shuffled attributes (takes as long as training).")] = True,
     seed: Annotated[int, typer.Option(help="Which pairs, and the random parameters.")] = 0,
+    device: Device = "auto",
 ) -> None:
     """Validate the explanations as P3 does, and set the figures beside the published ones."""
     with user_errors("siamese check"):
@@ -130,7 +136,7 @@ def check(
 
         from apem_fast.siamese import agreement, explanations, page, quality
 
-        network, facts, held_out = _trained(ranker, folder)
+        network, facts, held_out = _trained(ranker, folder, device_named(device))
         first, second = explanations.choose_pairs(held_out, pairs, seed)
         a, b = held_out.batch(first), held_out.batch(second)
         attack = {"steps": STEPS, "step_size": STEP_SIZE / 10}
@@ -138,7 +144,8 @@ def check(
 
         def labels() -> list:
             images, regime = Images(facts["images"]), Regime(facts["regime"])
-            learnt = _split(_images(images, folder))[0].with_shuffled_values(torch.Generator().manual_seed(seed))
+            learnt = _split(_images(images, folder).to(network.device))[0]
+            learnt = learnt.with_shuffled_values(torch.Generator().manual_seed(seed))
             path = ranker.with_suffix(f".shuffled-{seed}.pt")
             other, _ = _train(learnt, images, regime, facts["size"], facts["steps"], facts["seed"], path)
             return [agreement.label_section(network, other, a, b, **attack)]
@@ -182,15 +189,13 @@ def _split(data):
 
 
 def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path):
-    import torch
-
+    from apem_fast.seeding import seeded
     from apem_fast.siamese import networks, regimes, training
 
     faces = images is Images.utkface
     architecture = "utkface" if faces else "mnist-mirroring" if regime is Regime.mirroring else "mnist"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = networks.RANKERS[architecture](size)
+    with seeded(seed):
+        network = networks.RANKERS[architecture](size).to(data.images.device)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     options = training.TrainingOptions(
         steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
@@ -204,7 +209,7 @@ def _train(data, images: Images, regime: Regime, size: int, steps: int, seed: in
     return network, architecture
 
 
-def _trained(path: Path, folder: Path | None):
+def _trained(path: Path, folder: Path | None, device: str):
     """The ranker, facts about it, and the images that it was not trained on."""
     from apem_fast.siamese import checkpoints
 
@@ -213,17 +218,17 @@ def _trained(path: Path, folder: Path | None):
             f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})"
         )
     network, facts = checkpoints.load_ranker(path)
-    return network, facts, _split(_images(Images(facts["images"]), folder))[1]
+    return network.to(device), facts, _split(_images(Images(facts["images"]), folder).to(device))[1]
 
 
-def _face_sections() -> list:
+def _face_sections(device) -> list:
     import torch
 
     from apem_fast.siamese import explanations, faces
 
     try:
-        ranker = faces.face_age_ranker()
-        pair = torch.stack([faces.sample_face(name) for name in faces.SAMPLE_FACES])
+        ranker = faces.face_age_ranker().to(device)
+        pair = torch.stack([faces.sample_face(name) for name in faces.SAMPLE_FACES]).to(device)
     except ValueError as error:
         console.print(f"left out: {error}", highlight=False)
         return []

@@ -29,16 +29,16 @@ SHOWN = 8  # tiles of a progression
 
 def choose_pairs(data: RankedImages, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of random pairs of different attributes, the first image above the second and below it in turn."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, values = torch.Generator().manual_seed(seed), data.values.tolist()
     first, second = [], []
     while len(first) < count:
-        a, b = (int(i) for i in torch.randint(len(data), (2,), generator=generator))
-        if data.values[a] != data.values[b]:
+        a, b = (int(i) for i in torch.randint(len(data), (2,), device="cpu", generator=generator))
+        if values[a] != values[b]:
             above = len(first) % 2 == 0
-            a, b = (a, b) if (data.values[a] > data.values[b]) == above else (b, a)
+            a, b = (a, b) if (values[a] > values[b]) == above else (b, a)
             first.append(a)
             second.append(b)
-    return torch.tensor(first), torch.tensor(second)
+    return torch.tensor(first, device="cpu"), torch.tensor(second, device="cpu")
 
 
 def value_of(data: RankedImages, index: Tensor) -> list[str]:
@@ -47,8 +47,10 @@ def value_of(data: RankedImages, index: Tensor) -> list[str]:
 
 def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> Section:
     """Images the ranker has not seen, and what it sees in them: one of each value, as far as there are."""
-    values = data.values.unique()[torch.linspace(0, len(data.values.unique()) - 1, count).round().long()]
-    index = torch.stack([(data.values == value).nonzero()[0, 0] for value in values])
+    of_image = data.values.cpu()
+    values = of_image.unique()
+    chosen = torch.linspace(0, len(values) - 1, count, device="cpu").round().long()
+    index = torch.stack([(of_image == value).nonzero()[0, 0] for value in values[chosen]])
     images = data.batch(index)
     seen = perceive(ranker, images)
     error = (seen - images).square().flatten(1).mean(dim=1).sqrt()

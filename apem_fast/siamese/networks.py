@@ -21,6 +21,11 @@ FIRST_WEIGHTS = 16.0  # how much wider than torch's the first weights of a tail'
 class Ranker(nn.Module, ABC):
     """Ranks pairs: 1 where the first image is the greatest possible and the second the least, 0.5 between equals."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are; the CPU, if it has none."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, size): the embedding of each image (w^e of P3 equation 20)."""

@@ -42,7 +42,7 @@ class RankedImages:
 
     Attributes:
         images: (N, C, H, W), uint8, or floating in [0, 1].
-        values: (N,) float32, the attribute of each image.
+        values: (N,) float32, the attribute of each image, on the device of `images`.
         low, high: the range of the attribute that targets are normalised by; not necessarily attained.
         attribute: what `values` are, for captions.
         skipped: names of files that could not be read.
@@ -74,6 +74,10 @@ class RankedImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: str | torch.device) -> RankedImages:
+        """The same on another device: beside the ranker, images need not be sent there for each step."""
+        return replace(self, images=self.images.to(device), values=self.values.to(device))
+
     def batch(self, index: Tensor | slice) -> Tensor:
         """The images at `index` as floating point in [0, 1]."""
         images = self.images[index]
@@ -85,19 +89,20 @@ class RankedImages:
 
     def draw_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of `count` random pairs, as P3 draws them: both images at random, with replacement."""
-        return tuple(torch.randint(len(self), (2, count), generator=generator))
+        return tuple(torch.randint(len(self), (2, count), device=generator.device, generator=generator))
 
     def split(self, held_out: float, generator: torch.Generator) -> tuple[RankedImages, RankedImages]:
         """A random part to learn from and the fraction `held_out` to judge by."""
         if not 0 < held_out < 1:
             raise ValueError(f"split: held_out must lie between 0 and 1 (got {held_out})")
-        order = torch.randperm(len(self), generator=generator)
+        order = torch.randperm(len(self), device=generator.device, generator=generator)
         cut = len(self) - max(1, round(len(self) * held_out))
         return tuple(replace(self, images=self.images[i], values=self.values[i]) for i in (order[:cut], order[cut:]))
 
     def with_shuffled_values(self, generator: torch.Generator) -> RankedImages:
         """The same images with each other's attributes: what label randomisation trains on (P3 section 5.3.9)."""
-        return replace(self, values=self.values[torch.randperm(len(self), generator=generator)])
+        order = torch.randperm(len(self), device=generator.device, generator=generator)
+        return replace(self, values=self.values[order])
 
 
 class PairDataset(Dataset):

@@ -33,25 +33,28 @@ def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, 
     """Ranks random pairs of `data` (all ordered pairs, where there are no more) with a ranker in evaluation mode."""
     n = len(data)
     if n * n <= pairs:
-        first, second = (index.flatten() for index in torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij"))
+        every = torch.arange(n, device="cpu")
+        first, second = every.repeat_interleave(n), every.repeat(n)
     else:
         first, second = data.draw_pairs(pairs, torch.Generator().manual_seed(seed))
-    embedding, squared = [], 0.0
+    device = ranker.device
+    embedding, squared = [], torch.zeros((), dtype=torch.float64, device=device)
     for start in range(0, n, 256):
-        images = data.batch(slice(start, start + 256))
+        images = data.batch(slice(start, start + 256)).to(device)
         embedding.append(ranker.embed(images))
         if ranker.reconstructs:
-            squared += float((ranker.reconstruct(embedding[-1]) - images).double().square().sum())
+            squared += (ranker.reconstruct(embedding[-1]) - images).double().square().sum()
     embedded = torch.cat(embedding)
     score = torch.cat([
-        ranker.rank_embeddings(embedded[i], embedded[j]) for i, j in zip(first.split(4096), second.split(4096))
-    ])  # fmt: skip
+        ranker.rank_embeddings(embedded[i], embedded[j])
+        for i, j in zip(first.to(device).split(4096), second.to(device).split(4096))
+    ]).to(data.values.device)  # fmt: skip
     target = data.target(first, second)
     apart = data.values[first] != data.values[second]
     right = (score[apart] > 0.5) == (target[apart] > 0.5)
     return RankerQuality(
         mean_deviation=float((score - target).abs().double().mean()),
         order_accuracy=float(right.double().mean()),
-        reconstruction_error=(squared / data.images.numel()) ** 0.5 if ranker.reconstructs else None,
+        reconstruction_error=(float(squared) / data.images.numel()) ** 0.5 if ranker.reconstructs else None,
         pairs=len(first),
     )

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from apem_fast.seeding import seeded
 from apem_fast.siamese.losses import contrastive_loss, image_loss, ranking_loss, triplet_loss
 from apem_fast.siamese.networks import SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
@@ -77,8 +78,9 @@ def train_autoencoder(
     }
     if regularisation == "variational":
         with torch.no_grad():
-            size = _evaluated(ranker, data.batch(slice(0, 1))).shape[1]
-        trained["log_variance"] = nn.utils.skip_init(nn.Linear, size, size)
+            one = _evaluated(ranker, data.batch(slice(0, 1)).to(ranker.device))
+        size = one.shape[1]
+        trained["log_variance"] = nn.utils.skip_init(nn.Linear, size, size, device=one.device, dtype=one.dtype)
         nn.init.zeros_(trained["log_variance"].weight)
         nn.init.constant_(trained["log_variance"].bias, -3.0)  # a narrow start, so that the mean is learnt first
 
@@ -163,8 +165,7 @@ def train_mirroring(
     decoder = _require_decoder(ranker, "train_mirroring")
     first = train_ranking(ranker, data, options.stage("ranking"))
     encoder = copy.deepcopy(ranker.branch)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed + 1)
+    with seeded(options.seed + 1, ranker.device):
         for module in encoder.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -192,7 +193,7 @@ def train_contrastive(
     def objective(batch: Batch) -> Tensor:
         alike = _alike(batch.values, within)
         matched = torch.multinomial(alike.to(torch.float32), 1)[:, 0]
-        own = torch.arange(len(matched))
+        own = torch.arange(len(matched), device=matched.device)
         first, second = torch.cat([batch.first, own]), torch.cat([batch.second, matched])
         embedding = ranker.embed(batch.images)
         distance = torch.linalg.vector_norm(embedding[first] - embedding[second], dim=1)
@@ -208,7 +209,8 @@ def train_triplet(
 
     def objective(batch: Batch) -> Tensor:
         alike = _alike(batch.values, within)
-        positive = (alike & ~torch.eye(len(alike), dtype=torch.bool)).to(torch.float32)
+        itself = torch.eye(len(alike), dtype=torch.bool, device=alike.device)
+        positive = (alike & ~itself).to(torch.float32)
         negative = (~alike).to(torch.float32)
         anchor = ((positive.sum(dim=1) > 0) & (negative.sum(dim=1) > 0)).nonzero()[:, 0]
         embedding = ranker.embed(batch.images)

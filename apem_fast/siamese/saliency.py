@@ -55,7 +55,7 @@ def superpixels(images: Tensor, segments: int = 60, compactness: float = 0.1) ->
         compactness: SLIC's weight of nearness against likeness, for colours in [0, 1].
 
     Returns:
-        (N, H, W) int64 labels, from 0 without gaps.
+        (N, H, W) int64 labels, from 0 without gaps, on the CPU.
     """
     from skimage.segmentation import slic
 
@@ -74,10 +74,13 @@ def superpixel_maximum(labels: Tensor, saliency: Tensor) -> list[Tensor]:
     Args:
         labels: (N, H, W) int64 from 0, as `superpixels` gives.
         saliency: (N, 1, H, W).
+
+    Returns:
+        On the CPU, whatever the device of the arguments.
     """
-    values = saliency.detach().cpu()
+    labels, values = labels.cpu(), saliency.detach().cpu()
     return [
-        torch.zeros(int(label.max()) + 1, dtype=value.dtype).scatter_reduce(
+        torch.zeros(int(label.max()) + 1, dtype=value.dtype, device="cpu").scatter_reduce(
             0, label.flatten(), value.flatten(), "amax", include_self=False
         )
         for label, value in zip(labels, values, strict=True)

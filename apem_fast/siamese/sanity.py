@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.randomised import randomised_stages
+from apem_fast.seeding import seeded
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.similarity import rank_correlation
 
@@ -72,8 +73,7 @@ def cascading_randomisation(
     randomised = copy.deepcopy(ranker)
     embedding = randomised.branch if isinstance(randomised, SiameseRanker) else randomised
     stages, collected = [], {name: [] for name in reference}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, ranker.device):
         for stage in randomised_stages(embedding, seed=seed):
             stages.append(stage)
             for name, maps in explain(randomised, first, second).items():

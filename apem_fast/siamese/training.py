@@ -6,6 +6,7 @@ pair, at a fraction of the cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from apem_fast.seeding import seeded
 from apem_fast.siamese import checkpoints
 from apem_fast.siamese.networks import SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
@@ -62,7 +64,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Training:
-    """What a regime did: the loss at every step, and the step that it resumed from (0 for a fresh run).
+    """What a regime did: the loss at every step (on the CPU), and the step that it resumed from (0 for a fresh run).
 
     `encoder` is the autoencoder's own encoder where the regime trains one beside the ranker (mirroring).
     """
@@ -75,7 +77,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,)."""
+    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,). All of it is on
+    the ranker's device, wherever the images come from."""
 
     images: Tensor
     values: Tensor
@@ -84,22 +87,22 @@ class Batch:
     target: Tensor
 
 
-def _draw(data: RankedImages, options: TrainingOptions) -> Batch:
-    index = torch.randint(len(data), (options.images,))
-    first, second = torch.randint(options.images, (2, options.pairs))
+def _draw(data: RankedImages, options: TrainingOptions, device: torch.device) -> Batch:
+    index = torch.randint(len(data), (options.images,), device="cpu")
+    first, second = torch.randint(options.images, (2, options.pairs), device="cpu")
     target = data.target(index[first], index[second])
     images = _shifted(data.batch(index), options.shift) if options.shift else data.batch(index)
-    return Batch(images, data.values[index], first, second, target)
+    return Batch(*(part.to(device) for part in (images, data.values[index], first, second, target)))
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:
     """Every image moved by its own whole numbers of pixels, at most `most` each way."""
     n, _, height, width = images.shape
     padded = nn.functional.pad(images, (most,) * 4)
-    down, right = torch.randint(2 * most + 1, (2, n))
-    rows = (down[:, None] + torch.arange(height))[:, :, None]
-    columns = (right[:, None] + torch.arange(width))[:, None, :]
-    return padded[torch.arange(n)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    down, right = torch.randint(2 * most + 1, (2, n), device="cpu").to(images.device)
+    image, row, column = (torch.arange(size, device=images.device) for size in (n, height, width))
+    rows, columns = (down[:, None] + row)[:, :, None], (right[:, None] + column)[:, None, :]
+    return padded[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
 
 
 def fit(
@@ -121,38 +124,36 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(options.steps, 1))
     losses: list[float] = []
     path = options.checkpoint
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed, ranker.device):
         if path is not None and path.exists():
-            losses = _resume(path, regime, modules, optimiser, schedule, options)
+            losses = _resume(path, regime, ranker.device, modules, optimiser, schedule, options)
         resumed_from = len(losses)
         ranker.eval()
         modules.train()
         bar = tqdm(total=options.steps, initial=resumed_from, desc=regime, disable=not options.progress, leave=False)
         try:
             for step in range(resumed_from, options.steps):
-                loss = objective(_draw(data, options))
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"{regime}: loss must be finite (got {float(loss.detach())} at step {step}); lower learning_rate"
-                    )
+                loss = objective(_draw(data, options, ranker.device))
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise ValueError(f"{regime}: loss must be finite (got {value} at step {step}); lower learning_rate")
                 # Not .backward(): frozen modules must not gather gradients.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimiser.step()
                 schedule.step()
-                losses.append(float(loss.detach()))
+                losses.append(value)
                 bar.update()
                 bar.set_postfix(loss=f"{losses[-1]:.4g}", refresh=False)
                 if path is not None and (step + 1 == options.steps or (step + 1) % options.checkpoint_every == 0):
-                    _save(path, regime, modules, optimiser, schedule, options, losses)
+                    _save(path, regime, ranker.device, modules, optimiser, schedule, options, losses)
         finally:
             bar.close()
             optimiser.zero_grad(set_to_none=True)
             modules.eval()
             ranker.eval()
-    return Training(regime, torch.tensor(losses, dtype=torch.float64), resumed_from)
+    return Training(regime, torch.tensor(losses, dtype=torch.float64, device="cpu"), resumed_from)
 
 
 def _decisive(options: TrainingOptions) -> dict[str, int | float]:
@@ -160,15 +161,15 @@ def _decisive(options: TrainingOptions) -> dict[str, int | float]:
     return {n: getattr(options, n) for n in ("steps", "images", "pairs", "shift", "learning_rate", "seed")}
 
 
-def _save(path, regime, modules, optimiser, schedule, options, losses) -> None:
+def _save(path, regime, device, modules, optimiser, schedule, options, losses) -> None:
     checkpoints.write(path, {
         "kind": checkpoints.TRAINING, "regime": regime, "options": _decisive(options), "state": modules.state_dict(),
         "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "random": torch.get_rng_state(),
-        "losses": losses,
+        "random_on_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None, "losses": losses,
     })  # fmt: skip
 
 
-def _resume(path, regime, modules, optimiser, schedule, options) -> list[float]:
+def _resume(path, regime, device, modules, optimiser, schedule, options) -> list[float]:
     content = checkpoints.read(path, checkpoints.TRAINING, regime)
     if content["regime"] != regime:
         raise ValueError(f"{regime}: checkpoint must be of this regime (got {content['regime']} in {path})")
@@ -183,4 +184,6 @@ def _resume(path, regime, modules, optimiser, schedule, options) -> list[float]:
     optimiser.load_state_dict(content["optimiser"])
     schedule.load_state_dict(content["schedule"])
     torch.set_rng_state(content["random"])
+    if device.type == "cuda" and content.get("random_on_gpu") is not None:  # none: it was begun on a CPU
+        torch.cuda.set_rng_state(content["random_on_gpu"], device)
     return content["losses"]

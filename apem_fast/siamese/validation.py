@@ -45,8 +45,8 @@ class AttackComparison:
 
     Attributes:
         first, second: the attacks.
-        angle: (N,), degrees between the two perturbations.
-        correlation: (N,), Spearman's, between the two saliency maps.
+        angle: (N,) float64 on the CPU, degrees between the two perturbations.
+        correlation: (N,) float64 on the CPU, Spearman's, between the two saliency maps.
     """
 
     first: AttackResult
@@ -65,7 +65,7 @@ class AttackComparison:
 
 def _compare(images: Tensor, first: AttackResult, second: AttackResult) -> AttackComparison:
     maps = [saliency_map(images, result.perturbed) for result in (first, second)]
-    turned = angle(first.perturbed - images, second.perturbed - images)
+    turned = angle(first.perturbed - images, second.perturbed - images).cpu()
     return AttackComparison(first, second, turned, rank_correlation(*maps))
 
 
@@ -123,7 +123,7 @@ def masking_importance(
         fill: what a region is filled with.
 
     Returns:
-        For each pair, |ranking after - before| of each of its regions: (its regions,).
+        For each pair, |ranking after - before| of each of its regions: (its regions,), on the CPU.
     """
     check_pairs("masking_importance", ranker, first, second, 0.5)
     if tuple(labels.shape) != (len(first), *first.shape[2:]):
@@ -144,7 +144,7 @@ def masking_importance(
 def masking_agreement(
     ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float = 0.0
 ) -> Tensor:
-    """(N,): Spearman's correlation, over the regions of each image, of their greatest saliency with their importance.
+    """(N,), on the CPU: Spearman's correlation, over the regions of each image, of their greatest saliency with their importance.
 
     Two independent measures of the same thing: one follows the gradient, the other only asks for rankings.
     """
