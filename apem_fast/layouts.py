@@ -29,9 +29,10 @@ class WeightLayouts:
             return True
         self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
         addresses = [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]
-        same = addresses == self._addresses and all(
-            torch.equal(copy, own) for copies in self._copies.values() for copy, (_, own) in zip(copies, self._own)
-        )
+        equal = [(copy == own).all() for copies in self._copies.values() for copy, (_, own) in zip(copies, self._own)]
+        # All are read at once: a GPU is not to wait for each. A model may lie on several.
+        together = [one.to(equal[0].device, non_blocking=True) for one in equal]
+        same = addresses == self._addresses and (not together or bool(torch.stack(together).all()))
         if not same:
             self._copies.clear()
         self._addresses = addresses

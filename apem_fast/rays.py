@@ -21,6 +21,7 @@ from apem_fast import ops
 from apem_fast.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.clean import Clean, ModelOutputError, logits_of
 from apem_fast.passes import PlainPasses
+from apem_fast.transfer import sent
 from apem_fast.waiting import Waiting, result_of
 
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
@@ -112,6 +113,25 @@ def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], 
 
 
 # -- probes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Located:
+    """M probes on the model's device: what distinguishes each, all (M,)."""
+
+    image: Tensor  # int64: row of the rays' images
+    map: Tensor  # int64: row of the rays' relevance
+    irrelevance: Tensor  # bool
+    norm: Tensor  # float64, as the two below
+    epsilon: Tensor
+    level: Tensor
+
+    def inputs(self, rays: Rays) -> Tensor:
+        """(M, C, H, W): what the model receives."""
+        return ops.perturb_probes(
+            rays.images, rays.relevance, rays.sign, self.norm, self.image, self.map, self.irrelevance, self.epsilon,
+            self.level, rays.lower, rays.upper,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -255,7 +275,7 @@ class Prober:
             level=np.array([level]),
         )  # fmt: skip
         with torch.no_grad():
-            inputs = self._inputs(np.zeros(1, np.int64), np.array([epsilon]), rays)
+            inputs = self._located(np.zeros(1, np.int64), np.array([epsilon]), rays).inputs(rays)
         with torch.enable_grad():
             leaf = inputs.requires_grad_(True)
             margin, _ = ops.label_margin(logits_of(self._model, leaf), rays.labels[image : image + 1])
@@ -277,7 +297,7 @@ class Prober:
             batch = slice(at, at + plan.size)
             try:
                 self._lay_out(plan.memory_format)
-                timed = tuner.wants_time_of(plan)
+                timed = len(ray[batch]) == plan.size and tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
                 answer = self._measure(ray[batch], epsilon[batch], self._rays, plan.size)
                 if timed:
@@ -327,9 +347,10 @@ class Prober:
         """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
         of `size` inputs, or one input alone."""
         with torch.no_grad():
-            inputs = self._inputs(ray, epsilon, rays)
+            probes = self._located(ray, epsilon, rays)
+            inputs = probes.inputs(rays)
             logits = logits_of(self._passes.alone, inputs) if size is None else self._logits(inputs, size)
-            labels = rays.labels[self._put(rays.image[ray])]
+            labels = rays.labels[probes.image]
             margin, predicted = ops.label_margin(logits, labels)
             noise = logits.abs().amax(dim=1).double() * self._passes.noise
             return torch.stack([margin.double(), (predicted != labels).double(), noise])
@@ -337,19 +358,12 @@ class Prober:
     def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
         return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
 
-    def _inputs(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> Tensor:
-        """(M, C, H, W): what the model receives."""
-        return ops.perturb_probes(
-            rays.images, rays.relevance, rays.sign, self._put(rays.norm[ray]), self._put(rays.image[ray]),
-            self._put(rays.map[ray]), self._put(rays.irrelevance[ray]), self._put(epsilon), self._put(rays.level[ray]),
-            rays.lower, rays.upper,
-        )  # fmt: skip
-
-    def _put(self, values: NDArray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if self._device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+    def _located(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> _Located:
+        """These probes on the model's device, sent there in one copy."""
+        whole = rays.image[ray], rays.map[ray], rays.irrelevance[ray].astype(np.int64)
+        real = (column.view(np.int64) for column in (rays.norm[ray], np.ascontiguousarray(epsilon), rays.level[ray]))
+        columns = sent(torch.from_numpy(np.stack([*whole, *real])), self._device)
+        return _Located(columns[0], columns[1], columns[2] != 0, *columns[3:].view(torch.float64))
 
 
 def _check_finite(margin: NDArray[np.float64], noise: NDArray[np.float64]) -> None:
