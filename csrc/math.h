@@ -134,6 +134,30 @@ APEM_FAST_HOST_DEVICE MarginState<A> with_logit(const MarginState<A>& state, A l
   return merged(state, MarginState<A>{{logit, index}, other});
 }
 
+// with_logit() for a logit that comes behind all those of the state: cheaper, because a tie leaves the state as it is.
+// A logit of -infinity is not noted: where nothing else was seen, the index is nothing_seen()'s.
+template <typename A>
+APEM_FAST_HOST_DEVICE MarginState<A> with_later_logit(MarginState<A> state, A logit, int64_t index, int64_t label) {
+  const bool missing = is_missing(logit);
+  const A counted = missing ? std::numeric_limits<A>::infinity() : logit;
+  if (logit > state.any.value || (missing && !is_missing(state.any.value))) {
+    state.any = {logit, index};
+  }
+  if (counted > state.other.value && index != label) {
+    state.other = {counted, index};
+  }
+  return state;
+}
+
+// Indices for a row of nothing but -infinity, or with nothing else beside its label.
+template <typename A>
+APEM_FAST_HOST_DEVICE MarginState<A> with_indices(MarginState<A> state, int64_t label) {
+  const int64_t none = nothing_seen<A>().index;
+  state.any.index = state.any.index == none ? 0 : state.any.index;
+  state.other.index = state.other.index == none ? label == 0 : state.other.index;
+  return state;
+}
+
 template <typename A>
 APEM_FAST_HOST_DEVICE A margin_of(const MarginState<A>& state, A label_logit) {
   return is_missing(state.any.value) ? state.any.value : label_logit - state.other.value;

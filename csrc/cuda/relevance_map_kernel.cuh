@@ -108,8 +108,7 @@ __device__ __forceinline__ void visit_products(const RelevanceMapArguments<T>& a
   const int64_t channel_stride = kElements > 1 ? a.cover.pixels : a.cover.channel_stride();
   for (int64_t pixel = int64_t{threadIdx.x} * kElements; pixel < a.cover.pixels; pixel += Access::kBlock * kElements) {
     Pack<A, kElements> total;
-#pragma unroll 4
-    for (int64_t c = 0; c < a.cover.channels; ++c) {
+    visit_each(a.cover.channels, [&](int64_t c) {
       const int64_t offset = pixel * pixel_stride + c * channel_stride;
       const auto raw = load<Access>(attribution + offset);
       Pack<A, kElements> values;
@@ -131,7 +130,7 @@ __device__ __forceinline__ void visit_products(const RelevanceMapArguments<T>& a
       for (int i = 0; i < kElements; ++i) {
         total[i] = c == 0 ? values[i] : total[i] + values[i];
       }
-    }
+    });
     if (!a.keep) {
       visit(pixel, total);
     }

@@ -31,14 +31,14 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
       visit_chunk<Access::kBlock>(a.cover.pixels / kElements, a.chunks, chunk, [&](int64_t item) {
         const int64_t pixel = item * kElements;
         Pack<A, kElements> distance{};
-        for (int64_t group = 0; group < groups_of<kWalk>(a.cover); ++group) {
+        visit_each(groups_of<kWalk>(a.cover), [&](int64_t group) {
           const int64_t at = image + offset_of<kWalk>(a.cover, pixel, group);
           const auto difference = load_differences<Access, kWalk, A>(a.original + at, a.perturbed + at);
 #pragma unroll
           for (int k = 0; k < difference.kCount; ++k) {
             distance[k / kTogether<kWalk>] += difference[k] * difference[k];
           }
-        }
+        });
 #pragma unroll
         for (int i = 0; i < kElements; ++i) {
           distance[i] = std::sqrt(distance[i]);

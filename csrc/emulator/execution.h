@@ -197,6 +197,11 @@ V exchange(unsigned mask, const V& value, int source) {
 inline void __syncthreads() { apem_fast::emulator::current_block->barrier.wait(); }
 
 template <typename V>
+V __ldg(const V* address) {
+  return *address;
+}
+
+template <typename V>
 V __shfl_xor_sync(unsigned mask, V value, int distance) {
   return apem_fast::emulator::exchange(mask, value, static_cast<int>(threadIdx.x % 32) ^ distance);
 }
