@@ -45,8 +45,8 @@ using word_t = std::conditional_t<
     std::conditional_t<kBytes == 8, uint2,
                        std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
 
-// Only from what no thread writes while the kernel runs. So the compiler may move loads past stores, and those of a whole
-// item are under way together.
+// Only from what no thread writes while the kernel runs. So the compiler may move loads past stores, and those of a
+// whole item are under way together.
 template <typename Access, typename T>
 __device__ __forceinline__ typename Access::template Vector<T> load(const T* from) {
   using Vector = typename Access::template Vector<T>;

@@ -83,6 +83,7 @@ template <int kBlock, typename T>
 __global__ void __launch_bounds__(kBlock) total_penalty_kernel(AttackPenaltyArguments<T> a) {
   for (int64_t n = int64_t{blockIdx.x} * kBlock + threadIdx.x; n < a.N; n += int64_t{gridDim.x} * kBlock) {
     PenaltyTerms sum{0, 0, 0};
+#pragma unroll 8
     for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
       sum = sum + a.chunk_terms[n * a.chunks + chunk];
     }

@@ -23,8 +23,8 @@ struct Cover {
   APEM_FAST_HOST_DEVICE int64_t channel_stride() const { return interleaved ? 1 : pixels; }
 };
 
-// Calls `visit(channel)` for so many channels. Three is a number the compiler knows: it loads all of them before it stores
-// one.
+// Calls `visit(channel)` for so many channels. Three is a number the compiler knows: it loads all of them before it
+// stores one.
 template <typename Visit>
 __device__ __forceinline__ void visit_each(int64_t channels, const Visit& visit) {
   if (channels == 3) {

@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
   }
 }
 
-// A block's probes: as many as the image's part in the cache may serve, but so few that there are enough blocks for every
-// multiprocessor of a large device, several times over.
+// A block's probes: as many as the image's part in the cache may serve, but so few that there are enough blocks for
+// every multiprocessor of a large device, several times over.
 constexpr int64_t kMostProbesPerBlock = 8, kEnoughBlocks = 2048;
 
 template <int kBlock = 256, typename T, typename G, typename O>

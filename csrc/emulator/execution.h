@@ -220,10 +220,11 @@ Integer atomicAdd(Integer* address, Integer value) {
 namespace apem_fast {
 
 // So small that ordinary tests already give a grid more to do than it has blocks.
-struct GridLimit {
+struct Limits {
   static inline int64_t most_x = 3, most_yz = 2;
   static int64_t x() { return most_x; }
   static int64_t yz() { return most_yz; }
+  static int64_t cache_bytes() { return 1 << 9; }
 };
 
 template <typename... Parameters>
