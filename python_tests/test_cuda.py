@@ -231,7 +231,7 @@ def test_indices_out_of_range_give_nan() -> None:
 
 
 def test_more_probes_than_a_grid_has_rows() -> None:
-    count = 70_000
+    count = 600_000  # 65,535 rows of blocks, each of up to 8 probes where a grid has room
     images = torch.arange(2.0, device="cuda").reshape(2, 1, 1, 1)
     ones = torch.ones(count, dtype=torch.float64, device="cuda")
     rows = torch.arange(count, device="cuda") % 2
