@@ -115,7 +115,7 @@ struct AttackPenaltyBackwardArguments {
 };
 
 template <typename Access, Walk kWalk, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
+__global__ void __launch_bounds__(Access::kBlock, Pixels<Access, kWalk, T>::kCount > 12 ? 1 : Access::kBlocksOf128)
     attack_penalty_backward_kernel(AttackPenaltyBackwardArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements, kValues = Pixels<Access, kWalk, A>::kCount;

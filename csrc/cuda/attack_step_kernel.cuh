@@ -46,9 +46,10 @@ __device__ __forceinline__ Pixels<Access, kWalk, arithmetic_t<T>> moved_pixels(c
   return moved;
 }
 
-// A kernel of its own where pixels are put back: it needs twice the registers.
+// A kernel of its own where pixels are put back: it needs more registers, as does a pack of three channels.
 template <typename Access, Walk kWalk, bool kPutsBack, typename T>
-__global__ void __launch_bounds__(Access::kBlock, kPutsBack ? Access::kBlocksOf128 : Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock, kPutsBack || kTogether<kWalk> > 1 ? Access::kBlocksOf128
+                                                                                    : Access::kBlocksOf64)
     attack_step_kernel(AttackStepArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements, kValues = Pixels<Access, kWalk, A>::kCount;

@@ -47,7 +47,7 @@ __device__ __forceinline__ MarginState<arithmetic_t<T>> state_of_row(const T* ro
 }
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
     label_margin_kernel(LabelMarginArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = first_row<Access::kBlock>(); n < a.N; n += all_warps<Access::kBlock>()) {
@@ -75,7 +75,7 @@ struct LabelMarginBackwardArguments {
 };
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
     label_margin_backward_kernel(LabelMarginBackwardArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = first_row<Access::kBlock>(); n < a.N; n += all_warps<Access::kBlock>()) {

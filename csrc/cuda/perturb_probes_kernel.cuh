@@ -64,7 +64,7 @@ __device__ __forceinline__ void write_probe(const PerturbProbesArguments<T, G, O
 }
 
 template <typename Access, Walk kWalk, typename T, typename G, typename O>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock, sizeof(O) < sizeof(T) ? Access::kBlocksOf128 : Access::kBlocksOf64)
     perturb_probes_kernel(PerturbProbesArguments<T, G, O> a) {
   const int64_t run = (a.probes + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * run;
   const int64_t end = begin + run < a.probes ? begin + run : a.probes;

@@ -21,7 +21,7 @@ struct SaliencyMapArguments {
 };
 
 template <typename Access, Walk kWalk, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock, kTogether<kWalk> > 1 ? Access::kBlocksOf128 : Access::kBlocksOf64)
     pixel_distance_kernel(SaliencyMapArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements;
