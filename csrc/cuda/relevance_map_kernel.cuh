@@ -2,8 +2,8 @@
 //
 // One block, because the percentile, then the extrema, then the rescaling each need all of the image before the next
 // can start: several blocks would have to meet in between, in one launch more for each pass. A map is made once where
-// its rays take hundreds of probes, and a batch of images fills the device with a block each. After the first pass an
-// image lies in the L2 cache.
+// its rays take hundreds of probes, and a batch of images fills the device with a block each. The images of a small
+// batch lie in the second-level cache after the first pass; those of a large one are read again in every pass.
 //
 // The percentile is selected, not sorted: each pass counts one digit of the keys (math.h) in a histogram of integers,
 // so that the result does not depend on the order of the threads.

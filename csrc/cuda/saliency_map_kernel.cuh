@@ -101,8 +101,8 @@ void launch_saliency_map(const SaliencyMapArguments<T>& arguments, cudaStream_t 
       part.out += first * part.cover.pixels;
       part.N = std::min(at_once, arguments.N - first);
       launch(pixel_distance_kernel<Access, walk(), T>, part.chunks, part.N, 1, kBlock, stream, part);
-      launch(saliency_map_kernel<Access, T>,
-             ceil_div(part.cover.pixels / Access::kElements, kBlock * kPacksPerThread), part.N, 1, kBlock, stream, part);
+      const int64_t blocks = ceil_div(part.cover.pixels / Access::kElements, kBlock * kPacksPerThread);
+      launch(saliency_map_kernel<Access, T>, blocks, part.N, 1, kBlock, stream, part);
     }
   };
   choose_pixels<T, kBlock>(arguments.cover, arguments.cover.pixels, run, arguments.original, arguments.perturbed,
