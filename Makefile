@@ -8,9 +8,13 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 DEMO_OUTPUT ?= demo-output
+# For the CUDA targets: NO_INSTALL=1 downloads nothing, builds in place and runs $(PYTHON) with what it has.
+CUDA_PYTHON := $(if $(NO_INSTALL),$(PYTHON),$(abspath $(BIN)/python))
+CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
+CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-cuda bench bench-cuda check clean
+.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers bench bench-cuda check clean
 
 setup: $(BUILT)
 
@@ -49,19 +53,27 @@ test: $(BUILT)
 test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow
 
-# On a machine with an NVIDIA GPU: its tests, then compute-sanitizer over the operators.
-test-cuda: $(BUILT)
-	@$(BIN)/python -m pytest -m cuda
-	@PATH=$(abspath $(BIN)):$$PATH bash bench/cuda_checks.sh
+build/.in-place: $(SOURCES)
+	@FORCE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
+	@mkdir -p build && touch $@
+
+# On a machine with an NVIDIA GPU: its tests, then every operator under compute-sanitizer.
+test-cuda: cuda-tests cuda-sanitizers
+
+cuda-tests: $(CUDA_BUILT)
+	@$(CUDA_PYTHON) -m pytest -q -m "cuda and not slow" $(CUDA_TESTS)
+
+cuda-sanitizers: $(CUDA_BUILT)
+	@PYTHON=$(CUDA_PYTHON) bash bench/cuda_checks.sh
 
 bench: $(BUILT)
 	@$(BIN)/python -m bench
 
 # On a machine with an NVIDIA GPU: checks first, then operators against a copy, then the engine over the bare model.
-bench-cuda: $(BUILT)
-	@$(BIN)/python -m pytest -q -m cuda
-	@$(BIN)/python -m bench.operators --device cuda
-	@$(BIN)/python -m bench.throughput --device cuda
+bench-cuda: $(CUDA_BUILT)
+	@$(CUDA_PYTHON) -m pytest -q -m cuda python_tests/test_cuda.py
+	@$(CUDA_PYTHON) -m bench.operators --device cuda
+	@$(CUDA_PYTHON) -m bench.throughput --device cuda
 
 check: $(BUILT)
 	@$(BIN)/python -m pip --quiet install ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .

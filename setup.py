@@ -87,8 +87,8 @@ def extension(cuda_home: str | None):
     if cuda:
         sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
         flags["nvcc"] = [
-            "-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA",
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+            "-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-ffp-contract=off", "--expt-relaxed-constexpr",
+            "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         ]  # fmt: skip
         flags["cxx"] = host + ["-DUSE_CUDA"]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,17 +40,22 @@ class Timings:
         return median(o / n for n, o in zip(self.seconds[name], self.seconds[over]))
 
 
-def _seconds(call: Callable[[], Any], device: str) -> float:
+AT_LEAST = 2e-3  # seconds between two events of a GPU: many times what starting one kernel takes
+
+
+def _seconds(call: Callable[[], Any], device: str, calls: int = 1) -> float:
+    """Of one call; on a GPU the mean of some in a row, so that it has the next at hand when it is done with one."""
     if device == "cpu":
         begin = time.perf_counter()
         call()
         return time.perf_counter() - begin
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    call()
+    for _ in range(calls):
+        call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def interleaved(
@@ -62,14 +69,19 @@ def interleaved(
     for call in candidates.values():  # compiles, allocates, warms the caches
         for _ in range(warm_ups):
             call()
+    calls = {name: 1 if device == "cpu" else _calls(call, device) for name, call in candidates.items()}
     measured: dict[str, list[float]] = {name: [] for name in candidates}
     until = time.perf_counter() + seconds
     for done in range(rounds[1]):
         if done >= rounds[0] and time.perf_counter() > until:
             break
         for name, call in candidates.items():
-            measured[name].append(_seconds(call, device))
+            measured[name].append(_seconds(call, device, calls[name]))
     return Timings(measured)
+
+
+def _calls(call: Callable[[], Any], device: str) -> int:
+    return min(100, 1 + int(AT_LEAST / _seconds(call, device, 3)))
 
 
 def bytes_of(values: Iterable[Any]) -> int:
@@ -92,8 +104,30 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _said_by(*command: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    try:
+        said = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
+
+
+def _gpu() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "driver": driver.splitlines()[0] if driver else None,
+        "gpu_memory_GB": round(properties.total_memory / 1e9, 1),
+        "gpu_cache_MB": round(properties.L2_cache_size / 1e6, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
 def circumstances(device: str) -> dict[str, Any]:
-    """Machine, versions and device of this run."""
+    """Machine, versions and device of this run. The commit is None outside a repository, as in a copy of its files."""
     import apem_fast.ops
 
     return {
@@ -105,26 +139,35 @@ def circumstances(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": apem_fast.ops.backend(),
+        "commit": _said_by("git", "describe", "--always", "--dirty", "--exclude=*"),
+        **(_gpu() if device == "cuda" else {}),
     }
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "" if value is None else str(value)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of named values; None is left out, a column of nothing but None too."""
     table = Table(title=title)
-    columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if any(row.get(name) is not None for row in rows)]
     for name in columns:
-        numeric = all(isinstance(row[name], (int, float, type(None))) for row in rows)
+        numeric = all(isinstance(row.get(name), (int, float, type(None))) for row in rows)
         table.add_column(name, justify="right" if numeric else "left")
     for row in rows:
-        values = ("" if row[name] is None else row[name] for name in columns)
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
-    Console().print(table)
+        table.add_row(*(_written(row.get(name)) for name in columns))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def write_json(name: str, results: Any, device: str = "cpu") -> Path:
+def write_json(name: str, results: Any, device: str = "cpu", say_so: bool = True) -> Path:
     """Writes results, with the circumstances of the run, to bench/results/."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
     path.write_text(json.dumps({"circumstances": circumstances(device), "results": results}, indent=2) + "\n")
-    print(f"written to {path}")
+    if say_so:
+        print(f"written to {path}")
     return path

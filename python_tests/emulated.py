@@ -66,7 +66,8 @@ def _build() -> Path:
     import pybind11
 
     torch_root = Path(torch.__file__).parent
-    includes = [torch_root / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    # pybind11 of its own first: torch 2.11's copy of it refuses the stable ABI.
+    includes = [pybind11.get_include(), torch_root / "include", sysconfig.get_paths()["include"]]
     command = [*COMPILER.split(), *FLAGS, *(f"-I{include}" for include in includes)]
     headers = [p for pattern in ("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "csrc/emulator/*.h") for p in sorted(ROOT.glob(pattern))]  # fmt: skip
     shared = _hash(torch.__version__, *command, *(header.read_bytes() for header in headers))

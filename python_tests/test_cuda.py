@@ -25,16 +25,34 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(why_not() is not None, reason
 
 raw = torch.ops.apem_fast
 CLASSES = 1000
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Packs of 4 and 8 elements fit the rows of the first, not those of the second; the third is not of three channels.
+SMALL = ((3, 8, 16), (3, 13, 11), (4, 8, 8))
 
 
-def inputs(device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """`values` in another order of memory, or one element behind a boundary that fits vectors."""
+    if layout == "channels_last" and values.dim() == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    if layout == "offset" and values.dim() > 1:
+        room = values.new_zeros(values.numel() + 1)
+        return room[1:].view(values.shape).copy_(values)
+    return values
+
+
+def inputs(
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    image: tuple[int, int, int] = (3, 224, 224),
+    layout: str = "contiguous",
+) -> dict[str, Tensor]:
     """Images, maps, probes and logits, drawn on the CPU so that every device gets the same."""
     g = torch.Generator().manual_seed(7)
     n, maps, probes = 4, 5, 33
-    shape = (n, 3, 224, 224)
+    shape = (n, *image)
     made = {
         "images": torch.randn(shape, generator=g).to(dtype),
-        "relevance": torch.rand((maps, 1, 224, 224), generator=g).to(dtype),
+        "relevance": torch.rand((maps, 1, *image[1:]), generator=g).to(dtype),
         "gradient": torch.randn(shape, generator=g).to(dtype),
         "norm": torch.rand(probes, generator=g, dtype=torch.float64) * 1e5 + 1,
         "probe_image": torch.randint(0, n, (probes,), generator=g),
@@ -47,8 +65,9 @@ def inputs(device: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]
         "epsilon": torch.rand(9, generator=g).to(dtype),
         "predicted": torch.randint(0, 2, (probes, 300), generator=g),
         "grid": torch.arange(300.0),
+        "levels": torch.linspace(0, 1, 41),
     }
-    return {name: value.to(device) for name, value in made.items()}
+    return {name: laid_out(value.to(device), layout) for name, value in made.items()}
 
 
 def probes_of(x: dict[str, Tensor], **options: Any) -> Tensor:
@@ -60,6 +79,7 @@ def probes_of(x: dict[str, Tensor], **options: Any) -> Tensor:
 EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "perturb_probes": lambda x: probes_of(x),
     "perturb_probes bounded": lambda x: probes_of(x, lower=-1.0, upper=1.0, dtype=torch.bfloat16),
+    "perturb_probes of signs": lambda x: probes_of({**x, "gradient": x["gradient"].sign().to(torch.int8)}),
     "perturb_probes channels-last": lambda x: probes_of(
         {**x, "images": x["images"].to(memory_format=torch.channels_last)}
     ),
@@ -94,7 +114,7 @@ SUMMING: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "attack_penalty channels-last": lambda x: raw.attack_penalty(
         *(x[name].to(memory_format=torch.channels_last) for name in ("images", "gradient")), 0.3, 0.2, 0.7
     ),
-    "zero_levels": lambda x: raw.zero_levels(x["relevance"], x["grid"] / 300),
+    "zero_levels": lambda x: raw.zero_levels(x["relevance"], x["levels"]),
 }
 OPERATORS = EXACT | SUMMING
 
@@ -103,19 +123,30 @@ def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
-def test_device_and_host_agree(name: str, dtype: torch.dtype) -> None:
-    if "bounded" in name and dtype == torch.float64:
-        pytest.skip("covered by the other dtypes")
-    on_device = as_tuple(OPERATORS[name](inputs("cuda", dtype)))
-    on_host = as_tuple(OPERATORS[name](inputs("cpu", dtype)))
+def assert_device_and_host_agree(name: str, *of: Any) -> None:
+    on_device = as_tuple(OPERATORS[name](inputs("cuda", *of)))
+    on_host = as_tuple(OPERATORS[name](inputs("cpu", *of)))
     for actual, expected in zip(on_device, on_host):
         assert actual.is_cuda and actual.stride() == expected.stride()
         if name in EXACT:
             assert torch.equal(actual.cpu(), expected)
         else:
             torch.testing.assert_close(actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_device_and_host_agree(name: str, dtype: torch.dtype) -> None:
+    assert_device_and_host_agree(name, dtype)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
+@pytest.mark.parametrize("image", SMALL, ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_small_inputs_agree(name: str, image: tuple[int, int, int], layout: str) -> None:
+    """Few enough for compute-sanitizer, and every path of the kernels: bench/cuda_checks.sh."""
+    for dtype in DTYPES:
+        assert_device_and_host_agree(name, dtype, image, layout)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -171,7 +202,7 @@ def test_probes_and_margins_in_a_graph() -> None:
     def margins() -> tuple[Tensor, Tensor]:
         return raw.label_margin(model(probes_of(x)), x["labels"])
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         warm = torch.cuda.Stream()
         warm.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(warm):
@@ -200,7 +231,7 @@ def test_indices_out_of_range_give_nan() -> None:
 
 
 def test_more_probes_than_a_grid_has_rows() -> None:
-    count = 70_000
+    count = 600_000  # 65,535 rows of blocks, each of up to 8 probes where a grid has room
     images = torch.arange(2.0, device="cuda").reshape(2, 1, 1, 1)
     ones = torch.ones(count, dtype=torch.float64, device="cuda")
     rows = torch.arange(count, device="cuda") % 2

@@ -31,7 +31,8 @@ WITHOUT_VECTOR_STORES = (
 # Kernels with many sums, neighbours or channels in registers at once: bound to half as many threads as the others.
 OF_128_REGISTERS = (
     "perturb_backward_kernel", "relevance_map_kernel", "attack_penalty_kernel", "attack_penalty_backward_kernel",
-    "attack_step_kernel",
+    "attack_step_kernel", "perturb_probes_kernel", "label_margin_kernel", "label_margin_backward_kernel",
+    "pixel_distance_kernel",
 )  # fmt: skip
 KERNELS = (
     "directed_relevance_kernel", "directed_relevance_backward_kernel", "map_norm_kernel", "grad_along_direction_kernel",
@@ -68,6 +69,12 @@ class Kernel:
         """Not where the map is read pixel by pixel (interleaved channels) and the rest of the input is int8 signs."""
         interleaved, signs = "4WalkE1E" in self.name, re.search(r"aEEv", self.name) is not None
         return self.uses_vectors and not (self.is_of("directed_relevance_kernel") and interleaved and signs)
+
+    @property
+    def has_neighbours_of_24_values(self) -> bool:
+        """Eight pixels of three interleaved channels in half precision, and those around them."""
+        half = "Half" in self.name or "BFloat16" in self.name
+        return self.is_of("attack_penalty_backward_kernel") and "4WalkE1E" in self.name and half
 
     def has(self, instruction: str) -> bool:
         return any(found.startswith(instruction) for found in self.instructions)
@@ -188,4 +195,5 @@ def test_registers_stay_within_the_launch_bounds() -> None:
     """Kernels of 256 threads and more."""
     for kernel in kernels():
         many = any(kernel.is_of(name) for name in OF_128_REGISTERS)
-        assert kernel.registers <= (128 if many else 64), str(kernel)
+        most = 255 if kernel.has_neighbours_of_24_values else 128 if many else 64
+        assert kernel.registers <= most, str(kernel)

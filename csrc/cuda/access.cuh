@@ -31,6 +31,10 @@ struct Access {
   static constexpr int kBlocksOf128 = std::max(1, 65536 / 128 / kThreads);
 };
 
+// The way to a single element beside a pack.
+template <typename Packed, typename T>
+using Single = Access<T, Packed::kBlock, false>;
+
 template <typename A, typename B>
 using narrower_t = std::conditional_t<(sizeof(B) < sizeof(A)), B, A>;
 
@@ -41,26 +45,23 @@ using word_t = std::conditional_t<
     std::conditional_t<kBytes == 8, uint2,
                        std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
 
+// Only from what no thread writes while the kernel runs. So the compiler may move loads past stores, and those of a
+// whole item are under way together.
 template <typename Access, typename T>
 __device__ __forceinline__ typename Access::template Vector<T> load(const T* from) {
   using Vector = typename Access::template Vector<T>;
   using Word = word_t<alignof(Vector)>;
-  Vector values;
-  if constexpr (Access::kElements == 1) {
-    values[0] = *from;
-  } else {
-    Word words[sizeof(Vector) / sizeof(Word)];
+  Word words[sizeof(Vector) / sizeof(Word)];
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Word)); ++i) {
-      words[i] = reinterpret_cast<const Word*>(from)[i];
-    }
-    memcpy(&values, words, sizeof(Vector));
+  for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Word)); ++i) {
+    words[i] = __ldg(reinterpret_cast<const Word*>(from) + i);
   }
+  Vector values;
+  memcpy(&values, words, sizeof(Vector));
   return values;
 }
 
-// One instruction: the compiler splits an assignment into its elements. No kernel reads what it stores like this, so
-// loads may move past it.
+// One instruction: the compiler splits an assignment into its elements. No kernel reads what it stores like this.
 __device__ __forceinline__ void store_word(uint4* to, const uint4& word) {
 #if defined(APEM_FAST_EMULATOR)
   *to = word;

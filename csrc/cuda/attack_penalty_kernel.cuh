@@ -1,6 +1,7 @@
 // attack_penalty and its backward on CUDA. The terms are summed in float64, chunk by chunk, while every pixel is looked
-// at once with the neighbours below and on its right, which a thread nearby reads too: they come from a cache. The
-// chunks are added up by a kernel of one thread for each image.
+// at once with the neighbours below and on its right, which a thread nearby reads too: they come from a cache. A
+// pixel on a border reads itself in the place of a neighbour, so that every load is under way before the first is
+// looked at. The chunks are added up by a kernel of one thread for each image.
 #pragma once
 
 #include "chunks.cuh"
@@ -50,27 +51,19 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
         Pack<bool, kElements> changed{};
         for (int64_t group = 0; group < groups_of<kWalk>(a.cover); ++group) {
           const int64_t offset = offset_of<kWalk>(a.cover, pixel, group);
+          const int64_t down = row + 1 < height ? offset + a.width * pixel_stride : offset;
+          const int64_t on = column + kElements < a.width ? offset + kElements * pixel_stride : offset;
           const auto own = load_differences<Access, kWalk, A>(perturbed + offset, original + offset);
+          const auto below = load_differences<Access, kWalk, A>(perturbed + down, original + down);
+          const auto after = load_differences<Single<Access, T>, kWalk, A>(perturbed + on, original + on);
 #pragma unroll
           for (int k = 0; k < kValues; ++k) {
             const int i = k / kTogether<kWalk>;
             changed[i] = changed[i] || own[k] != A(0);
             sum.squared += static_cast<double>(own[k] * own[k]);
-          }
-          if (row + 1 < height) {
-            const int64_t down = offset + a.width * pixel_stride, on = offset + kElements * pixel_stride;
-            const auto below = load_differences<Access, kWalk, A>(perturbed + down, original + down);
-            Pixels<Single<Access, T>, kWalk, A> after{};
-            if (column + kElements < a.width) {
-              after = load_differences<Single<Access, T>, kWalk, A>(perturbed + on, original + on);
-            }
-#pragma unroll
-            for (int k = 0; k < kValues; ++k) {
-              if (column + k / kTogether<kWalk> + 1 < a.width) {
-                sum.variation += static_cast<double>(std::abs(own[k] - below[k])) +
-                                 static_cast<double>(std::abs(own[k] - right_of<kWalk>(k, own, after)));
-              }
-            }
+            const double variation = static_cast<double>(std::abs(own[k] - below[k])) +
+                                     static_cast<double>(std::abs(own[k] - right_of<kWalk>(k, own, after)));
+            sum.variation += row + 1 < height && column + i + 1 < a.width ? variation : 0;
           }
         }
 #pragma unroll
@@ -90,6 +83,7 @@ template <int kBlock, typename T>
 __global__ void __launch_bounds__(kBlock) total_penalty_kernel(AttackPenaltyArguments<T> a) {
   for (int64_t n = int64_t{blockIdx.x} * kBlock + threadIdx.x; n < a.N; n += int64_t{gridDim.x} * kBlock) {
     PenaltyTerms sum{0, 0, 0};
+#pragma unroll 8
     for (int64_t chunk = 0; chunk < a.chunks; ++chunk) {
       sum = sum + a.chunk_terms[n * a.chunks + chunk];
     }
@@ -121,7 +115,7 @@ struct AttackPenaltyBackwardArguments {
 };
 
 template <typename Access, Walk kWalk, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
+__global__ void __launch_bounds__(Access::kBlock, Pixels<Access, kWalk, T>::kCount > 12 ? 1 : Access::kBlocksOf128)
     attack_penalty_backward_kernel(AttackPenaltyBackwardArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements, kValues = Pixels<Access, kWalk, A>::kCount;
@@ -137,41 +131,28 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
       for (int64_t group = 0; group < groups_of<kWalk>(a.cover); ++group) {
         const int64_t offset = offset_of<kWalk>(a.cover, pixel, group);
         const auto own = load_differences<Access, kWalk, A>(perturbed + offset, original + offset);
-        Pixels<Access, kWalk, A> signs{};
-        if (row + 1 < height) {
-          const int64_t down = offset + next_row, on = offset + kElements * pixel_stride, back = offset - pixel_stride;
-          const auto below = load_differences<Access, kWalk, A>(perturbed + down, original + down);
-          Pixels<Single<Access, T>, kWalk, A> before{}, after{};
-          if (column > 0) {
-            before = load_differences<Single<Access, T>, kWalk, A>(perturbed + back, original + back);
-          }
-          if (column + kElements < a.width) {
-            after = load_differences<Single<Access, T>, kWalk, A>(perturbed + on, original + on);
-          }
-#pragma unroll
-          for (int k = 0; k < kValues; ++k) {
-            if (column + k / kTogether<kWalk> + 1 < a.width) {
-              signs[k] = sign_of<A>(own[k] - below[k]) + sign_of<A>(own[k] - right_of<kWalk>(k, own, after));
-            }
-            if (column + k / kTogether<kWalk> > 0) {
-              signs[k] -= sign_of<A>(left_of<kWalk>(k, own, before) - own[k]);
-            }
-          }
-        }
-        if (row > 0) {
-          const int64_t up = offset - next_row;
-          const auto above = load_differences<Access, kWalk, A>(perturbed + up, original + up);
-#pragma unroll
-          for (int k = 0; k < kValues; ++k) {
-            if (column + k / kTogether<kWalk> + 1 < a.width) {
-              signs[k] -= sign_of<A>(above[k] - own[k]);
-            }
-          }
-        }
+        const int64_t down = row + 1 < height ? offset + next_row : offset, up = row > 0 ? offset - next_row : offset;
+        const int64_t on = column + kElements < a.width ? offset + kElements * pixel_stride : offset;
+        const int64_t back = column > 0 ? offset - pixel_stride : offset;
+        const auto below = load_differences<Access, kWalk, A>(perturbed + down, original + down);
+        const auto above = load_differences<Access, kWalk, A>(perturbed + up, original + up);
+        const auto before = load_differences<Single<Access, T>, kWalk, A>(perturbed + back, original + back);
+        const auto after = load_differences<Single<Access, T>, kWalk, A>(perturbed + on, original + on);
         Pixels<Access, kWalk, T> result;
 #pragma unroll
         for (int k = 0; k < kValues; ++k) {
-          result[k] = static_cast<T>(penalty_gradient(variation, signs[k], squared, own[k]));
+          const bool not_last_row = row + 1 < height, not_last_column = column + k / kTogether<kWalk> + 1 < a.width;
+          A signs = 0;
+          if (not_last_row && not_last_column) {
+            signs = sign_of<A>(own[k] - below[k]) + sign_of<A>(own[k] - right_of<kWalk>(k, own, after));
+          }
+          if (not_last_row && column + k / kTogether<kWalk> > 0) {
+            signs -= sign_of<A>(left_of<kWalk>(k, own, before) - own[k]);
+          }
+          if (row > 0 && not_last_column) {
+            signs -= sign_of<A>(above[k] - own[k]);
+          }
+          result[k] = static_cast<T>(penalty_gradient(variation, signs, squared, own[k]));
         }
         store_pixels<Access, kWalk>(a.grad_perturbed + n * size + offset, result);
       }

@@ -46,8 +46,10 @@ __device__ __forceinline__ Pixels<Access, kWalk, arithmetic_t<T>> moved_pixels(c
   return moved;
 }
 
-template <typename Access, Walk kWalk, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
+// A kernel of its own where pixels are put back: it needs more registers, as does a pack of three channels.
+template <typename Access, Walk kWalk, bool kPutsBack, typename T>
+__global__ void __launch_bounds__(Access::kBlock, kPutsBack || kTogether<kWalk> > 1 ? Access::kBlocksOf128
+                                                                                    : Access::kBlocksOf64)
     attack_step_kernel(AttackStepArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements, kValues = Pixels<Access, kWalk, A>::kCount;
@@ -58,8 +60,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
          item += int64_t{gridDim.x} * Access::kBlock) {
       const int64_t pixel = item * kElements;
       Pack<A, kElements> squared{};
-      if (a.original != nullptr) {
-        for (int64_t group = 0; group < groups_of<kWalk>(a.cover); ++group) {
+      if constexpr (kPutsBack) {
+        visit_each(groups_of<kWalk>(a.cover), [&](int64_t group) {
           const int64_t at = image + offset_of<kWalk>(a.cover, pixel, group);
           const auto start = load_pixels<Access, kWalk>(a.original + at);
           const auto moved = moved_pixels<Access, kWalk>(a, at, load_pixels<Access, kWalk>(a.perturbed + at));
@@ -68,13 +70,13 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
             const A perturbation = moved[k] - static_cast<A>(start[k]);
             squared[k / kTogether<kWalk>] += perturbation * perturbation;
           }
-        }
+        });
       }
       Pack<uint8_t, kElements> pixel_inside;
       if (a.region != nullptr && !a.region_per_channel) {
         pixel_inside = load<Access>(a.region + n * a.region_stride + pixel);
       }
-      for (int64_t group = 0; group < groups_of<kWalk>(a.cover); ++group) {
+      visit_each(groups_of<kWalk>(a.cover), [&](int64_t group) {
         const int64_t offset = offset_of<kWalk>(a.cover, pixel, group), at = image + offset;
         const auto value = load_pixels<Access, kWalk>(a.perturbed + at);
         const auto moved = moved_pixels<Access, kWalk>(a, at, value);
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
         for (int k = 0; k < kValues; ++k) {
           result[k] = static_cast<T>(moved[k]);
         }
-        if (a.original != nullptr) {
+        if constexpr (kPutsBack) {
           const auto start = load_pixels<Access, kWalk>(a.original + at);
 #pragma unroll
           for (int k = 0; k < kValues; ++k) {
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
           }
         }
         store_pixels<Access, kWalk>(a.out + at, result);
-      }
+      });
     }
   }
 }
@@ -112,8 +114,10 @@ template <int kBlock = 256, typename T>
 void launch_attack_step(const AttackStepArguments<T>& arguments, cudaStream_t stream) {
   const auto run = [&](auto access, auto walk) {
     using Access = decltype(access);
-    launch(attack_step_kernel<Access, walk(), T>, ceil_div(arguments.cover.pixels / Access::kElements, kBlock),
-           arguments.N, 1, kBlock, stream, arguments);
+    const auto kernel = arguments.original != nullptr ? attack_step_kernel<Access, walk(), true, T>
+                                                      : attack_step_kernel<Access, walk(), false, T>;
+    launch(kernel, ceil_div(arguments.cover.pixels / Access::kElements, kBlock), arguments.N, 1, kBlock, stream,
+           arguments);
   };
   choose_pixels<T, kBlock>(arguments.cover, arguments.cover.pixels, run, arguments.perturbed, arguments.gradient,
                            arguments.previous, arguments.original, arguments.region, arguments.out);

@@ -10,13 +10,14 @@ namespace apem_fast {
 constexpr int64_t kMostChunks = 64, kLeastChunkPixels = 4096;
 
 inline int64_t chunks_of(int64_t pixels) {
-  return std::min(kMostChunks, std::max<int64_t>(1, pixels / kLeastChunkPixels));
+  return std::min(kMostChunks, std::max<int64_t>(1, ceil_div(pixels, kLeastChunkPixels)));
 }
 
-// Calls `visit(item)` for the items of the block's own chunk that are this thread's.
+// Calls `visit(item)` for the items of the block's own chunk that are this thread's. A chunk is of whole rounds of the
+// block, so that only the last one has threads without work; behind it chunks may be empty.
 template <int kBlock, typename Visit>
 __device__ __forceinline__ void visit_chunk(int64_t items, int64_t chunks, int64_t chunk, const Visit& visit) {
-  const int64_t length = (items + chunks - 1) / chunks, begin = chunk * length;
+  const int64_t length = (items + chunks * kBlock - 1) / (chunks * kBlock) * kBlock, begin = chunk * length;
   const int64_t end = begin + length < items ? begin + length : items;
   for (int64_t item = begin + threadIdx.x; item < end; item += kBlock) {
     visit(item);

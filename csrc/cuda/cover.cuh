@@ -23,6 +23,22 @@ struct Cover {
   APEM_FAST_HOST_DEVICE int64_t channel_stride() const { return interleaved ? 1 : pixels; }
 };
 
+// Calls `visit(channel)` for so many channels. Three is a number the compiler knows: it loads all of them before it
+// stores one.
+template <typename Visit>
+__device__ __forceinline__ void visit_each(int64_t channels, const Visit& visit) {
+  if (channels == 3) {
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      visit(c);
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      visit(c);
+    }
+  }
+}
+
 enum class Walk {
   kPlanes,          // packs of pixels, plane by plane
   kInterleavedRgb,  // packs of an image of three interleaved channels
@@ -51,7 +67,7 @@ __device__ __forceinline__ void walk_item(const Cover& cover, int64_t item, cons
 #pragma unroll
     for (int s = 0; s < kSpan; ++s) {
       const int64_t pixel = first_pixel + s < cover.pixels ? first_pixel + s : first_pixel;
-      of_pixel[s] = value_of(map[pixel]);
+      of_pixel[s] = value_of(load<Single<Access, T>>(map + pixel)[0]);
     }
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
@@ -70,10 +86,7 @@ __device__ __forceinline__ void walk_item(const Cover& cover, int64_t item, cons
     }
     const int64_t pixel_stride = kWalk == Walk::kPlanes ? 1 : cover.pixel_stride();
     const int64_t channel_stride = kWalk == Walk::kPlanes ? cover.pixels : cover.channel_stride();
-#pragma unroll 4
-    for (int64_t c = 0; c < cover.channels; ++c) {
-      apply(pixel * pixel_stride + c * channel_stride, values);
-    }
+    visit_each(cover.channels, [&](int64_t c) { apply(pixel * pixel_stride + c * channel_stride, values); });
   }
 }
 

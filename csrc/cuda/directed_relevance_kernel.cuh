@@ -133,8 +133,7 @@ __device__ __forceinline__ void visit_channels(const DirectedRelevanceBackwardAr
   const int64_t pixel_stride = kWalk == Walk::kPlanes ? 1 : a.cover.pixel_stride();
   const int64_t channel_stride = kWalk == Walk::kPlanes ? a.cover.pixels : a.cover.channel_stride();
   const int64_t first = n * a.cover.image_size() + item * Access::kElements * pixel_stride;
-#pragma unroll 4
-  for (int64_t c = 0; c < a.cover.channels; ++c) {
+  visit_each(a.cover.channels, [&](int64_t c) {
     const auto grad = load<Access>(a.grad_direction + first + c * channel_stride);
     const auto g = load<Access>(a.gradient + first + c * channel_stride);
     Pack<A, Access::kElements> directed_grad;
@@ -143,7 +142,7 @@ __device__ __forceinline__ void visit_channels(const DirectedRelevanceBackwardAr
       directed_grad[i] = static_cast<A>(grad[i]) * sign_of<A>(g[i]);
     }
     visit(directed_grad);
-  }
+  });
 }
 
 template <typename Access, Walk kWalk, typename T, typename G>

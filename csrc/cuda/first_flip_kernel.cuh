@@ -1,4 +1,4 @@
-// first_flip on CUDA: a block for each ray.
+// first_flip on CUDA: a warp for each ray.
 #pragma once
 
 #include "access.cuh"
@@ -18,10 +18,11 @@ struct FirstFlipArguments {
 template <typename Access, typename E>
 __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
     first_flip_kernel(FirstFlipArguments<E> a) {
-  for (int64_t r = blockIdx.x; r < a.R; r += gridDim.x) {
+  for (int64_t r = first_row<Access::kBlock>(); r < a.R; r += all_warps<Access::kBlock>()) {
     const int64_t label = a.labels[r];
     E first = std::numeric_limits<E>::infinity();
-    for (int64_t k = int64_t{threadIdx.x} * Access::kElements; k < a.K; k += Access::kBlock * Access::kElements) {
+#pragma unroll 4
+    for (int64_t k = threadIdx.x % kWarp * Access::kElements; k < a.K; k += kWarp * Access::kElements) {
       const auto predicted = load<Access>(a.predicted + r * a.K + k);
       const auto epsilon = load<Access>(a.epsilon + r * a.epsilon_stride + k);
 #pragma unroll
@@ -29,8 +30,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
         first = earlier_flip(first, flip_epsilon(predicted[i], label, epsilon[i]));
       }
     }
-    first = block_reduce<Access::kBlock>(first, [](E x, E y) { return earlier_flip(x, y); });
-    if (threadIdx.x == 0) {
+    first = warp_reduce(first, [](E x, E y) { return earlier_flip(x, y); });
+    if (threadIdx.x % kWarp == 0) {
       a.out[r] = first;
     }
   }
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
 template <int kBlock = 128, typename E>
 void launch_first_flip(const FirstFlipArguments<E>& arguments, cudaStream_t stream) {
   const auto run = [&](auto access) {
-    launch(first_flip_kernel<decltype(access), E>, arguments.R, 1, 1, kBlock, stream, arguments);
+    launch(first_flip_kernel<decltype(access), E>, ceil_div(arguments.R, kBlock / kWarp), 1, 1, kBlock, stream,
+           arguments);
   };
   using Vector = Access<E, kBlock, true>;
   if (fits_vectors(Vector::kElements, arguments.K, arguments.predicted, arguments.epsilon)) {

@@ -21,10 +21,6 @@ struct Pixels {
   APEM_FAST_HOST_DEVICE const V& operator[](int k) const { return values[k]; }
 };
 
-// The way to a single pixel beside a pack.
-template <typename Packed, typename T>
-using Single = Access<T, Packed::kBlock, false>;
-
 // A group is the channels that are read together.
 template <Walk kWalk>
 APEM_FAST_HOST_DEVICE int64_t groups_of(const Cover& cover) {

@@ -19,10 +19,12 @@ constexpr int kWarp = 32;
 constexpr unsigned kWholeWarp = 0xffffffffu;
 
 #if !defined(APEM_FAST_EMULATOR)
-// No dimension of a grid exceeds the hardware's limit: kernels stride over what is left.
-struct GridLimit {
+// What the hardware sets. No dimension of a grid exceeds its limit: kernels stride over what is left.
+struct Limits {
   static int64_t x() { return 2147483647; }
   static int64_t yz() { return 65535; }
+  // What stays in the second-level cache from one kernel to the next: a third of an H100's or an A100's.
+  static int64_t cache_bytes() { return 16 << 20; }
 };
 
 template <typename... Parameters>
@@ -41,7 +43,7 @@ void launch(void (*kernel)(Arguments), int64_t x, int64_t y, int64_t z, int bloc
     return;
   }
   const auto at_most = [](int64_t blocks, int64_t limit) { return static_cast<unsigned>(std::min(blocks, limit)); };
-  const dim3 grid(at_most(x, GridLimit::x()), at_most(y, GridLimit::yz()), at_most(z, GridLimit::yz()));
+  const dim3 grid(at_most(x, Limits::x()), at_most(y, Limits::yz()), at_most(z, Limits::yz()));
   launch_kernel(kernel, grid, block, stream, arguments);
 }
 

@@ -1,5 +1,5 @@
 // Sums, extrema and the like over a warp or a block, in an order that only the shape decides. Every thread gets the
-// result. Every thread of the block must take part.
+// result. Every thread of the warp or block must take part.
 #pragma once
 
 #include "platform.cuh"
@@ -29,6 +29,17 @@ __device__ __forceinline__ V warp_reduce(V value, const Combine& combine) {
     value = combine(value, from_lane_xor(value, distance));
   }
   return value;
+}
+
+// Where each warp of a grid takes a row of its own, and then the row that is as many further as there are warps.
+template <int kBlock>
+__device__ __forceinline__ int64_t first_row() {
+  return int64_t{blockIdx.x} * (kBlock / kWarp) + threadIdx.x / kWarp;
+}
+
+template <int kBlock>
+__device__ __forceinline__ int64_t all_warps() {
+  return int64_t{gridDim.x} * (kBlock / kWarp);
 }
 
 template <int kBlock, typename V, typename Combine>

@@ -2,8 +2,8 @@
 //
 // One block, because the percentile, then the extrema, then the rescaling each need all of the image before the next
 // can start: several blocks would have to meet in between, in one launch more for each pass. A map is made once where
-// its rays take hundreds of probes, and a batch of images fills the device with a block each. After the first pass an
-// image lies in the L2 cache.
+// its rays take hundreds of probes, and a batch of images fills the device with a block each. The images of a small
+// batch lie in the second-level cache after the first pass; those of a large one are read again in every pass.
 //
 // The percentile is selected, not sorted: each pass counts one digit of the keys (math.h) in a histogram of integers,
 // so that the result does not depend on the order of the threads.
@@ -108,8 +108,7 @@ __device__ __forceinline__ void visit_products(const RelevanceMapArguments<T>& a
   const int64_t channel_stride = kElements > 1 ? a.cover.pixels : a.cover.channel_stride();
   for (int64_t pixel = int64_t{threadIdx.x} * kElements; pixel < a.cover.pixels; pixel += Access::kBlock * kElements) {
     Pack<A, kElements> total;
-#pragma unroll 4
-    for (int64_t c = 0; c < a.cover.channels; ++c) {
+    visit_each(a.cover.channels, [&](int64_t c) {
       const int64_t offset = pixel * pixel_stride + c * channel_stride;
       const auto raw = load<Access>(attribution + offset);
       Pack<A, kElements> values;
@@ -131,7 +130,7 @@ __device__ __forceinline__ void visit_products(const RelevanceMapArguments<T>& a
       for (int i = 0; i < kElements; ++i) {
         total[i] = c == 0 ? values[i] : total[i] + values[i];
       }
-    }
+    });
     if (!a.keep) {
       visit(pixel, total);
     }

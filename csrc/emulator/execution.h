@@ -197,6 +197,11 @@ V exchange(unsigned mask, const V& value, int source) {
 inline void __syncthreads() { apem_fast::emulator::current_block->barrier.wait(); }
 
 template <typename V>
+V __ldg(const V* address) {
+  return *address;
+}
+
+template <typename V>
 V __shfl_xor_sync(unsigned mask, V value, int distance) {
   return apem_fast::emulator::exchange(mask, value, static_cast<int>(threadIdx.x % 32) ^ distance);
 }
@@ -215,10 +220,11 @@ Integer atomicAdd(Integer* address, Integer value) {
 namespace apem_fast {
 
 // So small that ordinary tests already give a grid more to do than it has blocks.
-struct GridLimit {
+struct Limits {
   static inline int64_t most_x = 3, most_yz = 2;
   static int64_t x() { return most_x; }
   static int64_t yz() { return most_yz; }
+  static int64_t cache_bytes() { return 1 << 9; }
 };
 
 template <typename... Parameters>

@@ -7,13 +7,13 @@
 #include <pybind11/pybind11.h>
 
 PYBIND11_MODULE(apem_fast_emulator, m) {
-  using apem_fast::GridLimit;
+  using apem_fast::Limits;
   m.def(
       "set_grid_limit",
       [](int64_t x, int64_t yz) {
-        GridLimit::most_x = x;
-        GridLimit::most_yz = yz;
+        Limits::most_x = x;
+        Limits::most_yz = yz;
       },
       pybind11::arg("x"), pybind11::arg("yz"), "The most blocks that a grid may have in each dimension.");
-  m.def("grid_limit", [] { return pybind11::make_tuple(GridLimit::most_x, GridLimit::most_yz); });
+  m.def("grid_limit", [] { return pybind11::make_tuple(Limits::most_x, Limits::most_yz); });
 }
