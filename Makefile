@@ -14,7 +14,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers bench bench-cuda check clean
+.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check clean
 
 setup: $(BUILT)
 
@@ -58,13 +58,16 @@ build/.in-place: $(SOURCES)
 	@mkdir -p build && touch $@
 
 # On a machine with an NVIDIA GPU: its tests, then every operator under compute-sanitizer.
-test-cuda: cuda-tests cuda-sanitizers
+test-cuda: cuda-tests cuda-sanitizers cuda-agreement
 
 cuda-tests: $(CUDA_BUILT)
 	@$(CUDA_PYTHON) -m pytest -q -m "cuda and not slow" $(CUDA_TESTS)
 
 cuda-sanitizers: $(CUDA_BUILT)
 	@PYTHON=$(CUDA_PYTHON) bash bench/cuda_checks.sh
+
+cuda-agreement: $(CUDA_BUILT)
+	@$(CUDA_PYTHON) -m bench.agreement
 
 bench: $(BUILT)
 	@$(BIN)/python -m bench
