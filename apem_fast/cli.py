@@ -135,7 +135,7 @@ def evaluate(
     block: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="How many images are in memory at once, and finished together.", show_default="32; 256 on a GPU"
+            metavar="N", help="How many images are in memory at once, and finished together.", show_default="32; 512 on a GPU"
         ),
     ] = None,
     measures: Annotated[

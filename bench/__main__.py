@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import filter, metric, operators, scaling, siamese, study
+from bench import filter, host, metric, operators, scaling, siamese, study
 
-for benchmark in (operators, metric, scaling, filter, siamese, study):
+for benchmark in (operators, metric, host, scaling, filter, siamese, study):
     benchmark.main()

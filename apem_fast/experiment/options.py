@@ -19,7 +19,7 @@ SELECTIONS = ("all", "correct", "misclassified", "both")
 DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
 
 
-USUAL_BLOCK = {"cpu": 32, "cuda": 256}  # images by device: a GPU wants many rays under search at once
+USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
 
 
 def _resumable(default: Any) -> Any:
