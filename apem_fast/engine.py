@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apem_fast.rays import Prober, Rays
+from apem_fast.running.waiting import Waiting, in_turns
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
-from apem_fast.waiting import Waiting, in_turns
 
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""

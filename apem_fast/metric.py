@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.clean import Clean, gradients_for, run_clean
 from apem_fast.engine import Flips, Progress, find_flips
-from apem_fast.low_precision import FirstLayerExact
-from apem_fast.passes import passes_for
 from apem_fast.rays import Prober, Rays, direction_rays, relevance_rays, tuner_for
+from apem_fast.running.clean import Clean, gradients_for, run_clean
+from apem_fast.running.low_precision import FirstLayerExact
+from apem_fast.running.passes import passes_for
+from apem_fast.running.undisturbed import undisturbed
 from apem_fast.screening import ScreeningProber
 from apem_fast.search import Search, policy_of
-from apem_fast.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     import pandas

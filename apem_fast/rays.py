@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import BatchTuner, first_size, is_out_of_memory
-from apem_fast.clean import Clean, ModelOutputError, logits_of
-from apem_fast.passes import PlainPasses
-from apem_fast.transfer import sent
-from apem_fast.waiting import Waiting, result_of
+from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
+from apem_fast.running.clean import Clean, ModelOutputError, logits_of
+from apem_fast.running.passes import PlainPasses
+from apem_fast.running.transfer import sent
+from apem_fast.running.waiting import Waiting, result_of
 
 GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
 PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apem_fast.batching import BatchTuner, is_out_of_memory
-from apem_fast.clean import ModelOutputError
 from apem_fast.differences import ENOUGH, Differences
-from apem_fast.low_precision import ROUNDING, low_precision
-from apem_fast.passes import PlainPasses
 from apem_fast.rays import Answers, Prober, Rays
-from apem_fast.waiting import Waiting
+from apem_fast.running.batching import BatchTuner, is_out_of_memory
+from apem_fast.running.clean import ModelOutputError
+from apem_fast.running.low_precision import ROUNDING, low_precision
+from apem_fast.running.passes import PlainPasses
+from apem_fast.running.waiting import Waiting
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
 ON_TRIAL = 64  # screened probes before it is judged whether the screen pays

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from apem_fast.engine import find_flips
 from apem_fast.rays import Answers, Rays
+from apem_fast.running.waiting import Waiting
 from apem_fast.search import Isolate
-from apem_fast.waiting import Waiting
 from bench.timing import print_table, write_json
 
 LAST_STEP = 4096

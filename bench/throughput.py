@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import apem_fast as af
 from apem_fast.experiment.networks import load_network
 from apem_fast.experiment.photographs import bundled_photographs
-from apem_fast.low_precision import low_precision
 from apem_fast.relevance import STAGES
-from apem_fast.undisturbed import undisturbed
+from apem_fast.running.low_precision import low_precision
+from apem_fast.running.undisturbed import undisturbed
 from bench.timing import circumstances, median, print_table, write_json
 
 SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (16, 32, 64, 128, 256, 512)}

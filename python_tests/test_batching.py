@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apem_fast.batching import FIRST_SIZE, FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner, is_out_of_memory
+from apem_fast.running.batching import FIRST_SIZE, FREE_TRIALS, SHARE_OF_TRIALS, BatchPlan, BatchTuner, is_out_of_memory
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 

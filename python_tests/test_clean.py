@@ -12,8 +12,8 @@ from networks import images_and_maps, small_network
 from torch import nn
 
 import apem_fast as af
-from apem_fast import clean
-from apem_fast.clean import GraphedGradients, ModelOutputError, run_clean
+from apem_fast.running import clean
+from apem_fast.running.clean import GraphedGradients, ModelOutputError, run_clean
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 

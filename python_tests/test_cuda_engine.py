@@ -15,9 +15,9 @@ from test_cuda import why_not
 from test_metric import assert_same, snapshot
 
 import apem_fast as af
-from apem_fast.clean import GraphedGradients, run_clean
-from apem_fast.passes import GraphedPasses
-from apem_fast.undisturbed import undisturbed
+from apem_fast.running.clean import GraphedGradients, run_clean
+from apem_fast.running.passes import GraphedPasses
+from apem_fast.running.undisturbed import undisturbed
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

@@ -12,8 +12,8 @@ from networks import epsilons_of, images_and_maps, small_network
 import apem_fast as af
 from apem_fast.engine import PASSES_A_ROUND, find_flips
 from apem_fast.rays import Answers, Prober, Rays
+from apem_fast.running.waiting import in_turns, result_of
 from apem_fast.search import Exhaustive, Isolate
-from apem_fast.waiting import in_turns, result_of
 
 LAST = 200
 

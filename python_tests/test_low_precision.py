@@ -9,8 +9,8 @@ import torch
 from networks import images_and_maps, small_network
 from torch import nn
 
-from apem_fast.low_precision import FirstLayerExact, low_precision
-from apem_fast.undisturbed import PRODUCTS
+from apem_fast.running.low_precision import FirstLayerExact, low_precision
+from apem_fast.running.undisturbed import PRODUCTS
 
 LOW = [torch.bfloat16, torch.float16]
 

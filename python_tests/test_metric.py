@@ -12,10 +12,10 @@ from torch import nn
 
 import apem_fast as af
 from apem_fast import rays
-from apem_fast.clean import run_clean
-from apem_fast.passes import PlainPasses
+from apem_fast.running.clean import run_clean
+from apem_fast.running.passes import PlainPasses
+from apem_fast.running.undisturbed import undisturbed
 from apem_fast.search import Isolate
-from apem_fast.undisturbed import undisturbed
 
 GRID = {"step": 0.25, "max_epsilon": 40.0}
 

@@ -9,9 +9,9 @@ import torch
 from networks import images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast import passes
-from apem_fast.batching import BatchPlan
-from apem_fast.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
+from apem_fast.running import passes
+from apem_fast.running.batching import BatchPlan
+from apem_fast.running.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 

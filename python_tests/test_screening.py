@@ -14,8 +14,8 @@ from torch import nn
 import apem_fast as af
 from apem_fast import screening
 from apem_fast.engine import find_flips
-from apem_fast.passes import PlainPasses
 from apem_fast.rays import direction_rays, tuner_for
+from apem_fast.running.passes import PlainPasses
 from apem_fast.search import policy_of
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}

@@ -7,7 +7,7 @@ import torch
 from networks import epsilons_of, images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast.undisturbed import PRODUCTS, products_in, undisturbed
+from apem_fast.running.undisturbed import PRODUCTS, products_in, undisturbed
 
 backends = torch.backends
 

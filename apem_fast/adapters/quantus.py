@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.clean import logits_of
 from apem_fast.metric import Evaluator, Options
 from apem_fast.relevance import relevance_map
-from apem_fast.undisturbed import undisturbed
+from apem_fast.running.clean import logits_of
+from apem_fast.running.undisturbed import undisturbed
 
 
 class Apem:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from apem_fast.clean import logits_of
 from apem_fast.experiment.image_folders import LeftOut
 from apem_fast.experiment.networks import Network
 from apem_fast.experiment.photographs import Photograph
+from apem_fast.running.clean import logits_of
 
 _KINDS = {"all": ("readable",), "correct": ("correct",), "misclassified": ("misclassified",)}
 _KINDS["both"] = _KINDS["correct"] + _KINDS["misclassified"]

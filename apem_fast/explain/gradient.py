@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one, require_batch_size
+from apem_fast.running.transfer import sent
 from apem_fast.seeding import generators_for
-from apem_fast.transfer import sent
 
 
 def logit_gradient(

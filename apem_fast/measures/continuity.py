@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.clean import logits_of
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
@@ -21,8 +20,9 @@ from apem_fast.measures.arguments import (
     said_by,
 )
 from apem_fast.relevance import relevance_map
+from apem_fast.running.clean import logits_of
+from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import generators_for
-from apem_fast.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     import pandas

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.clean import logits_of
 from apem_fast.explain import Explainer
 from apem_fast.measures.arguments import (
     Explain,
@@ -27,9 +26,10 @@ from apem_fast.measures.arguments import (
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
+from apem_fast.running.clean import logits_of
+from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
 from apem_fast.similarity import rank_correlation, structural_similarity
-from apem_fast.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     import pandas

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
-from apem_fast.batching import is_out_of_memory
-from apem_fast.capture import Function, captured, warn_of_way_back
+from apem_fast.running.batching import is_out_of_memory
+from apem_fast.running.capture import Function, captured, warn_of_way_back
 
 LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
 IMAGES_A_LANE = 8  # for which it pays to capture one

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from apem_fast.batching import BatchPlan, is_out_of_memory
-from apem_fast.capture import captured, warn_of_way_back
-from apem_fast.layouts import WeightLayouts
+from apem_fast.running.batching import BatchPlan, is_out_of_memory
+from apem_fast.running.capture import captured, warn_of_way_back
+from apem_fast.running.layouts import WeightLayouts
 
 Forward = Callable[[Tensor], Tensor]
 
