@@ -158,12 +158,12 @@ class Started:
             self._there.record(torch.cuda.current_stream(answers.device))
 
     def read(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-        """Margins, flips and noise of the M probes, waiting for them."""
+        """Margins, flips and greatest logits of the M probes, waiting for them."""
         if self._there is not None:
             self._there.synchronize()
-        margin, flipped, noise = self._answers.numpy()
+        margin, flipped, greatest = self._answers.numpy()
         self._tuner.worked(time.perf_counter() - self._begin)
-        return margin.copy(), flipped != 0, noise
+        return margin.copy(), flipped != 0, greatest
 
 
 class Prober:
@@ -212,37 +212,26 @@ class Prober:
         ray, epsilon = ray[order], epsilon[order]
         passes = self._start(ray, epsilon, self._tuner)
         yield
-        margin, flipped, noise = passes.read()
-        _check_finite(margin, noise)
+        margin, flipped, greatest = passes.read()
+        _check_finite(margin, greatest)
         runs = np.ones(len(ray), np.int64)
+
+        def alone(rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+            """Asked again, by which it is seen how far batches are off."""
+            runs[rows] += 1
+            exact, its_flipped = self._alone(ray[rows], epsilon[rows])
+            off = np.abs(margin[rows] - exact) / np.maximum(greatest[rows], np.finfo(np.float64).tiny)
+            self._passes.differed(self._tuner.best, float(np.max(off, initial=0.0)))
+            return exact, its_flipped
+
         if not self._passes.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
-            self._compare(ray, epsilon, margin, noise, runs)
+            alone(np.arange(min(COMPARED, len(ray))))
+        noise = greatest * self._passes.noise
         close = np.flatnonzero(np.abs(margin) <= noise)
-        runs[close] += 1
-        alone, flipped[close] = self._alone(ray[close], epsilon[close])
-        self._learn_noise(margin[close], alone, noise[close])
-        margin[close] = alone
+        margin[close], flipped[close] = alone(close)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return Answers(margin[back], flipped[back], noise[back], runs[back])
-
-    def _compare(
-        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], margin: NDArray[np.float64],
-        noise: NDArray[np.float64], runs: NDArray[np.int64],
-    ) -> None:  # fmt: skip
-        """Measures how far a batch is off from the same images alone, on a few of these answers, and widens `noise`."""
-        few = slice(0, COMPARED)
-        runs[few] += 1
-        alone, _ = self._alone(ray[few], epsilon[few])
-        before = self._passes.noise
-        self._learn_noise(margin[few], alone, noise[few])
-        noise *= self._passes.noise / before
-
-    def _learn_noise(
-        self, batched: NDArray[np.float64], alone: NDArray[np.float64], noise: NDArray[np.float64]
-    ) -> None:
-        greatest_logit = np.maximum(noise / self._passes.noise, np.finfo(np.float64).tiny)
-        self._passes.differed(self._tuner.best, float(np.max(np.abs(batched - alone) / greatest_logit, initial=0.0)))
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
@@ -337,23 +326,23 @@ class Prober:
                 level=rays.level[[r]],
             )
             answers.append(self._measure(np.zeros(1, np.int64), np.array([e]), one))
-        margin, flipped, noise = torch.cat(answers, dim=1).cpu().numpy()
-        _check_finite(margin, noise)
+        margin, flipped, greatest = torch.cat(answers, dim=1).cpu().numpy()
+        _check_finite(margin, greatest)
         return margin, flipped != 0
 
     def _measure(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
     ) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and how large a margin may be noise; in a pass
-        of `size` inputs, or one input alone."""
+        """(3, M) float64 on the model's device: margin, whether flipped, and the greatest logit; in a pass of `size`
+        inputs, or one input alone."""
         with torch.no_grad():
             probes = self._located(ray, epsilon, rays)
             inputs = probes.inputs(rays)
             logits = logits_of(self._passes.alone, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[probes.image]
             margin, predicted = ops.label_margin(logits, labels)
-            noise = logits.abs().amax(dim=1).double() * self._passes.noise
-            return torch.stack([margin.double(), (predicted != labels).double(), noise])
+            greatest = logits.abs().amax(dim=1).double()
+            return torch.stack([margin.double(), (predicted != labels).double(), greatest])
 
     def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
         return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
@@ -366,8 +355,8 @@ class Prober:
         return _Located(columns[0], columns[1], columns[2] != 0, *columns[3:].view(torch.float64))
 
 
-def _check_finite(margin: NDArray[np.float64], noise: NDArray[np.float64]) -> None:
-    if not (np.isfinite(margin).all() and np.isfinite(noise).all()):
+def _check_finite(margin: NDArray[np.float64], greatest: NDArray[np.float64]) -> None:
+    if not (np.isfinite(margin).all() and np.isfinite(greatest).all()):
         raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
 
 

@@ -229,9 +229,9 @@ class ScreeningProber(Prober):
         finally:
             self._in_low_precision = False
         yield
-        margin, _, noise = passes.read()
-        bad = ~(np.isfinite(margin) & np.isfinite(noise))
-        rounding = noise * (ROUNDING[self._precision] / self._passes.noise)
+        margin, _, greatest = passes.read()
+        bad = ~(np.isfinite(margin) & np.isfinite(greatest))
+        rounding = greatest * ROUNDING[self._precision]
         return np.where(bad, np.nan, margin), np.where(bad, 0.0, rounding)
 
     def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
