@@ -17,15 +17,8 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.engine import Progress
-from apem_fast.level_search import (
-    Filtered,
-    LevelMargin,
-    LevelProbe,
-    LevelSearch,
-    Start,
-    Stop,
-    filter_levels,
-)  # fmt: skip
+from apem_fast.level_ray import LevelMargin, LevelProbe, LevelSearch
+from apem_fast.level_search import Filtered, Start, Stop, filter_levels
 from apem_fast.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.metric import BoundsOf, Evaluator
 from apem_fast.rays import Prober, Rays

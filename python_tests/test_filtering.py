@@ -15,7 +15,8 @@ from test_metric import NoisyThenBroken, _replaced, assert_same, snapshot
 
 import apem_fast as af
 from apem_fast import rays
-from apem_fast.level_search import Flips, LevelMargin, Start, filter_levels, stop_between
+from apem_fast.level_ray import LevelMargin
+from apem_fast.level_search import Flips, Start, filter_levels, stop_between
 from apem_fast.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
 from apem_fast.running.clean import run_clean
 from apem_fast.search import CENSORED, Exhaustive, Isolate
