@@ -192,7 +192,8 @@ class PretendedGPU(TorchDispatchMode):
             self.waited(func.overloadpacket.__name__)
         elif func in INDEXING:
             indices = [t for t in tree_iter(args[1]) if isinstance(t, Tensor)]
-            if any(t.dtype in (torch.bool, torch.uint8) for t in indices):
+            fills = len(args) > 2 and args[2].numel() == 1  # with one value, a mask need not become indices
+            if any(t.dtype in (torch.bool, torch.uint8) for t in indices) and not fills:
                 self.waited("boolean index")
             if any(not isinstance(t, OnGPU) for t in indices):
                 self.waited("index from the host")
