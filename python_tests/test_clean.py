@@ -163,6 +163,20 @@ def test_images_of_another_kind_are_refused(change, message):
         evaluator.on(change(images))
 
 
+def test_a_layer_exchanged_between_searches_is_seen():
+    """For one of another shape, so that nothing could be compared with what was copied."""
+    model = small_network()
+    images, relevance = images_and_maps(4)
+    evaluator = af.Evaluator(model, images, batch_size=4, **GRID)
+    evaluator.apem({"maps": relevance})
+    torch.manual_seed(1)
+    model[4] = nn.Conv2d(8, 16, 5, padding=2).eval()
+    result, fresh = evaluator.on(images).apem({"maps": relevance})["maps"], af.apem(model, images, relevance, **GRID)
+    assert torch.equal(result.epsilon_minus, fresh.epsilon_minus) and torch.equal(
+        result.epsilon_plus, fresh.epsilon_plus
+    )
+
+
 def test_weights_changed_between_searches_are_seen():
     """Copies in another memory format are kept from search to search, but not beyond what they are copies of."""
     model = small_network()

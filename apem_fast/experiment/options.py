@@ -102,7 +102,7 @@ class RunOptions:
             if getattr(self, name) is not None:
                 _at_least(1, name, getattr(self, name))
         if self.block is None:
-            object.__setattr__(self, "block", USUAL_BLOCK[self.device.partition(":")[0]])
+            object.__setattr__(self, "block", USUAL_BLOCK.get(self.device.partition(":")[0], USUAL_BLOCK["cpu"]))
         _at_least(1, "block", self.block)
         _at_least(0, "shuffles", self.shuffles)
         if self.pictures is not None:

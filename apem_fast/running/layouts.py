@@ -20,7 +20,7 @@ class WeightLayouts:
         self._model = model
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         self._copies: dict[torch.memory_format, list[Tensor]] = {}
-        self._addresses: list[int] = []
+        self._places: list[tuple[object, ...]] = []
         self._format: torch.memory_format | None = None
 
     def begin(self) -> bool:
@@ -28,15 +28,20 @@ class WeightLayouts:
         if not isinstance(self._model, nn.Module):  # a function
             return True
         self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
-        addresses = [t.data_ptr() for t in (*self._model.parameters(), *self._model.buffers())]
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        places = [(t.data_ptr(), t.shape, t.dtype, t.device) for t in tensors]
+        same = places == self._places and self._copies_are_true()
+        if not same:
+            self._copies.clear()
+        self._places = places
+        return same
+
+    def _copies_are_true(self) -> bool:
+        """Whether the weights have the values that were copied; they lie where they lay."""
         equal = [(copy == own).all() for copies in self._copies.values() for copy, (_, own) in zip(copies, self._own)]
         # All are read at once: a GPU is not to wait for each. A model may lie on several.
         together = [one.to(equal[0].device, non_blocking=True) for one in equal]
-        same = addresses == self._addresses and (not together or bool(torch.stack(together).all()))
-        if not same:
-            self._copies.clear()
-        self._addresses = addresses
-        return same
+        return not together or bool(torch.stack(together).all())
 
     def use(self, memory_format: torch.memory_format | None) -> None:
         """Lays the weights out in a format, or, for None, as the user has them."""
