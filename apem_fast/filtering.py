@@ -132,7 +132,7 @@ def filter_relevance(
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
     validation.levels(levels)
-    validation.min_drop(min_drop)
+    min_drop = validation.min_drop(min_drop)
     evaluator = Evaluator(
         model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
         bounds=bounds,

@@ -122,8 +122,8 @@ class Options:
     last_step: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        validation.positive("step", self.step)
-        validation.positive("max_epsilon", self.max_epsilon)
+        for name in ("step", "max_epsilon"):
+            object.__setattr__(self, name, validation.positive(name, getattr(self, name)))
         if self.max_epsilon < self.step:
             raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
         validation.batch_size(self.batch_size)

@@ -350,9 +350,16 @@ class Prober:
     def _located(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> _Located:
         """These probes on the model's device, sent there in one copy."""
         whole = rays.image[ray], rays.map[ray], rays.irrelevance[ray].astype(np.int64)
-        real = (column.view(np.int64) for column in (rays.norm[ray], np.ascontiguousarray(epsilon), rays.level[ray]))
+        real = (_bits(column) for column in (rays.norm[ray], epsilon, rays.level[ray]))
         columns = sent(torch.from_numpy(np.stack([*whole, *real])), self._device)
         return _Located(columns[0], columns[1], columns[2] != 0, *columns[3:].view(torch.float64))
+
+
+def _bits(column: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The bits of float64 numbers, to travel beside whole ones; bits of anything else would be other numbers."""
+    if column.dtype != np.float64:
+        raise TypeError(f"probe columns must be float64 (got {column.dtype})")
+    return np.ascontiguousarray(column).view(np.int64)
 
 
 def _check_finite(margin: NDArray[np.float64], greatest: NDArray[np.float64]) -> None:

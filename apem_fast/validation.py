@@ -1,10 +1,12 @@
 """What the metric demands of a user's arguments: one sentence each that names the argument, what was expected and
-what came. Nothing is guessed and nothing is converted."""
+what came. Nothing is guessed, and nothing but numbers is converted: those become float64 here and nowhere else."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,11 +30,24 @@ def _is_tensor(name: str, value: object) -> None:
         raise TypeError(f"apem: {name} must be a torch.Tensor (got {_name(value)})")
 
 
-def positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def number(name: str, value: object) -> float:
+    """A real number of any kind (int, float, Fraction, a NumPy scalar, a tensor of no dimensions) as a float: whatever
+    is computed with it later is computed in float64."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"apem: {name} must be a number (got {_name(value)})")
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"apem: {name} must be positive and finite (got {value:g})")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def positive(name: str, value: object) -> float:
+    converted = number(name, value)
+    if not (converted > 0 and math.isfinite(converted)):
+        raise ValueError(f"apem: {name} must be positive and finite (got {converted:g})")
+    return converted
 
 
 def batch_size(value: int | None) -> None:
@@ -68,11 +83,11 @@ def levels(value: int | None) -> None:
         raise ValueError(f"apem: levels must be at least 1 (got {value})")
 
 
-def min_drop(value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"apem: min_drop must be a number (got {_name(value)})")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"apem: min_drop must be at least 0 and finite (got {value:g})")
+def min_drop(value: object) -> float:
+    converted = number("min_drop", value)
+    if not 0 <= converted < math.inf:
+        raise ValueError(f"apem: min_drop must be at least 0 and finite (got {converted:g})")
+    return converted
 
 
 def contrast(of_relevance: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -379,3 +380,32 @@ def test_a_bad_direction_is_one_sentence():
         ValueError, match=r"^apem: direction must have shape \(2, 3, 16, 16\) \(got \(2, 1, 16, 16\)\)$"
     ):
         af.minimum_epsilon(model, images, torch.ones(2, 1, 16, 16), **GRID)
+
+
+KINDS_OF_NUMBER = {
+    "int": lambda v: int(v),
+    "Fraction": Fraction,
+    "numpy.int64": lambda v: np.int64(v),
+    "numpy.float32": lambda v: np.float32(v),
+    "numpy array of no dimensions": lambda v: np.array(v),
+    "tensor of no dimensions": lambda v: torch.tensor(int(v)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBER)
+@pytest.mark.parametrize("search", ["isolate", "exhaustive"])
+def test_a_number_of_any_kind_means_what_a_float_means(kind, search):
+    """An int step once made every epsilon a denormal, and so every ray censored, without a word."""
+    number = KINDS_OF_NUMBER[kind]
+    model = small_network()
+    images, relevance = images_and_maps(3)
+    meant = af.apem(model, images, relevance, step=1.0, max_epsilon=40.0, search=search)
+    assert meant.flipped_minus.any()
+    result = af.apem(model, images, relevance, step=number(1.0), max_epsilon=number(40.0), search=search)
+    assert epsilons_of(result) == epsilons_of(meant)
+    assert type(result.step) is float and type(result.max_epsilon) is float
+
+
+def test_bits_of_anything_but_float64_are_refused():
+    with pytest.raises(TypeError, match="float64"):
+        rays._bits(np.arange(3))

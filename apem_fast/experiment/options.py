@@ -12,7 +12,7 @@ from apem_fast.experiment.image_folders import NO_GROUND_TRUTH
 from apem_fast.experiment.measures import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
-from apem_fast.validation import PRECISIONS
+from apem_fast.validation import PRECISIONS, number
 
 SEARCHES = ("isolate", "exhaustive")
 SELECTIONS = ("all", "correct", "misclassified", "both")
@@ -115,6 +115,8 @@ class RunOptions:
             _choice("stages", stage, tuple(STAGES))
         if not self.explainers:
             raise ValueError("explainers must name at least one explainer (got none)")
+        for name in ("step", "max_epsilon", *(("percentile",) if self.percentile is not None else ())):
+            object.__setattr__(self, name, number(name, getattr(self, name)))
         if self.percentile is not None and not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile must lie in [0, 100] (got {self.percentile:g})")
         if not 0 < self.step < math.inf:

@@ -116,7 +116,7 @@ def continuity(
         check_model_and_images(model, images)
         check_classes(labels, images)
         explainer = explainer_of(explain)
-        validation.positive("distance", distance)
+        distance = validation.positive("distance", distance)
         given = _checked_neighbours(neighbours, images)
         if relevance is not None and not callable(relevance):
             raise TypeError(f"apem: relevance must be a function or None (got {type(relevance).__name__})")
