@@ -47,8 +47,9 @@ demo: $(BUILT)
 	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) cat rocket flower
 	@$(BIN)/apem-fast report $(DEMO_OUTPUT) --images 3
 
+# One thread a process and a process a core: two threads beside another busy process are slower than one.
 test: $(BUILT)
-	@$(BIN)/python -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow

@@ -87,16 +87,19 @@ def extension(cuda_home: str | None):
     if cuda:
         sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
         flags["nvcc"] = [
-            "-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-ffp-contract=off", "--expt-relaxed-constexpr",
-            "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        ]  # fmt: skip
+            "-O3",
+            "-std=c++17",
+            "--fmad=false",
+            "-Xcompiler=-ffp-contract=off",
+            "--expt-relaxed-constexpr",
+            "-DUSE_CUDA",
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+        ]
         flags["cxx"] = host + ["-DUSE_CUDA"]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
     kind = CUDAExtension if cuda else CppExtension
     print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)
-    return kind(
-        "apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers
-    )  # fmt: skip
+    return kind("apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers)
 
 
 def build_options() -> dict:

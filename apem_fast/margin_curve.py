@@ -97,11 +97,18 @@ class RayView:
         (chosen,) = _epsilons("epsilon", epsilon, 1)
         device, mine = rays.images.device, slice(int(irrelevance), None, 2)
         return ops.perturb_probes(
-            rays.images, rays.relevance, rays.sign,
-            torch.from_numpy(rays.norm[mine].copy()).to(device), torch.from_numpy(rays.image[mine].copy()).to(device),
-            torch.arange(maps, device=device), torch.full((maps,), irrelevance, device=device), chosen.to(device),
-            torch.zeros(maps, dtype=torch.float64, device=device), rays.lower, rays.upper,
-        )  # fmt: skip
+            rays.images,
+            rays.relevance,
+            rays.sign,
+            torch.from_numpy(rays.norm[mine].copy()).to(device),
+            torch.from_numpy(rays.image[mine].copy()).to(device),
+            torch.arange(maps, device=device),
+            torch.full((maps,), irrelevance, device=device),
+            chosen.to(device),
+            torch.zeros(maps, dtype=torch.float64, device=device),
+            rays.lower,
+            rays.upper,
+        )
 
 
 def margin_curve(

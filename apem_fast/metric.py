@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.engine import Flips, Progress, find_flips
-from apem_fast.rays import Prober, Rays, direction_rays, relevance_rays, tuner_for
+from apem_fast.probing.engine import Flips, Progress, find_flips
+from apem_fast.probing.prober import Prober, tuner_for
+from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
+from apem_fast.probing.screening import ScreeningProber
 from apem_fast.running.clean import Clean, gradients_for, run_clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.passes import passes_for
 from apem_fast.running.undisturbed import undisturbed
-from apem_fast.screening import ScreeningProber
 from apem_fast.search import Search, policy_of
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ class ApemResult:
         """One row an image, one column a quantity."""
         import pandas
 
-        names = (
-            "labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes"
-        )  # fmt: skip
+        names = ("labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
         return pandas.DataFrame({name.replace("labels", "label"): getattr(self, name).numpy() for name in names})
 
 
@@ -256,9 +255,11 @@ class Evaluator:
         rays = direction_rays(self._images, self._clean.labels, self._clean.margin, direction.detach())
         flips = self._find(self._bounded(rays), progress)
         return EpsilonResult(
-            torch.from_numpy(flips.step * self.options.step), torch.from_numpy(flips.flipped),
-            self._clean.labels.cpu(), torch.from_numpy(flips.probes),
-        )  # fmt: skip
+            torch.from_numpy(flips.step * self.options.step),
+            torch.from_numpy(flips.flipped),
+            self._clean.labels.cpu(),
+            torch.from_numpy(flips.probes),
+        )
 
     def _bounded(self, rays: Rays) -> Rays:
         return replace(rays, lower=self.options.bounds[0], upper=self.options.bounds[1])
@@ -272,9 +273,15 @@ class Evaluator:
         epsilon = torch.from_numpy(flips.step[rows] * self.options.step)
         flipped, probes = torch.from_numpy(flips.flipped[rows]), torch.from_numpy(flips.probes[rows])
         return ApemResult(
-            epsilon[0::2], epsilon[1::2], flipped[0::2], flipped[1::2], self._clean.labels.cpu(),
-            probes[0::2] + probes[1::2], self.options.max_epsilon, self.options.step,
-        )  # fmt: skip
+            epsilon[0::2],
+            epsilon[1::2],
+            flipped[0::2],
+            flipped[1::2],
+            self._clean.labels.cpu(),
+            probes[0::2] + probes[1::2],
+            self.options.max_epsilon,
+            self.options.step,
+        )
 
 
 def apem(
@@ -310,9 +317,17 @@ def apem(
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
     evaluator = Evaluator(
-        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        precision=precision, compile=compile, bounds=bounds,
-    )  # fmt: skip
+        model,
+        images,
+        labels=labels,
+        max_epsilon=max_epsilon,
+        step=step,
+        search=search,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compile,
+        bounds=bounds,
+    )
     return evaluator.apem({"relevance": relevance}, progress)["relevance"]
 
 
@@ -339,7 +354,15 @@ def minimum_epsilon(
     The other arguments, and the errors, are those of `apem`.
     """
     evaluator = Evaluator(
-        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
-        precision=precision, compile=compile, bounds=bounds,
-    )  # fmt: skip
+        model,
+        images,
+        labels=labels,
+        max_epsilon=max_epsilon,
+        step=step,
+        search=search,
+        batch_size=batch_size,
+        precision=precision,
+        compile=compile,
+        bounds=bounds,
+    )
     return evaluator.minimum_epsilon(direction, progress)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.engine import Progress
 from apem_fast.metric import ApemResult, BoundsOf, Evaluator
+from apem_fast.probing.engine import Progress
+from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
 from apem_fast.search import Search
-from apem_fast.siblings import find_least_flips
 
 if TYPE_CHECKING:
     import pandas
@@ -120,9 +120,15 @@ def apem_norm(
     _check_shuffles(shuffles)
     seed = _seed_of(generator)
     evaluator = Evaluator(
-        model, images, labels=labels, max_epsilon=max_epsilon, step=step, search=search, batch_size=batch_size,
+        model,
+        images,
+        labels=labels,
+        max_epsilon=max_epsilon,
+        step=step,
+        search=search,
+        batch_size=batch_size,
         bounds=bounds,
-    )  # fmt: skip
+    )
     own = 2 * len(images)
     total = own * (1 + shuffles)
     plain = evaluator.apem(
@@ -130,9 +136,12 @@ def apem_norm(
     )["relevance"]
     before = int(plain.probes.sum())
     chance = shuffled_epsilons(
-        evaluator, relevance, shuffles=shuffles, seed=seed,
+        evaluator,
+        relevance,
+        shuffles=shuffles,
+        seed=seed,
         progress=progress and (lambda done, _, probes: progress(own + done, total, before + probes)),
-    )  # fmt: skip
+    )
     return ApemNormResult(plain, chance)
 
 
@@ -169,9 +178,12 @@ def shuffled_epsilons(
             np.tile(np.arange(chunk.start, chunk.stop), shuffles),
         )
         rays = replace(
-            rays, images=rays.images[chunk], labels=rays.labels[chunk], sign=rays.sign[chunk],
+            rays,
+            images=rays.images[chunk],
+            labels=rays.labels[chunk],
+            sign=rays.sign[chunk],
             image=rays.image - chunk.start,
-        )  # fmt: skip
+        )
 
         def report(
             done: int, _: int, probes_here: int, start: int = chunk.start, before: int = int(probes.sum())
@@ -181,9 +193,14 @@ def shuffled_epsilons(
 
         with evaluator.probing(rays, "float32") as prober:
             least = find_least_flips(
-                prober, rays, 2 * rays.image + rays.irrelevance, options.policy,
-                step=options.step, last_step=options.last_step, progress=report,
-            )  # fmt: skip
+                prober,
+                rays,
+                2 * rays.image + rays.irrelevance,
+                options.policy,
+                step=options.step,
+                last_step=options.last_step,
+                progress=report,
+            )
         for table, column in ((step, least.step), (flipped, least.flipped), (probes, least.probes)):
             table[chunk] = column.reshape(here, 2)
     epsilon = torch.from_numpy(step * options.step)

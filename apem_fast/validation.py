@@ -96,7 +96,9 @@ def contrast(of_relevance: Tensor) -> None:
     constant = (flat.amin(dim=1) == flat.amax(dim=1)).nonzero()
     if len(constant):
         i = int(constant[0])
-        raise ValueError(f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} throughout at index {i})")  # fmt: skip
+        raise ValueError(
+            f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} throughout at index {i})"
+        )
 
 
 def bounds(value: tuple[float | None, float | None]) -> None:
@@ -159,7 +161,9 @@ def relevance(value: object, of_images: Tensor, called: str | None = None) -> No
         if bool(bad.any()):
             index = int(bad.nonzero()[0])
             ray = "relevance" if what == "0" else "irrelevance"
-            raise ValueError(f"apem: {name} must not be all {what}, which leaves no {ray} ray (got such a map at index {index})")  # fmt: skip
+            raise ValueError(
+                f"apem: {name} must not be all {what}, which leaves no {ray} ray (got such a map at index {index})"
+            )
 
 
 def direction(value: object, of_images: Tensor) -> None:
@@ -180,8 +184,10 @@ def labels(value: object, predicted: Tensor) -> None:
     if value.dtype != torch.int64 or value.shape != predicted.shape:
         raise ValueError(
             f"apem: labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape {tuple(value.shape)})"
-        )  # fmt: skip
+        )
     wrong = (value.to(predicted.device) != predicted).nonzero()
     if len(wrong):
         i = int(wrong[0])
-        raise ValueError(f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted {int(predicted[i])})")  # fmt: skip
+        raise ValueError(
+            f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted {int(predicted[i])})"
+        )

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import apem_fast as af
-from apem_fast.experiment.networks import load_network
-from apem_fast.experiment.photographs import bundled_photographs
+from apem_fast.experiment.inputs.networks import load_network
+from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.explain import explainer_from
 from apem_fast.relevance import STAGES
 from bench.timing import circumstances, print_table, write_json
@@ -88,9 +88,11 @@ def main() -> None:
     rows = differences(first, second, options.devices, [one.name for one in photographs])
     rays = 2 * len(images) * len(maps)
     summary = {
-        "rays": rays, "equal": 1 - len(rows) / rays, "signs that differ": signs,
+        "rays": rays,
+        "equal": 1 - len(rows) / rays,
+        "signs that differ": signs,
         "labels that differ": int((first.evaluator.labels.cpu() != second.evaluator.labels.cpu()).sum()),
-    }  # fmt: skip
+    }
     kind = "cuda" if "cuda" in options.devices else "cpu"
     write_json("agreement", {"devices": options.devices, "summary": summary, "rays that differ": rows}, kind)
     if rows:

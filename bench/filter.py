@@ -85,16 +85,28 @@ def main() -> None:
         settled, probes = int(result.levels_removed) + 1, int(result.probes)
         literal = probes_of_a_literal_loop(result.curves[0])
         record[name] = {
-            "levels": int(result.levels), "levels_removed": settled - 1, "removed_share": float(result.removed_share),
-            "score_before": float(result.score_before), "score_after": float(result.score_after), "probes": probes,
-            "probes_per_level": probes / settled, "probes_of_a_literal_loop": literal, "seconds": seconds,
+            "levels": int(result.levels),
+            "levels_removed": settled - 1,
+            "removed_share": float(result.removed_share),
+            "score_before": float(result.score_before),
+            "score_after": float(result.score_after),
+            "probes": probes,
+            "probes_per_level": probes / settled,
+            "probes_of_a_literal_loop": literal,
+            "seconds": seconds,
             "stopped": result.stopped[0].name,
-        }  # fmt: skip
-        rows.append({
-            "photograph": name, "levels gone": f"{settled - 1} of {int(result.levels)}",
-            "score": f"{float(result.score_before):g} -> {float(result.score_after):g}", "probes": probes,
-            "probes per level": probes / settled, "a literal loop's probes": literal, "seconds": seconds,
-        })  # fmt: skip
+        }
+        rows.append(
+            {
+                "photograph": name,
+                "levels gone": f"{settled - 1} of {int(result.levels)}",
+                "score": f"{float(result.score_before):g} -> {float(result.score_after):g}",
+                "probes": probes,
+                "probes per level": probes / settled,
+                "a literal loop's probes": literal,
+                "seconds": seconds,
+            }
+        )
     print_table("Every level of a gradient map", rows)
 
     if options.literal != "none":
@@ -109,10 +121,15 @@ def main() -> None:
         if not torch.equal(kept, fast.relevance[0]):
             raise SystemExit("the literal loop ends at another map")
         record["literal"] = {
-            "photograph": options.literal, "levels": options.levels, "levels_removed": int(fast.levels_removed),
-            "probes": int(fast.probes), "seconds": seconds, "literal_passes": passes, "literal_seconds": literal_seconds,
+            "photograph": options.literal,
+            "levels": options.levels,
+            "levels_removed": int(fast.levels_removed),
+            "probes": int(fast.probes),
+            "seconds": seconds,
+            "literal_passes": passes,
+            "literal_seconds": literal_seconds,
             "speedup": literal_seconds / seconds,
-        }  # fmt: skip
+        }
         print_table("Against the literal loop", [record["literal"]])
     write_json("filter", record)
 

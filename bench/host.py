@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from apem_fast.engine import find_flips
-from apem_fast.rays import Answers, Rays
+from apem_fast.probing.engine import find_flips
+from apem_fast.probing.prober import Answers
+from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import Waiting
 from apem_fast.search import Isolate
 from bench.timing import print_table, write_json
@@ -58,9 +59,18 @@ class Scripted:
         none = torch.zeros(0)
         margin = np.full(rays, 5.0)
         self.rays = Rays(
-            none, none, none, none, np.arange(rays) // 6, np.arange(rays) // 2, np.arange(rays) % 2 == 1, np.ones(rays),
-            np.zeros(rays), margin, margin / self.flip * generator.uniform(0.7, 1.8, rays),
-        )  # fmt: skip
+            none,
+            none,
+            none,
+            none,
+            np.arange(rays) // 6,
+            np.arange(rays) // 2,
+            np.arange(rays) % 2 == 1,
+            np.ones(rays),
+            np.zeros(rays),
+            margin,
+            margin / self.flip * generator.uniform(0.7, 1.8, rays),
+        )
 
     def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
         done = self.device.start(len(ray))
@@ -85,9 +95,13 @@ def one(rays: int, size: int, rate: float, lanes: int) -> dict[str, object]:
     seconds = time.perf_counter() - begin
     probes = int(flips.probes.sum())
     return {
-        "images a second": rate, "lanes": lanes, "probes a ray": probes / rays, "busy": device.busy / seconds,
-        "full": probes / device.places, "of the bare model": probes / rate / seconds,
-    }  # fmt: skip
+        "images a second": rate,
+        "lanes": lanes,
+        "probes a ray": probes / rays,
+        "busy": device.busy / seconds,
+        "full": probes / device.places,
+        "of the bare model": probes / rate / seconds,
+    }
 
 
 def main() -> None:

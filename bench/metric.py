@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import apem_fast as af
-from apem_fast.experiment.networks import load_network
-from apem_fast.experiment.photographs import bundled_photographs
+from apem_fast.experiment.inputs.networks import load_network
+from apem_fast.experiment.inputs.photographs import bundled_photographs
 from bench.timing import median, print_table, write_json
 
 MAX_EPSILON = 4096

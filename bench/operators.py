@@ -75,7 +75,9 @@ def _cases(device: str) -> Iterator[Case]:
             yield case("perturb_probes", ", 8 probes each, signs", images, relevance, signs, *probes)
             if on_gpu:
                 bounds = None, None, torch.bfloat16
-                yield case("perturb_probes", ", 8 probes each, signs, to bfloat16", images, relevance, signs, *probes, *bounds)  # fmt: skip
+                yield case(
+                    "perturb_probes", ", 8 probes each, signs, to bfloat16", images, relevance, signs, *probes, *bounds
+                )
             yield case("perturb_probes", ", 8 probes each", images, relevance, gradient, *probes)
             yield case("perturb", ", 8 epsilons", images, gradient, torch.arange(8.0, device=device))
             yield case("directed_relevance", "", relevance, gradient)
@@ -84,7 +86,9 @@ def _cases(device: str) -> Iterator[Case]:
             yield case("relevance_map", ", keep", gradient, None, 99.0, "keep")
             original, previous = normal(count, 3, SIZE, SIZE), normal(count, 3, SIZE, SIZE)
             yield case("attack_step", "", images, gradient, previous, None, 0.1, 0.9)
-            yield case("attack_step", ", zero force", images, gradient, previous, None, 0.1, 0.9, None, None, original, 0.01)  # fmt: skip
+            yield case(
+                "attack_step", ", zero force", images, gradient, previous, None, 0.1, 0.9, None, None, original, 0.01
+            )
             yield case("attack_penalty", "", images, original, 0.1, 0.0, 0.3)
             ones = torch.ones(count, dtype=torch.float64, device=device)
             yield case("attack_penalty_backward", "", ones, images, original, 0.1, 0.0, 0.3)

@@ -31,9 +31,15 @@ def trained_network() -> tuple[nn.Module, Tensor]:
     images = nn.functional.interpolate(pixels, size=(32, 32), mode="bilinear").repeat(1, 3, 1, 1)
     labels = torch.tensor(digits.target)
     network = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2048, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(2048, 10),
+    )
     optimiser = torch.optim.Adam(network.parameters(), 2e-3)
     for _ in range(150):
         chosen = torch.randint(0, len(images), (64,))
@@ -86,9 +92,16 @@ def main() -> None:
     rows = []
     for count in arguments.images:
         command = [
-            sys.executable, "-m", "bench.scaling", "--one", str(count), "--rounds", str(arguments.rounds),
-            "--batch-size", str(arguments.batch_size),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "bench.scaling",
+            "--one",
+            str(count),
+            "--rounds",
+            str(arguments.rounds),
+            "--batch-size",
+            str(arguments.batch_size),
+        ]
         rows.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     per_image = [row["milliseconds per image"] for row in rows]
     print_table("apem() as images grow", rows)

@@ -154,8 +154,10 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
         bare_passes(ranker, first, second, 2)
         timings = interleaved(
             {"attack": partial(ours, steps), "passes": partial(bare_passes, ranker, first, second, steps)},
-            seconds=0.0, rounds=(rounds, rounds), warm_ups=0,
-        )  # fmt: skip
+            seconds=0.0,
+            rounds=(rounds, rounds),
+            warm_ups=0,
+        )
         for loop in (plain_loop, frugal_loop):
             took, looped = over_pairs(loop, ranker, first, second, steps, loop_seconds)
             change, difference = looped - first[: len(looped)], perturbed[: len(looped)] - looped

@@ -22,10 +22,10 @@ from unittest import mock
 
 import torch
 
-from apem_fast.experiment import inputs
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.networks import Network
-from apem_fast.experiment.options import RunOptions
+from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.run import inputs
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
 from bench.timing import print_table, write_json
 
 METHODS = ("gradient", "smooth-grad:samples=20", "guided-backprop", "grad-cam", "guided-grad-cam", "lrp")
@@ -86,10 +86,14 @@ def study(photographs: int) -> dict[str, float]:
         seconds = time.perf_counter() - begin
         results = store.results()
     return {
-        "photographs": photographs, "maps": len(results), "flagged": int((results["flag"] != "").sum()),
+        "photographs": photographs,
+        "maps": len(results),
+        "flagged": int((results["flag"] != "").sum()),
         "probes per ray": float(results["probes"].sum() / (2 * (results["flag"] == "").sum())),
-        "seconds": seconds, "of these in passes": watch.seconds, "study / its passes": seconds / watch.seconds,
-    }  # fmt: skip
+        "seconds": seconds,
+        "of these in passes": watch.seconds,
+        "study / its passes": seconds / watch.seconds,
+    }
 
 
 def processes(photographs: int) -> dict[str, float]:
@@ -98,10 +102,25 @@ def processes(photographs: int) -> dict[str, float]:
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
             command = [
-                sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "apem_fast", "evaluate",
-                "--output", folder + "/run", "--explainers", "gradient,random", "--limit", str(photographs),
-                "--block", str(-(-photographs // 2)), "--batch-size", "4",
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                str(count),
+                "-m",
+                "apem_fast",
+                "evaluate",
+                "--output",
+                folder + "/run",
+                "--explainers",
+                "gradient,random",
+                "--limit",
+                str(photographs),
+                "--block",
+                str(-(-photographs // 2)),
+                "--batch-size",
+                "4",
+            ]
             begin = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             seconds[count] = time.perf_counter() - begin

@@ -22,8 +22,8 @@ import torchvision
 from torch import Tensor, nn
 
 import apem_fast as af
-from apem_fast.experiment.networks import load_network
-from apem_fast.experiment.photographs import bundled_photographs
+from apem_fast.experiment.inputs.networks import load_network
+from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.relevance import STAGES
 from apem_fast.running.low_precision import low_precision
 from apem_fast.running.undisturbed import undisturbed
@@ -116,13 +116,23 @@ def one_network(name: str, count: int, precisions: list[str], device: str) -> li
         epsilons = torch.stack([torch.stack([r.epsilon_minus, r.epsilon_plus]) for r in results])
         exact = epsilons if exact is None else exact
         probes = sum(int(result.probes.sum()) for result in results)
-        rows.append({
-            "network": name, "precision": precision, "bare images a second": rate, "at batch": size, "format": memory_format,
-            "probes a second": probes / seconds, "of the bare model": probes / seconds / rate,
-            "probes per ray": probes / epsilons.numel(), "rays that differ": int((epsilons != exact).sum()),
-            "sign gradient, ms": clean * 1e3,
-            "naive loop's probes a second": naive_rate(model, images[0], device) if precision == "float32" else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "network": name,
+                "precision": precision,
+                "bare images a second": rate,
+                "at batch": size,
+                "format": memory_format,
+                "probes a second": probes / seconds,
+                "of the bare model": probes / seconds / rate,
+                "probes per ray": probes / epsilons.numel(),
+                "rays that differ": int((epsilons != exact).sum()),
+                "sign gradient, ms": clean * 1e3,
+                "naive loop's probes a second": naive_rate(model, images[0], device)
+                if precision == "float32"
+                else None,
+            }
+        )
     return rows
 
 
@@ -142,10 +152,15 @@ def projected(rows: list[dict[str, object]]) -> list[dict[str, object]]:
             continue
         searching = rays * real[row["precision"]] / row["probes a second"]
         seconds = searching + STUDY["images"] * row["sign gradient, ms"] / 1e3
-        study.append({
-            "network": row["network"], "precision": row["precision"], "study, minutes": seconds / 60,
-            "naive loop, minutes": naive[row["network"]] / 60, "times faster": naive[row["network"]] / seconds,
-        })  # fmt: skip
+        study.append(
+            {
+                "network": row["network"],
+                "precision": row["precision"],
+                "study, minutes": seconds / 60,
+                "naive loop, minutes": naive[row["network"]] / 60,
+                "times faster": naive[row["network"]] / seconds,
+            }
+        )
     return study
 
 
@@ -159,9 +174,7 @@ def main() -> None:
     precisions = options.precisions or ["float32", "float16", "bfloat16"] + ["tf32"] * (options.device == "cuda")
 
     count = options.images or (16 if options.device == "cpu" else 256)
-    rows = [
-        row for name in options.networks for row in one_network(name, count, precisions, options.device)
-    ]  # fmt: skip
+    rows = [row for name in options.networks for row in one_network(name, count, precisions, options.device)]
     study = projected(rows)
     write_json("throughput", {"engine": rows, "study": study}, options.device)
     where = circumstances(options.device)

@@ -70,5 +70,10 @@ every_backend = pytest.mark.parametrize("backend", [REFERENCE, *NATIVE])
 native_backend = pytest.mark.parametrize("backend", NATIVE)
 every_device = pytest.mark.parametrize(
     "device",
-    ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(_why_no_cuda()), reason=str(_why_no_cuda()))])],
-)  # fmt: skip
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(_why_no_cuda()), reason=str(_why_no_cuda()))]
+        ),
+    ],
+)

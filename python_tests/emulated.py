@@ -28,9 +28,16 @@ ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "emulator"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
-    "-O1", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread",
-    "-DAPEM_FAST_EMULATOR", "-DTORCH_TARGET_VERSION=0x020b000000000000",
-]  # fmt: skip
+    "-O1",
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-pthread",
+    "-DAPEM_FAST_EMULATOR",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+]
 
 _module: ModuleType | None = None
 
@@ -69,7 +76,11 @@ def _build() -> Path:
     # pybind11 of its own first: torch 2.11's copy of it refuses the stable ABI.
     includes = [pybind11.get_include(), torch_root / "include", sysconfig.get_paths()["include"]]
     command = [*COMPILER.split(), *FLAGS, *(f"-I{include}" for include in includes)]
-    headers = [p for pattern in ("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "csrc/emulator/*.h") for p in sorted(ROOT.glob(pattern))]  # fmt: skip
+    headers = [
+        p
+        for pattern in ("csrc/*.h", "csrc/cuda/*.h", "csrc/cuda/*.cuh", "csrc/emulator/*.h")
+        for p in sorted(ROOT.glob(pattern))
+    ]
     shared = _hash(torch.__version__, *command, *(header.read_bytes() for header in headers))
     CACHE.mkdir(parents=True, exist_ok=True)
 

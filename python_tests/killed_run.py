@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from apem_fast import cli
+from apem_fast.cli import main as cli
 
 torch.set_num_threads(1)
 left = int(sys.argv.pop(1))

@@ -11,10 +11,17 @@ def small_network(seed: int = 0, channels: int = 3, dtype: torch.dtype = torch.f
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
     network = nn.Sequential(
-        nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
         nn.Linear(256, 10),
-    )  # fmt: skip
+    )
     torch.set_rng_state(generator_state)
     return network.to(dtype).eval()
 

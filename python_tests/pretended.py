@@ -34,19 +34,37 @@ PROGRAM = Path(__file__).resolve().parents[1] / "apem_fast"
 
 # Operators whose result the host has to wait for, besides reads of a value and copies.
 WAITING = {
-    aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten._unique2.default,
-    aten.unique_dim.default, aten.unique_consecutive.default, aten.repeat_interleave.Tensor, aten.bincount.default,
-}  # fmt: skip
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.repeat_interleave.Tensor,
+    aten.bincount.default,
+}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 # Operators that take a CPU tensor without dimensions beside a tensor on the device, besides the pointwise ones.
 TAKING_SCALARS = INDEXING | {
-    aten.masked_fill_.Tensor, aten.masked_fill.Tensor, aten.fill_.Tensor, aten.index_fill.int_Tensor,
-    aten.where.self, aten.clamp.Tensor,
-}  # fmt: skip
+    aten.masked_fill_.Tensor,
+    aten.masked_fill.Tensor,
+    aten.fill_.Tensor,
+    aten.index_fill.int_Tensor,
+    aten.where.self,
+    aten.clamp.Tensor,
+}
 PRODUCTS = {
-    torch.conv1d, torch.conv2d, torch.conv3d, torch.nn.functional.linear, torch.mm, torch.bmm, torch.addmm,
-    torch.matmul, Tensor.matmul, Tensor.__matmul__,
-}  # fmt: skip
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.nn.functional.linear,
+    torch.mm,
+    torch.bmm,
+    torch.addmm,
+    torch.matmul,
+    Tensor.matmul,
+    Tensor.__matmul__,
+}
 COPYING = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -58,9 +76,13 @@ class OnGPU(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnGPU:
         wrapper = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
             device=BELOW,
-        )  # fmt: skip
+        )
         wrapper.inner = inner
         return wrapper
 

@@ -85,9 +85,11 @@ def test_torchmetrics_in_a_collection(torchmetrics_adapter):
 def test_torchmetrics_merges_processes(torchmetrics_adapter):
     model, (images, relevance) = small_network(), images_and_maps(4)
     metric = torchmetrics_adapter.Apem(
-        model, **GRID, distributed_available_fn=lambda: True,
+        model,
+        **GRID,
+        distributed_available_fn=lambda: True,
         dist_sync_fn=lambda mine, group: [mine, 3 * mine],  # as if another process had epsilons three times as large
-    )  # fmt: skip
+    )
     metric.update(images, relevance)
     own = af.apem(model, images, relevance, **GRID)
     assert own.mean != 0 and float(metric.compute()) == pytest.approx(2 * own.mean)
@@ -115,10 +117,20 @@ def test_quantus_convention_numpy_in_a_list_out():
     labels = model(images).argmax(dim=1)
     metric = quantus_adapter.Apem(**GRID)
     scores = metric(
-        model=model, x_batch=images.numpy(), y_batch=labels.numpy(), a_batch=attribution.numpy(), s_batch=None,
-        channel_first=True, explain_func=None, explain_func_kwargs=None, model_predict_kwargs=None, softmax=True,
-        device="cpu", batch_size=3, custom_batch=None,
-    )  # fmt: skip
+        model=model,
+        x_batch=images.numpy(),
+        y_batch=labels.numpy(),
+        a_batch=attribution.numpy(),
+        s_batch=None,
+        channel_first=True,
+        explain_func=None,
+        explain_func_kwargs=None,
+        model_predict_kwargs=None,
+        softmax=True,
+        device="cpu",
+        batch_size=3,
+        custom_batch=None,
+    )
     assert scores == expected_scores(model, images, attribution).tolist() == metric.evaluation_scores
     summed = metric(model, images.numpy(), a_batch=attribution.sum(dim=1).numpy())  # (N, H, W), and no labels
     assert summed == expected_scores(model, images, attribution.sum(dim=1)).tolist()
@@ -159,8 +171,11 @@ def test_quantus_itself_takes_it_for_a_metric():
     results = quantus.evaluate(
         metrics={"APEM": quantus_adapter.Apem(**GRID)},
         xai_methods={"mine": attribution.numpy()},
-        model=model, x_batch=x, y_batch=y, call_kwargs={"call": {"device": "cpu"}},
-    )  # fmt: skip
+        model=model,
+        x_batch=x,
+        y_batch=y,
+        call_kwargs={"call": {"device": "cpu"}},
+    )
     assert results["mine"]["APEM"] == expected_scores(model, images, attribution).tolist()
 
 
@@ -219,9 +234,13 @@ def test_captum_functions_with_further_arguments_and_an_untouched_model():
         ({"inputs": (1, 2)}, TypeError, r"apem: inputs must be one torch.Tensor \(got 2 of them\)"),
         ({"attributions": None}, TypeError, r"apem: attributions must be one torch.Tensor \(got NoneType\)"),
         ({"target": 11}, ValueError, r"apem: labels must be the model's predictions \(got 11 at index 0, .*\)"),
-        ({"additional_forward_args": torch.ones(2)}, TypeError, r"apem: additional_forward_args must not hold tensors .*"),
+        (
+            {"additional_forward_args": torch.ones(2)},
+            TypeError,
+            r"apem: additional_forward_args must not hold tensors .*",
+        ),
     ],
-)  # fmt: skip
+)
 def test_captum_bad_input_is_one_sentence(changes, error, sentence):
     images, relevance = images_and_maps(2)
     arguments = {"forward_func": small_network(), "inputs": images, "attributions": relevance} | changes

@@ -35,8 +35,10 @@ def test_equations_24_and_25_literally(
         e = (perturbed[n] - original[n]).tolist()
         variation = sum(
             abs(e[c][i][j] - e[c][i + 1][j]) + abs(e[c][i][j] - e[c][i][j + 1])
-            for c in range(3) for i in range(5) for j in range(4)
-        )  # fmt: skip
+            for c in range(3)
+            for i in range(5)
+            for j in range(4)
+        )
         changed = sum(any(e[c][i][j] != 0 for c in range(3)) for i in range(6) for j in range(5))
         squared = sum(v * v for plane in e for row in plane for v in row) / 90
         assert terms[n].tolist() == pytest.approx([variation, changed, squared], rel=1e-12)
@@ -117,13 +119,37 @@ def test_compiled_and_reference_schemas_are_one(name: str) -> None:
 
 T = torch.zeros
 BAD = [
-    ("attack_penalty", lambda: (T(3, 4, 4), T(3, 4, 4), 1.0, 0.0, 0.0), "perturbed must have shape (N, C, H, W) (got (3, 4, 4))"),
-    ("attack_penalty", lambda: (T(2, 3, 4, 4), T(2, 1, 4, 4), 1.0, 0.0, 0.0), "original must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))"),
-    ("attack_penalty", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4).double(), 1.0, 0.0, 0.0), "original must be float32 (got float64)"),
-    ("attack_penalty", lambda: (T(2, 3, 4, 4).long(), T(2, 3, 4, 4).long(), 1.0, 0.0, 0.0), "perturbed must be float32, float64, float16 or bfloat16 (got int64)"),
-    ("attack_penalty_backward", lambda: (T(3).double(), T(2, 3, 4, 4), T(2, 3, 4, 4), 1.0, 0.0, 0.0), "grad_penalty must have shape (2) (got (3))"),
-    ("attack_penalty_backward", lambda: (T(2), T(2, 3, 4, 4), T(2, 3, 4, 4), 1.0, 0.0, 0.0), "grad_penalty must be float64 (got float32)"),
-]  # fmt: skip
+    (
+        "attack_penalty",
+        lambda: (T(3, 4, 4), T(3, 4, 4), 1.0, 0.0, 0.0),
+        "perturbed must have shape (N, C, H, W) (got (3, 4, 4))",
+    ),
+    (
+        "attack_penalty",
+        lambda: (T(2, 3, 4, 4), T(2, 1, 4, 4), 1.0, 0.0, 0.0),
+        "original must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))",
+    ),
+    (
+        "attack_penalty",
+        lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4).double(), 1.0, 0.0, 0.0),
+        "original must be float32 (got float64)",
+    ),
+    (
+        "attack_penalty",
+        lambda: (T(2, 3, 4, 4).long(), T(2, 3, 4, 4).long(), 1.0, 0.0, 0.0),
+        "perturbed must be float32, float64, float16 or bfloat16 (got int64)",
+    ),
+    (
+        "attack_penalty_backward",
+        lambda: (T(3).double(), T(2, 3, 4, 4), T(2, 3, 4, 4), 1.0, 0.0, 0.0),
+        "grad_penalty must have shape (2) (got (3))",
+    ),
+    (
+        "attack_penalty_backward",
+        lambda: (T(2), T(2, 3, 4, 4), T(2, 3, 4, 4), 1.0, 0.0, 0.0),
+        "grad_penalty must be float64 (got float32)",
+    ),
+]
 
 
 @every_backend

@@ -93,13 +93,22 @@ BAD = [
     (lambda: (T(3, 4, 4), T(3, 4, 4), None, None, 0.1, 0.0), "perturbed must have shape (N, C, H, W) (got (3, 4, 4))"),
     (lambda: (T(X), T(1, 3, 4, 4), None, None, 0.1, 0.0), "gradient must have shape (2, 3, 4, 4) (got (1, 3, 4, 4))"),
     (lambda: (T(X), T(X), T(X).double(), None, 0.1, 0.0), "previous must be float32 (got float64)"),
-    (lambda: (T(X), T(X), None, T(2, 2, 4, 4).bool(), 0.1, 0.0), "region must match perturbed (2, 3, 4, 4) in all but the channels, which may be 1 (got (2, 2, 4, 4))"),
-    (lambda: (T(4, 3, 4, 4), T(4, 3, 4, 4), None, T(2, 1, 4, 4).bool(), 0.1, 0.0), "region must hold 1 mask or 4, one for each image (got 2)"),
+    (
+        lambda: (T(X), T(X), None, T(2, 2, 4, 4).bool(), 0.1, 0.0),
+        "region must match perturbed (2, 3, 4, 4) in all but the channels, which may be 1 (got (2, 2, 4, 4))",
+    ),
+    (
+        lambda: (T(4, 3, 4, 4), T(4, 3, 4, 4), None, T(2, 1, 4, 4).bool(), 0.1, 0.0),
+        "region must hold 1 mask or 4, one for each image (got 2)",
+    ),
     (lambda: (T(X), T(X), None, T(2, 1, 4, 4), 0.1, 0.0), "region must be bool (got float32)"),
     (lambda: (T(X), T(X), None, None, 0.1, 0.0, 2.0, 1.0), "lower must be at most upper=1 (got 2)"),
     (lambda: (T(X), T(X), None, None, 0.1, 0.0, None, None, T(X), -1.0), "zero must be at least 0 (got -1)"),
-    (lambda: (T(X), T(X), None, None, 0.1, 0.0, None, None, None, 1.0), "original must be given where zero is not 0 (got None)"),
-]  # fmt: skip
+    (
+        lambda: (T(X), T(X), None, None, 0.1, 0.0, None, None, None, 1.0),
+        "original must be given where zero is not 0 (got None)",
+    ),
+]
 
 
 @every_backend

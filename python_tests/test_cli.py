@@ -12,7 +12,9 @@ import pytest
 from tiny_networks import class_tree
 from typer.testing import CliRunner
 
-from apem_fast import cli
+from apem_fast.cli import evaluate as evaluate_command
+from apem_fast.cli import main as cli
+from apem_fast.cli.common import STOPPED
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,17 +64,19 @@ def test_help_names_every_explainer_and_stage(command):
     ],
 )
 def test_commas_within_brackets_and_quotes_belong_to_values(texts, names):
-    assert cli._names(texts, "--explainers") == names
+    assert evaluate_command._names(texts, "--explainers") == names
 
 
 def test_an_option_with_commas_and_colons_reaches_the_explainer():
     from apem_fast.explain import explainer_from, key_of
 
     for title in ("a:b", "it's, (so", '"it\'s"', "plain words"):
-        (name,) = cli._names([f"captum.attr.Occlusion:sliding_window_shapes=(3,8,8):name={title!r}"], "--explainers")
+        (name,) = evaluate_command._names(
+            [f"captum.attr.Occlusion:sliding_window_shapes=(3,8,8):name={title!r}"], "--explainers"
+        )
         explainer = explainer_from(name)
         assert explainer.options["sliding_window_shapes"] == (3, 8, 8) and explainer.name == title
-        assert cli._names([key_of(explainer) + ",edge"], "") == (key_of(explainer), "edge")
+        assert evaluate_command._names([key_of(explainer) + ",edge"], "") == (key_of(explainer), "edge")
         assert explainer_from(key_of(explainer)) == explainer
 
 
@@ -123,7 +127,7 @@ def test_a_fault_of_the_program_is_not_hidden(command, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", fail)
+    monkeypatch.setattr("apem_fast.experiment.run.inputs.load_network", fail)
     assert isinstance(command("evaluate", "--output", tmp_path / "run").exception, ZeroDivisionError)
 
 
@@ -131,24 +135,44 @@ def test_ctrl_c_says_how_to_go_on(command, tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("apem_fast.experiment.inputs.load_network", interrupt)
+    monkeypatch.setattr("apem_fast.experiment.run.inputs.load_network", interrupt)
     came = command("evaluate", "--output", tmp_path / "run")
-    assert came.exit_code == cli.STOPPED and "the same command goes on" in " ".join(came.output.split())
+    assert came.exit_code == STOPPED and "the same command goes on" in " ".join(came.output.split())
 
 
 def test_images_of_a_folder_and_what_was_left_out(command, tmp_path):
     folder = class_tree(tmp_path / "tree", each=2)
     (folder / "Daisy" / "broken.png").write_bytes(b"")
     came = command(
-        "evaluate", "-o", tmp_path / "run", "--images", folder, "--network", "tiny_networks:tiny", "--selection", "both",
-        "--count", 9, "--explainers", "gradient", "--explainers", "uniform", "--max-epsilon", 20, "--batch-size", 16,
-    )  # fmt: skip
+        "evaluate",
+        "-o",
+        tmp_path / "run",
+        "--images",
+        folder,
+        "--network",
+        "tiny_networks:tiny",
+        "--selection",
+        "both",
+        "--count",
+        9,
+        "--explainers",
+        "gradient",
+        "--explainers",
+        "uniform",
+        "--max-epsilon",
+        20,
+        "--batch-size",
+        16,
+    )
     assert came.exit_code == 0, came.output
     output = " ".join(came.output.split())
     assert "Fewer images than the 9 asked for:" in output and "correct" in output
     assert "1 file was left out (left-out.csv lists them): Daisy/broken.png: not an image that can be read" in output
     rows = pandas.read_csv(tmp_path / "run" / "results.csv")
-    assert set(rows["explainer"]) == {"gradient", "uniform"} and (rows["truth"].str.title() + "/" == rows["source"].str.extract("(.*/)")[0]).all()  # fmt: skip
+    assert (
+        set(rows["explainer"]) == {"gradient", "uniform"}
+        and (rows["truth"].str.title() + "/" == rows["source"].str.extract("(.*/)")[0]).all()
+    )
 
 
 def test_two_photographs_from_the_shell(tmp_path):
@@ -156,8 +180,12 @@ def test_two_photographs_from_the_shell(tmp_path):
     arguments = ["--limit", "2", "--explainers", "gradient,uniform", "--max-epsilon", "64", "--stages", "1-channel"]
     came = subprocess.run(
         [sys.executable, "-m", "apem_fast", "evaluate", "-o", str(tmp_path / "run"), *arguments],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert came.returncode == 0, came.stderr
     assert "Gradient: 2 images at 1 stage, 4 rays" in came.stdout and "times as many" in came.stdout
     table = pandas.read_csv(tmp_path / "run" / "table.csv").set_index("explainer")

@@ -71,7 +71,17 @@ def inputs(
 
 
 def probes_of(x: dict[str, Tensor], **options: Any) -> Tensor:
-    names = ("images", "relevance", "gradient", "norm", "probe_image", "probe_map", "probe_irrelevance", "probe_epsilon", "probe_level")  # fmt: skip
+    names = (
+        "images",
+        "relevance",
+        "gradient",
+        "norm",
+        "probe_image",
+        "probe_map",
+        "probe_irrelevance",
+        "probe_epsilon",
+        "probe_level",
+    )
     return raw.perturb_probes(*(x[name] for name in names), **options)
 
 
@@ -195,9 +205,12 @@ def test_probes_and_margins_in_a_graph() -> None:
     x = inputs("cuda")
     torch.manual_seed(0)
     model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 7, stride=8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(),
+        torch.nn.Conv2d(3, 4, 7, stride=8),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(4),
+        torch.nn.Flatten(),
         torch.nn.Linear(64, CLASSES),
-    ).cuda()  # fmt: skip
+    ).cuda()
 
     def margins() -> tuple[Tensor, Tensor]:
         return raw.label_margin(model(probes_of(x)), x["labels"])
@@ -235,7 +248,9 @@ def test_more_probes_than_a_grid_has_rows() -> None:
     images = torch.arange(2.0, device="cuda").reshape(2, 1, 1, 1)
     ones = torch.ones(count, dtype=torch.float64, device="cuda")
     rows = torch.arange(count, device="cuda") % 2
-    out = raw.perturb_probes(images, torch.ones_like(images), torch.ones_like(images), ones, rows, rows, rows < 0, ones * 3, ones * 0)  # fmt: skip
+    out = raw.perturb_probes(
+        images, torch.ones_like(images), torch.ones_like(images), ones, rows, rows, rows < 0, ones * 3, ones * 0
+    )
     assert torch.equal(out.flatten(), rows + 3.0)
 
 

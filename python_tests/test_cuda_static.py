@@ -26,21 +26,43 @@ ARCHITECTURES = ("sm_80", "sm_90")
 
 # Kernels that write one value for a row or a chunk, not packs.
 WITHOUT_VECTOR_STORES = (
-    "map_norm", "grad_along_direction", "label_margin_kernel", "first_flip", "attack_penalty_kernel",
-)  # fmt: skip
+    "map_norm",
+    "grad_along_direction",
+    "label_margin_kernel",
+    "first_flip",
+    "attack_penalty_kernel",
+)
 # Kernels with many sums, neighbours or channels in registers at once: bound to half as many threads as the others.
 OF_128_REGISTERS = (
-    "perturb_backward_kernel", "relevance_map_kernel", "attack_penalty_kernel", "attack_penalty_backward_kernel",
-    "attack_step_kernel", "perturb_probes_kernel", "label_margin_kernel", "label_margin_backward_kernel",
+    "perturb_backward_kernel",
+    "relevance_map_kernel",
+    "attack_penalty_kernel",
+    "attack_penalty_backward_kernel",
+    "attack_step_kernel",
+    "perturb_probes_kernel",
+    "label_margin_kernel",
+    "label_margin_backward_kernel",
     "pixel_distance_kernel",
-)  # fmt: skip
+)
 KERNELS = (
-    "directed_relevance_kernel", "directed_relevance_backward_kernel", "map_norm_kernel", "grad_along_direction_kernel",
-    "perturb_kernel", "perturb_backward_kernel", "perturb_probes_kernel", "label_margin_kernel",
-    "label_margin_backward_kernel", "first_flip_kernel", "relevance_map_kernel", "zero_levels_kernel",
-    "attack_penalty_kernel", "attack_penalty_backward_kernel", "attack_step_kernel", "pixel_distance_kernel",
+    "directed_relevance_kernel",
+    "directed_relevance_backward_kernel",
+    "map_norm_kernel",
+    "grad_along_direction_kernel",
+    "perturb_kernel",
+    "perturb_backward_kernel",
+    "perturb_probes_kernel",
+    "label_margin_kernel",
+    "label_margin_backward_kernel",
+    "first_flip_kernel",
+    "relevance_map_kernel",
+    "zero_levels_kernel",
+    "attack_penalty_kernel",
+    "attack_penalty_backward_kernel",
+    "attack_step_kernel",
+    "pixel_distance_kernel",
     "saliency_map_kernel",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -111,10 +133,16 @@ def compiled() -> list[Path]:
     if nvcc is None:
         pytest.skip("the extension holds no CUDA code for sm_80 and sm_90, and there is no nvcc to compile it")
     flags = [
-        "-fatbin", "-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "-DUSE_CUDA",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{Path(torch.__file__).parent / 'include'}",
+        "-fatbin",
+        "-O3",
+        "-std=c++17",
+        "--fmad=false",
+        "--expt-relaxed-constexpr",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-I{Path(torch.__file__).parent / 'include'}",
         *(f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES),
-    ]  # fmt: skip
+    ]
     headers = [path.read_bytes() for pattern in ("csrc/*.h", "csrc/cuda/*h") for path in sorted(ROOT.glob(pattern))]
     shared = hashlib.sha256("\0".join([nvcc, torch.__version__, *flags]).encode() + b"\0".join(headers))
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -157,7 +185,11 @@ def kernels() -> tuple[Kernel, ...]:
         code = sections(dumped("-sass", binary), re.compile(r"\s*Function : (\S+)"))
         for (architecture, name), numbers in usage.items():
             used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", numbers)}
-            instructions = frozenset(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", code[architecture, name], re.MULTILINE))  # fmt: skip
+            instructions = frozenset(
+                re.findall(
+                    r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z][A-Z0-9_.]+)", code[architecture, name], re.MULTILINE
+                )
+            )
             result.append(Kernel(name, architecture, used["REG"], used["STACK"], used["LOCAL"], instructions))
     return tuple(result)
 

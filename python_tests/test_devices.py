@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import apem_fast as af
 from apem_fast import ops
-from apem_fast.experiment import networks
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.report import write_report
+from apem_fast.experiment.inputs import networks
+from apem_fast.experiment.report.report import write_report
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
 from apem_fast.explain import EXPLAINERS
 from apem_fast.margin_curve import RayView
 from apem_fast.ops import load, reference
@@ -258,9 +258,18 @@ def test_a_run_and_its_report(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
 
     def case(device: str) -> Any:
         options = RunOptions(
-            network="tiny", limit=3, block=2, max_epsilon=30, step=0.5, explainers=("gradient", "random"), shuffles=2,
-            measures=("selectivity", "continuity"), selection="all", count=2, device=device,
-        )  # fmt: skip
+            network="tiny",
+            limit=3,
+            block=2,
+            max_epsilon=30,
+            step=0.5,
+            explainers=("gradient", "random"),
+            shuffles=2,
+            measures=("selectivity", "continuity"),
+            selection="all",
+            count=2,
+            device=device,
+        )
         store = evaluate(options, tmp_path / str(len(list(tmp_path.iterdir()))))
         if device == "cuda":
             write_report(store, images=1, device=device)

@@ -14,14 +14,16 @@ from pretended import PretendedGPU
 from rankers import small_pairs, small_ranker, stripes
 from torch import Tensor
 
-from apem_fast.siamese import TrainingOptions, agreement, explanations, regimes, training, validation
+from apem_fast.siamese import TrainingOptions, regimes, training
+from apem_fast.siamese import comparisons as validation
 from apem_fast.siamese.attack import attack, mid_point_attack
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack
-from apem_fast.siamese.page import write_page
 from apem_fast.siamese.perception import interpolate_perceptions, perceive, perception_change
 from apem_fast.siamese.quality import measure_quality
 from apem_fast.siamese.recycling import recycle
+from apem_fast.siamese.report import agreement, explanations
+from apem_fast.siamese.report.page import write_page
 from apem_fast.siamese.saliency import saliency_map, superimpose, superpixels, tessellate
 from apem_fast.siamese.sanity import cascading_randomisation
 
@@ -62,11 +64,15 @@ def test_views_of_attacks_stay_on_the_device() -> None:
         perturbed = attack(ranker, first, second, 0.0, **STEPS).perturbed
         saliency = saliency_map(first, perturbed)
         return (
-            perceive(ranker, first), perception_change(ranker, first, perturbed),
-            interpolate_perceptions(ranker, first, second, 3), recycle(ranker, first, second, perturbed),
-            saliency, superimpose(first, saliency), validation.mid_point_sensitivity(ranker, perturbed, second),
+            perceive(ranker, first),
+            perception_change(ranker, first, perturbed),
+            interpolate_perceptions(ranker, first, second, 3),
+            recycle(ranker, first, second, perturbed),
+            saliency,
+            superimpose(first, saliency),
+            validation.mid_point_sensitivity(ranker, perturbed, second),
             validation.angle(perturbed - first, second - first),
-        )  # fmt: skip
+        )
 
     check(case, everywhere)
 
@@ -80,11 +86,13 @@ def test_figures_of_attacks() -> None:
         ranker, first, second = ranker_and_pairs(device, channels=3)
         saliency, labels = maps(ranker, first, second)["attack"], superpixels(first, 6)
         return (
-            tessellate(first, saliency, 6), labels, validation.masking_importance(ranker, first, second, labels),
+            tessellate(first, saliency, 6),
+            labels,
+            validation.masking_importance(ranker, first, second, labels),
             validation.masking_agreement(ranker, first, second, saliency, labels),
             validation.masking_agreement(ranker, first, second, saliency, labels.to(device)),
             cascading_randomisation(ranker, first, second, maps).correlation,
-        )  # fmt: skip
+        )
 
     check(case, nowhere)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apem_fast.differences import BAND, ENOUGH, Differences
+from apem_fast.probing.differences import BAND, ENOUGH, Differences
 
 
 def rays(*values):

@@ -367,7 +367,7 @@ def test_nothing_to_do() -> None:
     no_row, no_value = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
     probes = emulated.perturb_probes(
         images, relevance, images, no_value, no_row, no_row, no_row.bool(), no_value, no_value
-    )  # fmt: skip
+    )
     assert probes.shape == (0, 3, 4, 4)
     assert emulated.perturb(images, images, torch.zeros(0)).shape == (2, 0, 3, 4, 4)
     grads = emulated.perturb_backward(torch.zeros(2, 0, 3, 4, 4), images, images, torch.zeros(0))
@@ -376,4 +376,8 @@ def test_nothing_to_do() -> None:
     assert margin.shape == predicted.shape == (0,)
     assert emulated.label_margin_backward(torch.zeros(0), torch.zeros(0, 3), no_row).shape == (0, 3)
     assert emulated.first_flip(torch.zeros(0, 4, dtype=torch.int64), no_row, torch.zeros(4)).shape == (0,)
-    assert emulated.first_flip(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(0)).isinf().all()  # fmt: skip
+    assert (
+        emulated.first_flip(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.zeros(0))
+        .isinf()
+        .all()
+    )

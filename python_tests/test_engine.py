@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from networks import epsilons_of, images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast.engine import PASSES_A_ROUND, find_flips
-from apem_fast.rays import Answers, Prober, Rays
+from apem_fast.probing.engine import PASSES_A_ROUND, find_flips
+from apem_fast.probing.prober import Answers, Prober
+from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import in_turns, result_of
 from apem_fast.search import Exhaustive, Isolate
 
@@ -28,7 +29,19 @@ class Scripted:
     def rays(self) -> Rays:
         n, none = len(self.flip), torch.zeros(0)
         margin = self.flip - 0.5
-        return Rays(none, none, none, none, np.zeros(n, int), np.zeros(n, int), np.zeros(n, bool), np.ones(n), np.zeros(n), margin, np.ones(n))  # fmt: skip
+        return Rays(
+            none,
+            none,
+            none,
+            none,
+            np.zeros(n, int),
+            np.zeros(n, int),
+            np.zeros(n, bool),
+            np.ones(n),
+            np.zeros(n),
+            margin,
+            np.ones(n),
+        )
 
     def answers(self, ray, epsilon):
         number = len(self.asked)

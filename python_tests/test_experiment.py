@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from apem_fast.experiment import networks
-from apem_fast.experiment.evaluate import RunProgress, evaluate
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.page import write_page
-from apem_fast.experiment.photographs import bundled_photographs
-from apem_fast.experiment.store import RunStore, file_name_of
-from apem_fast.experiment.table import summary, totals, write_csv
+from apem_fast.experiment.inputs import networks
+from apem_fast.experiment.inputs.photographs import bundled_photographs
+from apem_fast.experiment.report.page import write_page
+from apem_fast.experiment.report.summary import summary, totals, write_csv
+from apem_fast.experiment.run.evaluate import RunProgress, evaluate
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from
 
 
@@ -362,9 +362,16 @@ def test_the_page_in_a_browser(page, run, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(page.replace("</body>", check), "utf-8")
     command = [
-        chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=10000",
-        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
+        chromium(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--virtual-time-budget=10000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+        path.as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     came = json.loads(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1])
     assert came["errors"] == [] and came["maps"] == 15 and came["tabs"] == 3 and came["plots"] >= 1

@@ -13,13 +13,13 @@ from test_experiment import tiny_network
 from typer.testing import CliRunner
 
 import apem_fast as af
-from apem_fast import cli
-from apem_fast.experiment import networks
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.filter import FilterOptions, filter_photographs, photographs_named
-from apem_fast.experiment.filter_figures import COLUMNS, before_and_after
-from apem_fast.experiment.filtered import FilteredPhotograph
-from apem_fast.experiment.options import RunOptions
+from apem_fast.cli import main as cli
+from apem_fast.experiment.filter.figures import COLUMNS, before_and_after
+from apem_fast.experiment.filter.filtered import FilteredPhotograph
+from apem_fast.experiment.filter.maps import FilterOptions, filter_photographs, photographs_named
+from apem_fast.experiment.inputs import networks
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
 
 OPTIONS = FilterOptions(network="tiny", max_epsilon=30, step=0.5, batch_size=8)
 
@@ -75,7 +75,13 @@ def test_the_command(tmp_path):
     )
     assert came.exit_code == 0, came.output
     assert "mine" in came.stdout and "of 20 levels" in came.stdout and "filtered.png" in came.stdout
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["cat.pt", "filtered.csv", "filtered.png", "mine.pt", "options.json"]  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "cat.pt",
+        "filtered.csv",
+        "filtered.png",
+        "mine.pt",
+        "options.json",
+    ]
 
 
 @pytest.mark.parametrize(

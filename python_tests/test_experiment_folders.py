@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 from tiny_networks import CATEGORIES, class_tree, save_photograph
 
-from apem_fast.experiment.classes import Classes, with_class_file
-from apem_fast.experiment.ground_truth import read_ground_truth
-from apem_fast.experiment.image_folders import image_set, unique_names
+from apem_fast.experiment.inputs.classes import Classes, with_class_file
+from apem_fast.experiment.inputs.ground_truth import read_ground_truth
+from apem_fast.experiment.inputs.image_folders import image_set, unique_names
 
 FIVE = Classes(CATEGORIES)
 SYNSETS = ("n01440764", "n01443537", "n01484850", "n01491361", "n01494475")
@@ -70,12 +70,20 @@ def test_class_folders_that_do_not_fit(folders, classes, words):
     "name, text, expected",
     [
         ("c.txt", "\n".join(SYNSETS), Classes(CATEGORIES, SYNSETS)),
-        ("c.txt", "\n".join(f"{s} fish {i}, Pisces\n" for i, s in enumerate(SYNSETS)), Classes(tuple(f"fish {i}" for i in range(5)), SYNSETS)),
+        (
+            "c.txt",
+            "\n".join(f"{s} fish {i}, Pisces\n" for i, s in enumerate(SYNSETS)),
+            Classes(tuple(f"fish {i}" for i in range(5)), SYNSETS),
+        ),
         ("c.txt", "a b\nc\nd\ne\nf\n", Classes(("a b", "c", "d", "e", "f"))),
-        ("c.json", json.dumps({str(i): [s, f"f{i}"] for i, s in enumerate(SYNSETS)}), Classes(tuple(f"f{i}" for i in range(5)), SYNSETS)),
+        (
+            "c.json",
+            json.dumps({str(i): [s, f"f{i}"] for i, s in enumerate(SYNSETS)}),
+            Classes(tuple(f"f{i}" for i in range(5)), SYNSETS),
+        ),
         ("c.json", '["a", "b", "c", "d", "e"]', Classes(tuple("abcde"))),
     ],
-)  # fmt: skip
+)
 def test_class_files(name, text, expected, tmp_path):
     (tmp_path / name).write_text(text)
     assert with_class_file(CATEGORIES, tmp_path / name) == expected

@@ -14,19 +14,42 @@ import pandas
 import pytest
 import tiny_networks
 
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.store import RunStore
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.store import RunStore
 
 HERE = Path(__file__).parent
 OPTIONS = RunOptions(
-    network="tiny_networks:tiny", limit=8, block=2, max_epsilon=30, step=0.5, batch_size=16,
-    explainers=("gradient", "smooth-grad:samples=3", "uniform"), shuffles=1,
-)  # fmt: skip
+    network="tiny_networks:tiny",
+    limit=8,
+    block=2,
+    max_epsilon=30,
+    step=0.5,
+    batch_size=16,
+    explainers=("gradient", "smooth-grad:samples=3", "uniform"),
+    shuffles=1,
+)
 ARGUMENTS = [
-    "evaluate", "--network", "tiny_networks:tiny", "--limit", "8", "--block", "2", "--max-epsilon", "30", "--step", "0.5",
-    "--batch-size", "16", "--explainers", "gradient,smooth-grad:samples=3", "--explainers", "uniform", "--shuffles", "1",
-]  # fmt: skip
+    "evaluate",
+    "--network",
+    "tiny_networks:tiny",
+    "--limit",
+    "8",
+    "--block",
+    "2",
+    "--max-epsilon",
+    "30",
+    "--step",
+    "0.5",
+    "--batch-size",
+    "16",
+    "--explainers",
+    "gradient,smooth-grad:samples=3",
+    "--explainers",
+    "uniform",
+    "--shuffles",
+    "1",
+]
 TIMES = ["attribution_seconds", "search_seconds"]
 
 
@@ -131,9 +154,15 @@ def test_a_mistake_is_reported_once(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     both = [
-        start([sys.executable, "-m", "apem_fast", *arguments], RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        start(
+            [sys.executable, "-m", "apem_fast", *arguments],
+            RANK=rank,
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
         for rank in "01"
-    ]  # fmt: skip
+    ]
     (code, _, error), (other_code, _, other_error) = map(finish, both)
     assert (code, other_code) == (2, 2) and other_error == ""
     assert error == (

@@ -16,17 +16,17 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from apem_fast.cli import app
-from apem_fast.experiment import networks
-from apem_fast.experiment.closeups import closeup_picture, missing_closeups, read_closeup
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.page import write_page
-from apem_fast.experiment.photographs import bundled_photographs
-from apem_fast.experiment.report import write_report
-from apem_fast.experiment.sections import sections
-from apem_fast.experiment.statistics import scored_rows
-from apem_fast.experiment.store import RunStore
+from apem_fast.cli.main import app
+from apem_fast.experiment.inputs import networks
+from apem_fast.experiment.inputs.photographs import bundled_photographs
+from apem_fast.experiment.report.closeups import closeup_picture, missing_closeups, read_closeup
+from apem_fast.experiment.report.page import write_page
+from apem_fast.experiment.report.report import write_report
+from apem_fast.experiment.report.sections import sections
+from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import explainer_from
 
 
@@ -45,9 +45,12 @@ def tiny(monkeypatch) -> None:
 
 
 OPTIONS = RunOptions(
-    network="tiny", limit=5, max_epsilon=30, step=0.5,
+    network="tiny",
+    limit=5,
+    max_epsilon=30,
+    step=0.5,
     explainers=("gradient", "smooth-grad:samples=2", "smooth-grad:samples=3", "random"),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def finished(tmp_path_factory) -> RunStore:
 @pytest.fixture
 def without_sections(monkeypatch) -> None:
     """Figures take seconds; a test of something else need not draw them again."""
-    monkeypatch.setattr("apem_fast.experiment.page.sections", lambda store, rows: [])
+    monkeypatch.setattr("apem_fast.experiment.report.page.sections", lambda store, rows: [])
 
 
 def page_of(store: RunStore) -> str:
@@ -113,7 +116,7 @@ def test_closeups_are_made_once(finished, tmp_path, monkeypatch, without_section
     rows, _ = scored_rows(finished)
     names = [photograph.name for photograph in bundled_photographs()[:3]]
     assert missing_closeups(finished, rows, names) == {names[2]: list(OPTIONS.explainers)}
-    monkeypatch.setattr("apem_fast.experiment.report.load_network", None)  # a second report needs no network
+    monkeypatch.setattr("apem_fast.experiment.report.report.load_network", None)  # a second report needs no network
     write_report(finished, images=2, output=tmp_path / "again.html")
     assert data_of((tmp_path / "again.html").read_text("utf-8")) == data_of(page_of(finished))
 
@@ -233,9 +236,16 @@ def in_browser(page: str, script: str, folder: Path, address: str = "") -> dict:
     path = folder / "page.html"
     path.write_text(page.replace("</head>", check, 1).replace("</body>", ask), "utf-8")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--virtual-time-budget=10000", f"--user-data-dir={folder / 'profile'}", "--dump-dom", path.as_uri() + address,
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--virtual-time-budget=10000",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        path.as_uri() + address,
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     return json.loads(html.unescape(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1]))
 

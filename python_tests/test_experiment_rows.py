@@ -18,23 +18,23 @@ from PIL import Image
 from tiny_networks import class_tree, save_photograph, tiny
 
 import apem_fast as af
-from apem_fast.experiment import measures
-from apem_fast.experiment.block import flags_of, with_stand_ins
-from apem_fast.experiment.console import flagged_lines, left_out_lines
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.image_folders import LeftOut
-from apem_fast.experiment.networks import Network, load_network
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.page import write_page
-from apem_fast.experiment.photographs import bundled_photographs
-from apem_fast.experiment.store import RunStore
-from apem_fast.experiment.table import summary, write_csv
+from apem_fast.cli.console import flagged_lines, left_out_lines
+from apem_fast.experiment.inputs.image_folders import LeftOut
+from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.photographs import bundled_photographs
+from apem_fast.experiment.report.page import write_page
+from apem_fast.experiment.report.summary import summary, write_csv
+from apem_fast.experiment.run import columns as measures
+from apem_fast.experiment.run.block import flags_of, with_stand_ins
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import explainer_from
 from apem_fast.relevance import STAGES, shuffled
 
 OPTIONS = RunOptions(
     network="tiny_networks:tiny", limit=4, block=4, max_epsilon=30, step=0.5, batch_size=16, explainers=("gradient",)
-)  # fmt: skip
+)
 
 
 def partly_zero(model, images, labels):
@@ -87,7 +87,7 @@ def test_a_map_without_a_ray_is_flagged_and_stops_nobody(tmp_path):
     network = tiny()
     network.model.eval()
     by_name = {row["image"]: row for row in measured[measured["stage"] == "1-channel"].to_dict("records")}
-    for one in af.experiment.photographs.bundled_photographs()[:4]:  # what is measured is as it is alone
+    for one in bundled_photographs()[:4]:  # what is measured is as it is alone
         if one.name in by_name:
             pixels = network.pixels(one.open())[None]
             image = network.normalised(pixels)
@@ -133,7 +133,7 @@ def test_shuffled_epsilons_are_the_least_of_those_of_each_shuffle(tmp_path):
     store = evaluate(options, tmp_path / "run")
     network = tiny()
     network.model.eval()
-    chosen = af.experiment.photographs.bundled_photographs()[:3]
+    chosen = bundled_photographs()[:3]
     pixels = torch.stack([network.pixels(one.open()) for one in chosen])
     images = network.normalised(pixels)
     attribution = af.explain.Gradient()(network.model, images)
@@ -192,9 +192,12 @@ def test_selectivity_and_continuity_of_a_run(tmp_path, stage):
         for n, expected in enumerate(rows["continuity"]):
             one = pixels[n : n + 1]
             found = af.continuity(
-                network.model, images[n : n + 1], explainer, neighbours=3,
+                network.model,
+                images[n : n + 1],
+                explainer,
+                neighbours=3,
                 relevance=lambda a, one=one: STAGES[stage](a, one.expand_as(a), OPTIONS.percentile),
-            )  # fmt: skip
+            )
             np.testing.assert_allclose(expected, found.continuity.item(), rtol=1e-4)
 
 
@@ -289,9 +292,15 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     for number in range(200):
         save_photograph(tmp_path / "flat" / f"{number:03d}.png", number, side=24)
     options = dataclasses.replace(
-        OPTIONS, images=str(tmp_path / "flat"), limit=None, block=8, stages=("1-channel",), max_epsilon=8.0, pictures=0,
+        OPTIONS,
+        images=str(tmp_path / "flat"),
+        limit=None,
+        block=8,
+        stages=("1-channel",),
+        max_epsilon=8.0,
+        pictures=0,
         explainers=("uniform",),
-    )  # fmt: skip
+    )
     made, alive, resident = [], [], []
     prepare = Network.normalised
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_networks import class_tree, tiny
 
-from apem_fast.experiment.classes import Classes
-from apem_fast.experiment.evaluate import evaluate
-from apem_fast.experiment.image_folders import image_set
-from apem_fast.experiment.options import RunOptions
-from apem_fast.experiment.selection import select
+from apem_fast.experiment.inputs.classes import Classes
+from apem_fast.experiment.inputs.image_folders import image_set
+from apem_fast.experiment.inputs.selection import select
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,17 @@ def test_nothing_to_choose_from(photographs, network, right):
 
 def test_the_run_explains_what_was_selected(photographs, right, tmp_path):
     options = RunOptions(
-        network="tiny_networks:tiny", images=str(photographs[0].path.parent.parent), selection="both", count=2,
-        seed=3, block=3, max_epsilon=8, explainers=("gradient",), stages=("1-channel",), batch_size=16,
-    )  # fmt: skip
+        network="tiny_networks:tiny",
+        images=str(photographs[0].path.parent.parent),
+        selection="both",
+        count=2,
+        seed=3,
+        block=3,
+        max_epsilon=8,
+        explainers=("gradient",),
+        stages=("1-channel",),
+        batch_size=16,
+    )
     store = evaluate(options, tmp_path / "run")
     images = store.images()
     assert sorted(images["correct"]) == [False, False, True, True]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from apem_fast.experiment import statistics
-from apem_fast.experiment.censoring import (
+from apem_fast.experiment.report import statistics
+from apem_fast.experiment.report.censoring import (
     Estimate,
     Intervals,
     bootstrap_median,
@@ -23,7 +23,7 @@ from apem_fast.experiment.censoring import (
     median_of,
     quantile_of,
 )
-from apem_fast.experiment.published import (
+from apem_fast.experiment.report.published import (
     BY_STAGE,
     EXCEPTIONS,
     LOSS_CORRELATION,
@@ -183,9 +183,15 @@ TWO = pandas.concat(
 def test_pairwise_fractions():
     (line,) = statistics.pairwise(TWO).to_dict("records")
     assert line == {
-        "stage": "3-channel", "first": "gradient", "second": "lrp", "better": 0.4, "equal": 0.2, "worse": 0.4,
-        "undecided": 0.0, "images": 5,
-    }  # fmt: skip
+        "stage": "3-channel",
+        "first": "gradient",
+        "second": "lrp",
+        "better": 0.4,
+        "equal": 0.2,
+        "worse": 0.4,
+        "undecided": 0.0,
+        "images": 5,
+    }
 
 
 def test_pairwise_takes_only_images_that_both_have():
@@ -375,8 +381,11 @@ def test_sanity_of_baselines():
     )
     found = statistics.sanity(table, ("random", "uniform", "edge"), step=1.0)
     assert list(zip(found["explainer"], found["expected"], found["near"])) == [
-        ("random", True, True), ("random:seed=1", True, False), ("edge", False, False), ("random", False, False),
-    ]  # fmt: skip
+        ("random", True, True),
+        ("random:seed=1", True, False),
+        ("edge", False, False),
+        ("random", False, False),
+    ]
     assert found["median"].tolist() == [0, 22, 22, 22] and (found["low"] <= found["median"]).all()
     one_step = rows(*[(10, 11)] * 5, explainer="random")
     assert statistics.sanity(one_step, ("random",), step=1.0)["near"].all()
@@ -453,9 +462,13 @@ def test_a_runs_numbers_stand_beside_the_papers():
     table = table.assign(correct=pandas.array([True, True, True, True, False] * 4, "boolean"), loss=1.0, confidence=0.5)
     found = {one.source: one for one in paper_tables(table, "a network")}
     assert list(found) == [
-        "P1 Table I", "P1 Table II, P2 Tables 4.2 and 4.4", "P2 Table 4.3a", "P2 Table 4.3b",
-        "P1 Table III, P2 Table 5.2", "P1 Table IV, P2 Table 5.3",
-    ]  # fmt: skip
+        "P1 Table I",
+        "P1 Table II, P2 Tables 4.2 and 4.4",
+        "P2 Table 4.3a",
+        "P2 Table 4.3b",
+        "P1 Table III, P2 Table 5.2",
+        "P1 Table IV, P2 Table 5.3",
+    ]
     assert dict(found["P1 Table I"].rows)["Gradient"] == (("81.00", "12.50"), ("62.00", ""))  # 0 5 20 >90
     assert dict(found["P1 Table I"].rows)["Guided Grad-CAM"][0] == ("31.00", "–")
     second = dict(found["P1 Table II, P2 Tables 4.2 and 4.4"].rows)["Gradient"]

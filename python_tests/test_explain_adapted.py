@@ -73,8 +73,11 @@ def test_functions_get_labels_and_options(model, images):
     expected = (2.0 * labels.view(-1, 1, 1) * images.sum(1))[:, None].expand(images.shape)
     torch.testing.assert_close(method(model, images, labels), expected)
     assert method.options == {
-        "method": "test_explain_adapted.times_strength", "strength": 2.0, "seed": 0, "batch_size": 2
-    }  # fmt: skip
+        "method": "test_explain_adapted.times_strength",
+        "strength": 2.0,
+        "seed": 0,
+        "batch_size": 2,
+    }
 
 
 @pytest.mark.parametrize(

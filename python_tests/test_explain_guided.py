@@ -187,9 +187,16 @@ def vgg_like(inplace: bool) -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return nn.Sequential(
-            nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(inplace), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1),
-            nn.BatchNorm2d(8), nn.ReLU(inplace), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 5),
-        ).eval()  # fmt: skip
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(inplace),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(48, 5),
+        ).eval()
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -194,9 +194,13 @@ def vgg_like(classes: int = 5, bias: bool = True) -> nn.Module:
         def __init__(self) -> None:
             super().__init__()
             self.features = nn.Sequential(
-                nn.Conv2d(3, 6, 3, padding=1, bias=bias), nn.ReLU(), nn.MaxPool2d(2),
-                nn.Conv2d(6, 8, 3, padding=1, bias=bias), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-            )  # fmt: skip
+                nn.Conv2d(3, 6, 3, padding=1, bias=bias),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(6, 8, 3, padding=1, bias=bias),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(2),
+            )
             self.classifier = nn.Sequential(
                 nn.Linear(32, 16, bias=bias), nn.ReLU(), nn.Dropout(), nn.Linear(16, classes, bias=bias)
             )

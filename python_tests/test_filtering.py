@@ -14,10 +14,10 @@ from networks import images_and_maps, small_network
 from test_metric import NoisyThenBroken, _replaced, assert_same, snapshot
 
 import apem_fast as af
-from apem_fast import rays
-from apem_fast.level_ray import LevelMargin
-from apem_fast.level_search import Flips, Start, filter_levels, stop_between
-from apem_fast.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
+from apem_fast.filter.level_ray import LevelMargin
+from apem_fast.filter.level_search import Flips, Start, filter_levels, stop_between
+from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
+from apem_fast.probing import rays
 from apem_fast.running.clean import run_clean
 from apem_fast.search import CENSORED, Exhaustive, Isolate
 
@@ -124,8 +124,10 @@ def test_levels_are_grouped_into_steps_of_equally_many_values(levels):
         grouped = values.clone()  # the same steps, as levels of a map of their own
         for below, end in zip([torch.tensor(0.0), *ends], [*ends, distinct[-1]]):
             grouped[(values > below) & (values <= end)] = end
-        scores = [af.apem(model, images[i : i + 1], torch.where(values <= end, 0, values)[None], **GRID).score.item()
-                  for end in (torch.tensor(0.0), *ends[:20])]  # fmt: skip
+        scores = [
+            af.apem(model, images[i : i + 1], torch.where(values <= end, 0, values)[None], **GRID).score.item()
+            for end in (torch.tensor(0.0), *ends[:20])
+        ]
         kept = next((t for t in range(1, len(scores)) if scores[t] < scores[t - 1]), len(scores)) - 1
         if kept < 20:
             assert result.levels_removed[i] == kept
@@ -154,7 +156,12 @@ def test_the_cases_end_in_every_way():
     for values in (2, 3, 4):
         result = af.filter_relevance(model, images, coarse(maps, values), **GRID)
         ended |= {(stop, int(n) == 0) for stop, n in zip(result.stopped, result.levels_removed)}
-    assert ended >= {(af.Stop.DROPPED, True), (af.Stop.DROPPED, False), (af.Stop.WOULD_BE_EMPTY, False), (af.Stop.CENSORED, False)}  # fmt: skip
+    assert ended >= {
+        (af.Stop.DROPPED, True),
+        (af.Stop.DROPPED, False),
+        (af.Stop.WOULD_BE_EMPTY, False),
+        (af.Stop.CENSORED, False),
+    }
 
 
 # -- along the levels, without a network -------------------------------------------------------------------------
@@ -272,7 +279,7 @@ def test_a_gradient_says_how_margins_move_along_the_levels(ray, map_channels):
         def margin(t):
             return prober.along(
                 one, np.array([ray == IRRELEVANCE]), levels.norm[[t], ray], levels.threshold[[t]], np.array([epsilon])
-            ).margin[0]  # fmt: skip
+            ).margin[0]
 
         weight, _ = prober.margin_gradient(1, ray == IRRELEVANCE, levels.norm[at, ray], levels.threshold[at], epsilon)
         way = levels.along(weight, ray) * epsilon
@@ -313,16 +320,36 @@ def test_progress_and_table():
 
 
 BAD = {
-    "a constant map": (dict(relevance=_replaced(1, 0.5)), ValueError, r"apem: relevance must not be constant, which leaves nothing to filter \(got 0.5 throughout at index 1\)"),
-    "a map of zeros": (dict(relevance=_replaced(0, 0.0)), ValueError, r"apem: relevance must not be all 0, .* \(got such a map at index 0\)"),
-    "negative values": (dict(relevance=_replaced((0, 0, 1, 1), -0.3)), ValueError, r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)"),
+    "a constant map": (
+        dict(relevance=_replaced(1, 0.5)),
+        ValueError,
+        r"apem: relevance must not be constant, which leaves nothing to filter \(got 0.5 throughout at index 1\)",
+    ),
+    "a map of zeros": (
+        dict(relevance=_replaced(0, 0.0)),
+        ValueError,
+        r"apem: relevance must not be all 0, .* \(got such a map at index 0\)",
+    ),
+    "negative values": (
+        dict(relevance=_replaced((0, 0, 1, 1), -0.3)),
+        ValueError,
+        r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
+    ),
     "levels of 0": (dict(levels=0), ValueError, r"apem: levels must be at least 1 \(got 0\)"),
     "levels of 2.5": (dict(levels=2.5), TypeError, r"apem: levels must be a whole number or None \(got float\)"),
-    "a negative min_drop": (dict(min_drop=-1.0), ValueError, r"apem: min_drop must be at least 0 and finite \(got -1\)"),
+    "a negative min_drop": (
+        dict(min_drop=-1.0),
+        ValueError,
+        r"apem: min_drop must be at least 0 and finite \(got -1\)",
+    ),
     "min_drop not a number": (dict(min_drop="1"), TypeError, r"apem: min_drop must be a number \(got str\)"),
-    "an unknown search": (dict(search="bisect"), ValueError, r'apem: search must be "isolate" or "exhaustive" or a policy \(got "bisect"\)'),
+    "an unknown search": (
+        dict(search="bisect"),
+        ValueError,
+        r'apem: search must be "isolate" or "exhaustive" or a policy \(got "bisect"\)',
+    ),
     "a model in training mode": (dict(model=lambda m: m.train()), ValueError, r"apem: model must be in eval mode, .*"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)

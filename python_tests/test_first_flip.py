@@ -21,7 +21,11 @@ def test_against_a_literal_loop(backend: Backend, data: st.DataObject, rays: int
         return [data.draw(st.lists(values, min_size=count, max_size=count)) for _ in range(rays)]
 
     predicted, labels = rows(st.integers(0, 2)), [data.draw(st.integers(0, 2)) for _ in range(rays)]
-    epsilon = rows(st.integers(1, 99)) if own else [data.draw(st.lists(st.integers(1, 99), min_size=count, max_size=count))] * rays  # fmt: skip
+    epsilon = (
+        rows(st.integers(1, 99))
+        if own
+        else [data.draw(st.lists(st.integers(1, 99), min_size=count, max_size=count))] * rays
+    )
     expected = []
     for ray in range(rays):
         flips = [epsilon[ray][k] for k in range(count) if predicted[ray][k] != labels[ray]]

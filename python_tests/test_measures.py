@@ -208,31 +208,91 @@ def test_leaves_everything_as_it_was_also_after_an_exception(measure, calls):
 
 BAD = {
     "selectivity": {
-        "no model": (dict(model=print), TypeError, r"selectivity: model must be a torch.nn.Module \(got builtin_function_or_method\)"),
+        "no model": (
+            dict(model=print),
+            TypeError,
+            r"selectivity: model must be a torch.nn.Module \(got builtin_function_or_method\)",
+        ),
         "training": (dict(model=small_network().train()), ValueError, r"selectivity: model must be in eval mode, .*"),
-        "images": (dict(images=torch.ones(3, 16, 16)), ValueError, r"selectivity: images must have shape \(N, C, H, W\) .*"),
-        "relevance": (dict(relevance=torch.ones(2, 2, 16, 16)), ValueError, r"selectivity: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 2, 16, 16\)\)"),
-        "nan": (dict(relevance=torch.full((2, 1, 16, 16), torch.nan)), ValueError, r"selectivity: relevance must be finite \(got NaN\)"),
-        "labels": (dict(labels=torch.tensor([1, 10])), ValueError, r"selectivity: labels must lie in \[0, 10\) \(got 10\)"),
-        "labels of another shape": (dict(labels=torch.tensor([1])), ValueError, r"selectivity: labels must be int64 of shape \(2,\) \(got int64 of shape \(1,\)\)"),
+        "images": (
+            dict(images=torch.ones(3, 16, 16)),
+            ValueError,
+            r"selectivity: images must have shape \(N, C, H, W\) .*",
+        ),
+        "relevance": (
+            dict(relevance=torch.ones(2, 2, 16, 16)),
+            ValueError,
+            r"selectivity: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 2, 16, 16\)\)",
+        ),
+        "nan": (
+            dict(relevance=torch.full((2, 1, 16, 16), torch.nan)),
+            ValueError,
+            r"selectivity: relevance must be finite \(got NaN\)",
+        ),
+        "labels": (
+            dict(labels=torch.tensor([1, 10])),
+            ValueError,
+            r"selectivity: labels must lie in \[0, 10\) \(got 10\)",
+        ),
+        "labels of another shape": (
+            dict(labels=torch.tensor([1])),
+            ValueError,
+            r"selectivity: labels must be int64 of shape \(2,\) \(got int64 of shape \(1,\)\)",
+        ),
         "steps": (dict(steps=0), ValueError, r"selectivity: steps must be at least 1 \(got 0\)"),
-        "batch size": (dict(batch_size=1.5), TypeError, r"selectivity: batch_size must be a whole number or None \(got float\)"),
-        "output": (dict(output="loss"), ValueError, r'selectivity: output must be "probability" or "logit" \(got \'loss\'\)'),
-        "baseline": (dict(baseline="mean"), TypeError, r"selectivity: baseline must be a number or a torch.Tensor \(got str\)"),
-        "baseline's shape": (dict(baseline=torch.ones(7)), ValueError, r"selectivity: baseline must broadcast to images \(2, 3, 16, 16\) \(got \(7,\)\)"),
-        "baseline infinite": (dict(baseline=float("inf")), ValueError, r"selectivity: baseline must be finite \(got NaN or infinity\)"),
+        "batch size": (
+            dict(batch_size=1.5),
+            TypeError,
+            r"selectivity: batch_size must be a whole number or None \(got float\)",
+        ),
+        "output": (
+            dict(output="loss"),
+            ValueError,
+            r'selectivity: output must be "probability" or "logit" \(got \'loss\'\)',
+        ),
+        "baseline": (
+            dict(baseline="mean"),
+            TypeError,
+            r"selectivity: baseline must be a number or a torch.Tensor \(got str\)",
+        ),
+        "baseline's shape": (
+            dict(baseline=torch.ones(7)),
+            ValueError,
+            r"selectivity: baseline must broadcast to images \(2, 3, 16, 16\) \(got \(7,\)\)",
+        ),
+        "baseline infinite": (
+            dict(baseline=float("inf")),
+            ValueError,
+            r"selectivity: baseline must be finite \(got NaN or infinity\)",
+        ),
     },
     "continuity": {
-        "no method": (dict(explain="gradient"), TypeError, r"continuity: explain must be an explanation method or a function \(got str\)"),
+        "no method": (
+            dict(explain="gradient"),
+            TypeError,
+            r"continuity: explain must be an explanation method or a function \(got str\)",
+        ),
         "labels": (dict(labels=[1, 2]), ValueError, r"continuity: labels must be int64 of shape \(2,\) \(got list\)"),
         "no neighbours": (dict(neighbours=0), ValueError, r"continuity: neighbours must be at least 1 \(got 0\)"),
-        "neighbours": (dict(neighbours=torch.ones(2, 3, 16, 16)), ValueError, r"continuity: neighbours must have shape \(2, K, 3, 16, 16\) \(got \(2, 3, 16, 16\)\)"),
-        "the image itself": (dict(neighbours=images_and_maps(2)[0][:, None]), ValueError, r"continuity: neighbours must differ from their image \(got the image itself at index 0, 0\)"),
+        "neighbours": (
+            dict(neighbours=torch.ones(2, 3, 16, 16)),
+            ValueError,
+            r"continuity: neighbours must have shape \(2, K, 3, 16, 16\) \(got \(2, 3, 16, 16\)\)",
+        ),
+        "the image itself": (
+            dict(neighbours=images_and_maps(2)[0][:, None]),
+            ValueError,
+            r"continuity: neighbours must differ from their image \(got the image itself at index 0, 0\)",
+        ),
         "distance": (dict(distance=-1.0), ValueError, r"continuity: distance must be positive and finite \(got -1\)"),
-        "no scale": (dict(images=torch.zeros(2, 3, 16, 16)), ValueError, r"continuity: images must not be 0 throughout, .* \(got such a one at index 0\)"),
+        "no scale": (
+            dict(images=torch.zeros(2, 3, 16, 16)),
+            ValueError,
+            r"continuity: images must not be 0 throughout, .* \(got such a one at index 0\)",
+        ),
         "relevance": (dict(relevance=1), TypeError, r"continuity: relevance must be a function or None \(got int\)"),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("measure", "case"), [(measure, case) for measure in BAD for case in BAD[measure]])
@@ -246,7 +306,7 @@ def test_bad_input_is_one_sentence(measure, case):
 
 
 def test_the_libraries_behind_the_measures_are_loaded_when_they_are_used():
-    program = "import sys, apem_fast as af; early = set(sys.modules); af.selectivity; print('scipy' in early, 'scipy' in sys.modules)"  # fmt: skip
+    program = "import sys, apem_fast as af; early = set(sys.modules); af.selectivity; print('scipy' in early, 'scipy' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "True"]
     with pytest.raises(AttributeError, match=r"^module 'apem_fast' has no attribute 'selectivty'$"):

@@ -12,7 +12,8 @@ from networks import epsilons_of, images_and_maps, literal_epsilons, small_netwo
 from torch import nn
 
 import apem_fast as af
-from apem_fast import rays
+from apem_fast.probing import prober as prober_module
+from apem_fast.probing import rays
 from apem_fast.running.clean import run_clean
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.undisturbed import undisturbed
@@ -147,7 +148,10 @@ def test_first_order_estimate_is_close_to_the_true_slope():
     two = nn.Sequential(model, nn.Linear(10, 2, dtype=torch.float64)).eval()  # with two classes loss and margin agree
     clean = run_clean(two, images)
     some = rays.relevance_rays(images, clean, relevance, np.arange(3))
-    with undisturbed(two), rays.Prober(two, some, rays.tuner_for(images, 4), PlainPasses(two)) as prober:
+    with (
+        undisturbed(two),
+        prober_module.Prober(two, some, prober_module.tuner_for(images, 4), PlainPasses(two)) as prober,
+    ):
         margin = prober(np.arange(6), np.full(6, 1e-5)).margin
     np.testing.assert_allclose((some.margin - margin) / 1e-5, some.slope, rtol=1e-3)
 
@@ -283,9 +287,7 @@ def test_result_as_a_table():
     images, relevance = images_and_maps(3)
     result = af.apem(model, images, relevance, **GRID)
     table = result.to_dataframe()
-    assert list(table) == [
-        "label", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes"
-    ]  # fmt: skip
+    assert list(table) == ["label", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes"]
     assert table["score"].mean() == pytest.approx(result.mean) and table["score"].median() == result.median
     with pytest.raises(AttributeError):
         result.max_epsilon = 3
@@ -317,40 +319,152 @@ NAN_LATER = Returns(lambda x: x.flatten(1)[:, :3] * 1e-3 + torch.where(x.abs().a
 
 BAD = {
     "images not a tensor": (dict(images=[1]), TypeError, r"apem: images must be a torch.Tensor \(got list\)"),
-    "images of another shape": (dict(images=lambda x: x[0]), ValueError, r"apem: images must have shape \(N, C, H, W\) and not be empty \(got \(3, 16, 16\)\)"),
-    "no images": (dict(images=lambda x: x[:0]), ValueError, r"apem: images must have shape .* \(got \(0, 3, 16, 16\)\)"),
-    "images of another dtype": (dict(images=lambda x: x.half()), TypeError, r"apem: images must be float32 or float64 \(got float16\)"),
-    "images with NaN": (dict(images=_replaced((1, 0, 2, 2), torch.nan)), ValueError, r"apem: images must be finite \(got NaN\)"),
-    "images with infinity": (dict(images=_replaced((1, 0, 2, 2), torch.inf)), ValueError, r"apem: images must be finite \(got infinity\)"),
-    "images on another device": (dict(images=lambda x: x.to("meta")), ValueError, r"apem: images must be on the model's device, cpu \(got meta\)"),
-    "relevance not a tensor": (dict(relevance=None), TypeError, r"apem: relevance must be a torch.Tensor \(got NoneType\)"),
-    "relevance of another shape": (dict(relevance=lambda r: r[:, 0]), ValueError, r"apem: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 16, 16\)\)"),
-    "relevance of another dtype": (dict(relevance=lambda r: r.double()), TypeError, r"apem: relevance must be float32 like images \(got float64\)"),
-    "relevance on another device": (dict(relevance=lambda r: r.to("meta")), ValueError, r"apem: relevance must be on the device of images, cpu \(got meta\)"),
-    "relevance with NaN": (dict(relevance=_replaced((0, 0, 1, 1), torch.nan)), ValueError, r"apem: relevance must be finite \(got NaN\)"),
-    "relevance below 0": (dict(relevance=_replaced((0, 0, 1, 1), -0.3)), ValueError, r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)"),
-    "relevance above 1": (dict(relevance=_replaced((0, 0, 1, 1), 1.5)), ValueError, r"apem: relevance must lie in \[0, 1\] \(got min=[\d.e-]+, max=1.5\)"),
-    "relevance all zeros": (dict(relevance=_replaced(1, 0.0)), ValueError, r"apem: relevance must not be all 0, which leaves no relevance ray \(got such a map at index 1\)"),
-    "relevance all ones": (dict(relevance=_replaced(0, 1.0)), ValueError, r"apem: relevance must not be all 1, which leaves no irrelevance ray \(got such a map at index 0\)"),
-    "labels that are not the predictions": (dict(labels=torch.tensor([11, 11])), ValueError, r"apem: labels must be the model's predictions \(got 11 at index 0, predicted \d\)"),
-    "labels of another shape": (dict(labels=torch.tensor([1])), ValueError, r"apem: labels must be int64 of shape \(2,\) \(got int64 of shape \(1,\)\)"),
-    "a model in training mode": (dict(model=lambda m: m.train()), ValueError, r"apem: model must be in eval mode, call model.eval\(\) \(it is in training mode\)"),
-    "a module in training mode": (dict(model=lambda m: (m[6].train(), m)[1]), ValueError, r"apem: model must be in eval mode, .* \(its module '6' is in training mode\)"),
-    "not a model": (dict(model=lambda m: (lambda x: x)), TypeError, r"apem: model must be a torch.nn.Module \(got function\)"),
-    "a model with a map as output": (dict(model=Returns(lambda x: x)), ValueError, r"model must return logits of shape \(1, classes\) with at least 2 classes \(got shape \(1, 3, 16, 16\)\)"),
-    "a model with one output": (dict(model=Returns(lambda x: x.flatten(1)[:, :1])), ValueError, r"model must return logits .* \(got shape \(1, 1\)\)"),
-    "a model with a tuple as output": (dict(model=Returns(lambda x: (x, x))), ValueError, r"model must return logits .* \(got tuple\)"),
-    "a model that gives NaN on perturbed images": (dict(model=NAN_LATER), ValueError, r"model must return finite logits \(got NaN or infinity for a perturbed image\)"),
-    "max_epsilon below step": (dict(max_epsilon=0.1), ValueError, r"apem: max_epsilon must be at least step=0.25 \(got 0.1\)"),
+    "images of another shape": (
+        dict(images=lambda x: x[0]),
+        ValueError,
+        r"apem: images must have shape \(N, C, H, W\) and not be empty \(got \(3, 16, 16\)\)",
+    ),
+    "no images": (
+        dict(images=lambda x: x[:0]),
+        ValueError,
+        r"apem: images must have shape .* \(got \(0, 3, 16, 16\)\)",
+    ),
+    "images of another dtype": (
+        dict(images=lambda x: x.half()),
+        TypeError,
+        r"apem: images must be float32 or float64 \(got float16\)",
+    ),
+    "images with NaN": (
+        dict(images=_replaced((1, 0, 2, 2), torch.nan)),
+        ValueError,
+        r"apem: images must be finite \(got NaN\)",
+    ),
+    "images with infinity": (
+        dict(images=_replaced((1, 0, 2, 2), torch.inf)),
+        ValueError,
+        r"apem: images must be finite \(got infinity\)",
+    ),
+    "images on another device": (
+        dict(images=lambda x: x.to("meta")),
+        ValueError,
+        r"apem: images must be on the model's device, cpu \(got meta\)",
+    ),
+    "relevance not a tensor": (
+        dict(relevance=None),
+        TypeError,
+        r"apem: relevance must be a torch.Tensor \(got NoneType\)",
+    ),
+    "relevance of another shape": (
+        dict(relevance=lambda r: r[:, 0]),
+        ValueError,
+        r"apem: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 16, 16\)\)",
+    ),
+    "relevance of another dtype": (
+        dict(relevance=lambda r: r.double()),
+        TypeError,
+        r"apem: relevance must be float32 like images \(got float64\)",
+    ),
+    "relevance on another device": (
+        dict(relevance=lambda r: r.to("meta")),
+        ValueError,
+        r"apem: relevance must be on the device of images, cpu \(got meta\)",
+    ),
+    "relevance with NaN": (
+        dict(relevance=_replaced((0, 0, 1, 1), torch.nan)),
+        ValueError,
+        r"apem: relevance must be finite \(got NaN\)",
+    ),
+    "relevance below 0": (
+        dict(relevance=_replaced((0, 0, 1, 1), -0.3)),
+        ValueError,
+        r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
+    ),
+    "relevance above 1": (
+        dict(relevance=_replaced((0, 0, 1, 1), 1.5)),
+        ValueError,
+        r"apem: relevance must lie in \[0, 1\] \(got min=[\d.e-]+, max=1.5\)",
+    ),
+    "relevance all zeros": (
+        dict(relevance=_replaced(1, 0.0)),
+        ValueError,
+        r"apem: relevance must not be all 0, which leaves no relevance ray \(got such a map at index 1\)",
+    ),
+    "relevance all ones": (
+        dict(relevance=_replaced(0, 1.0)),
+        ValueError,
+        r"apem: relevance must not be all 1, which leaves no irrelevance ray \(got such a map at index 0\)",
+    ),
+    "labels that are not the predictions": (
+        dict(labels=torch.tensor([11, 11])),
+        ValueError,
+        r"apem: labels must be the model's predictions \(got 11 at index 0, predicted \d\)",
+    ),
+    "labels of another shape": (
+        dict(labels=torch.tensor([1])),
+        ValueError,
+        r"apem: labels must be int64 of shape \(2,\) \(got int64 of shape \(1,\)\)",
+    ),
+    "a model in training mode": (
+        dict(model=lambda m: m.train()),
+        ValueError,
+        r"apem: model must be in eval mode, call model.eval\(\) \(it is in training mode\)",
+    ),
+    "a module in training mode": (
+        dict(model=lambda m: (m[6].train(), m)[1]),
+        ValueError,
+        r"apem: model must be in eval mode, .* \(its module '6' is in training mode\)",
+    ),
+    "not a model": (
+        dict(model=lambda m: lambda x: x),
+        TypeError,
+        r"apem: model must be a torch.nn.Module \(got function\)",
+    ),
+    "a model with a map as output": (
+        dict(model=Returns(lambda x: x)),
+        ValueError,
+        r"model must return logits of shape \(1, classes\) with at least 2 classes \(got shape \(1, 3, 16, 16\)\)",
+    ),
+    "a model with one output": (
+        dict(model=Returns(lambda x: x.flatten(1)[:, :1])),
+        ValueError,
+        r"model must return logits .* \(got shape \(1, 1\)\)",
+    ),
+    "a model with a tuple as output": (
+        dict(model=Returns(lambda x: (x, x))),
+        ValueError,
+        r"model must return logits .* \(got tuple\)",
+    ),
+    "a model that gives NaN on perturbed images": (
+        dict(model=NAN_LATER),
+        ValueError,
+        r"model must return finite logits \(got NaN or infinity for a perturbed image\)",
+    ),
+    "max_epsilon below step": (
+        dict(max_epsilon=0.1),
+        ValueError,
+        r"apem: max_epsilon must be at least step=0.25 \(got 0.1\)",
+    ),
     "step of 0": (dict(step=0), ValueError, r"apem: step must be positive and finite \(got 0\)"),
     "step not a number": (dict(step="1"), TypeError, r"apem: step must be a number \(got str\)"),
-    "max_epsilon infinite": (dict(max_epsilon=float("inf")), ValueError, r"apem: max_epsilon must be positive and finite \(got inf\)"),
+    "max_epsilon infinite": (
+        dict(max_epsilon=float("inf")),
+        ValueError,
+        r"apem: max_epsilon must be positive and finite \(got inf\)",
+    ),
     "batch_size of 0": (dict(batch_size=0), ValueError, r"apem: batch_size must be at least 1 \(got 0\)"),
-    "batch_size of 2.5": (dict(batch_size=2.5), TypeError, r"apem: batch_size must be a whole number or None \(got float\)"),
+    "batch_size of 2.5": (
+        dict(batch_size=2.5),
+        TypeError,
+        r"apem: batch_size must be a whole number or None \(got float\)",
+    ),
     "bounds upside down": (dict(bounds=(1.0, 0.0)), ValueError, r"apem: bounds must have lower < upper \(got 1, 0\)"),
     "bounds not a pair": (dict(bounds=3), TypeError, r"apem: bounds must be a pair \(lower, upper\) \(got 3\)"),
-    "an unknown search": (dict(search="bisect"), ValueError, r'apem: search must be "isolate" or "exhaustive" or a policy \(got "bisect"\)'),
-}  # fmt: skip
+    "an unknown search": (
+        dict(search="bisect"),
+        ValueError,
+        r'apem: search must be "isolate" or "exhaustive" or a policy \(got "bisect"\)',
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -363,7 +477,11 @@ def test_bad_input_is_one_sentence(case):
         arguments[name] = change if plain else change(arguments[name])
     if isinstance(arguments["model"], Returns):
         arguments["model"].eval()
-    kept = {name: value.clone() for name, value in arguments.items() if isinstance(value, torch.Tensor) and value.device.type == "cpu"}  # fmt: skip
+    kept = {
+        name: value.clone()
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    }
     with pytest.raises(error, match=f"^{sentence}$") as caught:
         af.apem(**arguments)
     assert "\n" not in str(caught.value)
@@ -408,4 +526,4 @@ def test_a_number_of_any_kind_means_what_a_float_means(kind, search):
 
 def test_bits_of_anything_but_float64_are_refused():
     with pytest.raises(TypeError, match="float64"):
-        rays._bits(np.arange(3))
+        prober_module._bits(np.arange(3))

@@ -13,9 +13,9 @@ from torch import nn
 import apem_fast as af
 from apem_fast import normalised
 from apem_fast.normalised import shuffled_epsilons
+from apem_fast.probing.siblings import Families
 from apem_fast.relevance import shuffled
 from apem_fast.search import CENSORED, Exhaustive, Isolate, Measured, Probes
-from apem_fast.siblings import Families
 
 GRID = {"step": 0.25, "max_epsilon": 40.0}
 
@@ -127,8 +127,15 @@ def test_scores_and_table():
     assert result.mean == pytest.approx(np.mean(expected)) and result.median == pytest.approx(np.median(expected))
     table = result.to_dataframe()
     assert list(table["score_norm"]) == expected
-    assert {"shuffled_epsilon_minus", "shuffled_epsilon_plus", "shuffled_flipped_minus", "shuffled_flipped_plus",
-            "score", "epsilon_minus", "label"} <= set(table)  # fmt: skip
+    assert {
+        "shuffled_epsilon_minus",
+        "shuffled_epsilon_plus",
+        "shuffled_flipped_minus",
+        "shuffled_flipped_plus",
+        "score",
+        "epsilon_minus",
+        "label",
+    } <= set(table)
     exact = a.flipped_minus & a.flipped_plus & s.flipped_minus & s.flipped_plus
     assert torch.equal(result.censored, ~exact) and 0 < exact.sum() < 5
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -35,7 +35,17 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
         "directed_relevance_backward": lambda: (normal(*image), maps, normal(*image), True),
         "perturb": lambda: (normal(*image), normal(*image), epsilon, -1.0, 1.0),
         "perturb_backward": lambda: (normal(2, 3, *image[1:]), normal(*image), normal(*image), epsilon, -1.0, 1.0),
-        "perturb_probes": lambda: (normal(*image), maps, normal(*image), wide * 40, rows, rows, rows == 1, wide, wide / 10),
+        "perturb_probes": lambda: (
+            normal(*image),
+            maps,
+            normal(*image),
+            wide * 40,
+            rows,
+            rows,
+            rows == 1,
+            wide,
+            wide / 10,
+        ),
         "label_margin": lambda: (normal(2, 5), labels),
         "label_margin_backward": lambda: (normal(2), normal(2, 5), labels),
         "first_flip": lambda: (torch.tensor([[1, 1, 0], [4, 4, 4]]), labels, epsilon),
@@ -45,7 +55,7 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
         "attack_step": lambda: (normal(*image), normal(*image), normal(*image), None, 0.5, 0.9, -1.0, 1.0),
         "zero_levels": lambda: (maps, wide / 10),
         "saliency_map": lambda: (normal(*image), normal(*image)),
-    }[operator]()  # fmt: skip
+    }[operator]()
 
 
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
@@ -137,10 +147,19 @@ def T(*shape: int, dtype: torch.dtype = F) -> Tensor:
 def probe_call(**changes: Any) -> Callable[[], tuple[Any, ...]]:
     def arguments() -> tuple[Any, ...]:
         good: dict[str, Any] = {
-            "images": T(2, 3, 4, 4), "relevance": T(2, 1, 4, 4), "gradient": T(2, 3, 4, 4), "norm": T(3, dtype=F64),
-            "image": T(3, dtype=I64), "map": T(3, dtype=I64), "irrelevance": T(3, dtype=torch.bool),
-            "epsilon": T(3, dtype=F64), "level": T(3, dtype=F64), "lower": None, "upper": None, "dtype": None,
-        }  # fmt: skip
+            "images": T(2, 3, 4, 4),
+            "relevance": T(2, 1, 4, 4),
+            "gradient": T(2, 3, 4, 4),
+            "norm": T(3, dtype=F64),
+            "image": T(3, dtype=I64),
+            "map": T(3, dtype=I64),
+            "irrelevance": T(3, dtype=torch.bool),
+            "epsilon": T(3, dtype=F64),
+            "level": T(3, dtype=F64),
+            "lower": None,
+            "upper": None,
+            "dtype": None,
+        }
         return tuple((good | changes).values())
 
     return arguments
@@ -150,26 +169,82 @@ FLOATING = "be float32, float64, float16 or bfloat16"
 MAP_OF = "in all but the channels, which may be 1"
 BAD_CALLS = [
     ("directed_relevance", lambda: (T(2, 1, 4, 4, dtype=I64), T(2, 3, 4, 4)), f"relevance must {FLOATING} (got int64)"),
-    ("directed_relevance", lambda: (T(2, 1, 4, 4), T(2, 3, 4)), "gradient must have shape (N, C, H, W) (got (2, 3, 4))"),
-    ("directed_relevance", lambda: (T(2, 1, 4, 4), T(2, 3, 4, 4, dtype=F64)), "gradient must be float32 or int8 (got float64)"),
-    ("directed_relevance", lambda: (T(2, 4, 4), T(2, 3, 4, 4)), "relevance must have shape (N, 1, H, W) or (N, C, H, W) (got (2, 4, 4))"),
-    ("directed_relevance", lambda: (T(2, 2, 4, 4), T(2, 3, 4, 4)), f"relevance must match gradient (2, 3, 4, 4) {MAP_OF} (got (2, 2, 4, 4))"),
-    ("directed_relevance", lambda: (T(2, 1, 5, 4), T(2, 3, 4, 4)), f"relevance must match gradient (2, 3, 4, 4) {MAP_OF} (got (2, 1, 5, 4))"),
-    ("directed_relevance_backward", lambda: (T(2, 1, 4, 4), T(2, 1, 4, 4), T(2, 3, 4, 4)), "grad_direction must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))"),
-    ("directed_relevance_backward", lambda: (T(2, 3, 4, 4, dtype=F64), T(2, 1, 4, 4), T(2, 3, 4, 4)), "grad_direction must be float32 (got float64)"),
+    (
+        "directed_relevance",
+        lambda: (T(2, 1, 4, 4), T(2, 3, 4)),
+        "gradient must have shape (N, C, H, W) (got (2, 3, 4))",
+    ),
+    (
+        "directed_relevance",
+        lambda: (T(2, 1, 4, 4), T(2, 3, 4, 4, dtype=F64)),
+        "gradient must be float32 or int8 (got float64)",
+    ),
+    (
+        "directed_relevance",
+        lambda: (T(2, 4, 4), T(2, 3, 4, 4)),
+        "relevance must have shape (N, 1, H, W) or (N, C, H, W) (got (2, 4, 4))",
+    ),
+    (
+        "directed_relevance",
+        lambda: (T(2, 2, 4, 4), T(2, 3, 4, 4)),
+        f"relevance must match gradient (2, 3, 4, 4) {MAP_OF} (got (2, 2, 4, 4))",
+    ),
+    (
+        "directed_relevance",
+        lambda: (T(2, 1, 5, 4), T(2, 3, 4, 4)),
+        f"relevance must match gradient (2, 3, 4, 4) {MAP_OF} (got (2, 1, 5, 4))",
+    ),
+    (
+        "directed_relevance_backward",
+        lambda: (T(2, 1, 4, 4), T(2, 1, 4, 4), T(2, 3, 4, 4)),
+        "grad_direction must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))",
+    ),
+    (
+        "directed_relevance_backward",
+        lambda: (T(2, 3, 4, 4, dtype=F64), T(2, 1, 4, 4), T(2, 3, 4, 4)),
+        "grad_direction must be float32 (got float64)",
+    ),
     ("perturb", lambda: (T(3, 4, 4), T(3, 4, 4), T(2)), "images must have shape (N, C, H, W) (got (3, 4, 4))"),
-    ("perturb", lambda: (T(2, 3, 4, 4, dtype=torch.complex64), T(2, 3, 4, 4), T(2)), f"images must {FLOATING} (got complex64)"),
-    ("perturb", lambda: (T(2, 3, 4, 4), T(2, 1, 4, 4), T(2)), "direction must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))"),
+    (
+        "perturb",
+        lambda: (T(2, 3, 4, 4, dtype=torch.complex64), T(2, 3, 4, 4), T(2)),
+        f"images must {FLOATING} (got complex64)",
+    ),
+    (
+        "perturb",
+        lambda: (T(2, 3, 4, 4), T(2, 1, 4, 4), T(2)),
+        "direction must have shape (2, 3, 4, 4) (got (2, 1, 4, 4))",
+    ),
     ("perturb", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4, dtype=F16), T(2)), "direction must be float32 (got float16)"),
-    ("perturb", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), torch.tensor(1.0)), "epsilon must have shape (K,) or (N, K) (got ())"),
+    (
+        "perturb",
+        lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), torch.tensor(1.0)),
+        "epsilon must have shape (K,) or (N, K) (got ())",
+    ),
     ("perturb", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(3, 5)), "epsilon must have shape (2, 5) (got (3, 5))"),
     ("perturb", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(2, dtype=I64)), f"epsilon must {FLOATING} (got int64)"),
-    ("perturb", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(2), 1.5, -0.25), "lower must be at most upper=-0.25 (got 1.5)"),
-    ("perturb_backward", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(2, 3, 4, 4), T(5)), "grad_perturbed must have shape (2, 5, 3, 4, 4) (got (2, 3, 4, 4))"),
-    ("perturb_backward", lambda: (T(2, 5, 3, 4, 4, dtype=F64), T(2, 3, 4, 4), T(2, 3, 4, 4), T(5)), "grad_perturbed must be float32 (got float64)"),
+    (
+        "perturb",
+        lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(2), 1.5, -0.25),
+        "lower must be at most upper=-0.25 (got 1.5)",
+    ),
+    (
+        "perturb_backward",
+        lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4), T(2, 3, 4, 4), T(5)),
+        "grad_perturbed must have shape (2, 5, 3, 4, 4) (got (2, 3, 4, 4))",
+    ),
+    (
+        "perturb_backward",
+        lambda: (T(2, 5, 3, 4, 4, dtype=F64), T(2, 3, 4, 4), T(2, 3, 4, 4), T(5)),
+        "grad_perturbed must be float32 (got float64)",
+    ),
     ("perturb_probes", probe_call(images=T(3, 4, 4)), "images must have shape (N, C, H, W) (got (3, 4, 4))"),
     ("perturb_probes", probe_call(images=T(2, 3, 4, 4, dtype=I64)), f"images must {FLOATING} (got int64)"),
-    ("perturb_probes", probe_call(relevance=T(2, 2, 4, 4)), f"relevance must match images (2, 3, 4, 4) {MAP_OF} (got (2, 2, 4, 4))"),
+    (
+        "perturb_probes",
+        probe_call(relevance=T(2, 2, 4, 4)),
+        f"relevance must match images (2, 3, 4, 4) {MAP_OF} (got (2, 2, 4, 4))",
+    ),
     ("perturb_probes", probe_call(relevance=T(2, 1, 4, 4, dtype=F64)), "relevance must be float32 (got float64)"),
     ("perturb_probes", probe_call(gradient=T(1, 3, 4, 4)), "gradient must have shape (2, 3, 4, 4) (got (1, 3, 4, 4))"),
     ("perturb_probes", probe_call(gradient=T(2, 3, 4, 4, dtype=I64)), "gradient must be float32 or int8 (got int64)"),
@@ -181,40 +256,76 @@ BAD_CALLS = [
     ("perturb_probes", probe_call(epsilon=T(3)), "probe_epsilon must be float64 (got float32)"),
     ("perturb_probes", probe_call(level=T(4, dtype=F64)), "probe_level must have shape (3) (got (4))"),
     ("perturb_probes", probe_call(lower=1.0, upper=0.0), "lower must be at most upper=0 (got 1)"),
-    ("perturb_probes", probe_call(dtype=F64), "dtype must be float16, bfloat16 or that of images, float32 (got float64)"),
+    (
+        "perturb_probes",
+        probe_call(dtype=F64),
+        "dtype must be float16, bfloat16 or that of images, float32 (got float64)",
+    ),
     ("label_margin", lambda: (T(5), T(5, dtype=I64)), "logits must have shape (N, classes) (got (5))"),
     ("label_margin", lambda: (T(2, 5, dtype=I64), T(2, dtype=I64)), f"logits must {FLOATING} (got int64)"),
     ("label_margin", lambda: (T(2, 1), T(2, dtype=I64)), "logits must have at least 2 classes (got (2, 1))"),
     ("label_margin", lambda: (T(2, 5), T(3, dtype=I64)), "labels must have shape (2) (got (3))"),
     ("label_margin", lambda: (T(2, 5), T(2, dtype=torch.int32)), "labels must be int64 (got int32)"),
     ("label_margin_backward", lambda: (T(3), T(2, 5), T(2, dtype=I64)), "grad_margin must have shape (2) (got (3))"),
-    ("label_margin_backward", lambda: (T(2, dtype=F64), T(2, 5), T(2, dtype=I64)), "grad_margin must be float32 (got float64)"),
+    (
+        "label_margin_backward",
+        lambda: (T(2, dtype=F64), T(2, 5), T(2, dtype=I64)),
+        "grad_margin must be float32 (got float64)",
+    ),
     ("first_flip", lambda: (T(2, dtype=I64), T(2, dtype=I64), T(3)), "predicted must have shape (R, K) (got (2))"),
     ("first_flip", lambda: (T(2, 3), T(2, dtype=I64), T(3)), "predicted must be int64 (got float32)"),
     ("first_flip", lambda: (T(2, 3, dtype=I64), T(3, dtype=I64), T(3)), "labels must have shape (2) (got (3))"),
     ("first_flip", lambda: (T(2, 3, dtype=I64), T(2, dtype=I8), T(3)), "labels must be int64 (got int8)"),
-    ("first_flip", lambda: (T(2, 3, dtype=I64), T(2, dtype=I64), T(3, dtype=F16)), "epsilon must be float32 or float64 (got float16)"),
+    (
+        "first_flip",
+        lambda: (T(2, 3, dtype=I64), T(2, dtype=I64), T(3, dtype=F16)),
+        "epsilon must be float32 or float64 (got float16)",
+    ),
     ("first_flip", lambda: (T(2, 3, dtype=I64), T(2, dtype=I64), T(2)), "epsilon must have shape (3) (got (2))"),
-    ("first_flip", lambda: (T(2, 3, dtype=I64), T(2, dtype=I64), T(3, 3)), "epsilon must have shape (2, 3) (got (3, 3))"),
+    (
+        "first_flip",
+        lambda: (T(2, 3, dtype=I64), T(2, dtype=I64), T(3, 3)),
+        "epsilon must have shape (2, 3) (got (3, 3))",
+    ),
     ("relevance_map", lambda: (T(3, 4, 4),), "attribution must have shape (N, C, H, W) (got (3, 4, 4))"),
     ("relevance_map", lambda: (T(2, 3, 4, 4, dtype=torch.bool),), f"attribution must {FLOATING} (got bool)"),
     ("relevance_map", lambda: (T(2, 3, 4, 4), T(2, 3, 4, 4, dtype=F64)), "images must be float32 (got float64)"),
-    ("relevance_map", lambda: (T(2, 3, 4, 4), T(1, 3, 4, 4)), f"images must match attribution (2, 3, 4, 4) {MAP_OF} (got (1, 3, 4, 4))"),
+    (
+        "relevance_map",
+        lambda: (T(2, 3, 4, 4), T(1, 3, 4, 4)),
+        f"images must match attribution (2, 3, 4, 4) {MAP_OF} (got (1, 3, 4, 4))",
+    ),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, 100.5), "percentile must lie in [0, 100] (got 100.5)"),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, float("nan")), "percentile must lie in [0, 100] (got nan)"),
     ("zero_levels", lambda: (T(3, 4, 4), T(2)), "relevance must have shape (N, C, H, W) (got (3, 4, 4))"),
     ("zero_levels", lambda: (T(2, 3, 4, 4), T(2, 1, 1)), "threshold must have shape (L,) or (N, L) (got (2, 1, 1))"),
     ("zero_levels", lambda: (T(2, 3, 4, 4), T(3, 5)), "threshold must have shape (2, 5) (got (3, 5))"),
-    ("zero_levels", lambda: (T(2, 3, 4, 4), T(5, dtype=torch.float16)), "threshold must be float32 or float64 (got float16)"),
+    (
+        "zero_levels",
+        lambda: (T(2, 3, 4, 4), T(5, dtype=torch.float16)),
+        "threshold must be float32 or float64 (got float16)",
+    ),
     ("relevance_map", lambda: (T(2, 3, 4, 4), None, 99.0, "mean"), 'channels must be "sum" or "keep" (got "mean")'),
-]  # fmt: skip
+]
 
 # Where checking the values would wait for the device, they are not checked.
 BAD_INDICES = [
-    ("perturb_probes", probe_call(image=torch.tensor([0, 2, 1])), "probe_image must lie in [0, 2), the rows of images (got min=0, max=2)"),
-    ("perturb_probes", probe_call(map=torch.tensor([0, -1, 1])), "probe_map must lie in [0, 2), the rows of relevance (got min=-1, max=1)"),
-    ("label_margin", lambda: (T(2, 5), torch.tensor([5, 1])), "labels must lie in [0, 5), the classes of logits (got min=1, max=5)"),
-]  # fmt: skip
+    (
+        "perturb_probes",
+        probe_call(image=torch.tensor([0, 2, 1])),
+        "probe_image must lie in [0, 2), the rows of images (got min=0, max=2)",
+    ),
+    (
+        "perturb_probes",
+        probe_call(map=torch.tensor([0, -1, 1])),
+        "probe_map must lie in [0, 2), the rows of relevance (got min=-1, max=1)",
+    ),
+    (
+        "label_margin",
+        lambda: (T(2, 5), torch.tensor([5, 1])),
+        "labels must lie in [0, 5), the classes of logits (got min=1, max=5)",
+    ),
+]
 
 
 @every_backend

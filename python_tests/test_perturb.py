@@ -77,8 +77,9 @@ def test_missing_values_stay_missing_within_bounds(backend: Backend) -> None:
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 def test_gradcheck(device: str, bounds: tuple[float | None, float | None], generator: torch.Generator) -> None:
     images, direction = (
-        torch.randn((2, 2, 3, 2), generator=generator, dtype=torch.float64).to(device).requires_grad_() for _ in range(2)
-    )  # fmt: skip
+        torch.randn((2, 2, 3, 2), generator=generator, dtype=torch.float64).to(device).requires_grad_()
+        for _ in range(2)
+    )
     epsilon = torch.tensor([0.5, 2.0], dtype=torch.float64, device=device)
     assert torch.autograd.gradcheck(
         lambda x, d: torch.ops.apem_fast.perturb(x, d, epsilon, *bounds), (images, direction)

@@ -98,9 +98,16 @@ def test_equals_perturb_of_directed_relevance(
     norm = (1 - relevance if irrelevance else relevance).sum(dim=(1, 2, 3), dtype=torch.float64) * 3
     rows = torch.arange(2, device=backend.device).repeat_interleave(3)
     actual = backend.perturb_probes(
-        images, relevance, gradient, norm[rows], rows, rows, torch.full_like(rows, irrelevance, dtype=torch.bool),
-        epsilon.repeat(2), torch.zeros(6, dtype=torch.float64, device=backend.device),
-    )  # fmt: skip
+        images,
+        relevance,
+        gradient,
+        norm[rows],
+        rows,
+        rows,
+        torch.full_like(rows, irrelevance, dtype=torch.bool),
+        epsilon.repeat(2),
+        torch.zeros(6, dtype=torch.float64, device=backend.device),
+    )
     assert torch.equal(actual, expected.flatten(0, 1))
 
 

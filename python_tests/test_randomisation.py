@@ -41,7 +41,10 @@ def taught(seed: int = 0) -> nn.Module:
 def test_layers_go_from_the_output_to_the_input(independent):
     original = taught()
     network, seen, random = copy.deepcopy(original), [], torch.get_rng_state()
-    stages = tuple((seen.append(changed(network, original)), name)[1] for name in randomised_stages(network, independent=independent))  # fmt: skip
+    stages = tuple(
+        (seen.append(changed(network, original)), name)[1]
+        for name in randomised_stages(network, independent=independent)
+    )
     assert stages == STAGES
     one_by_one = [{"9"}, {"4"}, {"1"}, {"0"}]
     cascade = [{"9"}, {"9", "4"}, {"9", "4", "1"}, {"9", "4", "1", "0"}]
@@ -78,8 +81,10 @@ def test_parameters_without_a_way_to_draw_them_keep_their_values_in_another_orde
     network = Unusual()
     original = copy.deepcopy(network)
     assert [part.title for part in parts_of(network)] == [
-        "NonDynamicallyQuantizableLinear attention.out_proj", "MultiheadAttention attention", "Unusual"
-    ]  # fmt: skip
+        "NonDynamicallyQuantizableLinear attention.out_proj",
+        "MultiheadAttention attention",
+        "Unusual",
+    ]
     list(randomised_stages(network))
     assert not torch.equal(network.scale, original.scale)
     assert torch.equal(network.scale.sort().values, original.scale)
@@ -212,17 +217,67 @@ def test_leaves_everything_as_it_was_also_after_an_exception(calls):
 
 PARAMETER, DATA = "parameter_randomisation", "data_randomisation"
 BAD = {
-    "mode": (PARAMETER, dict(mode="all"), ValueError, r"parameter_randomisation: mode must be \"cascading\" or \"independent\" \(got 'all'\)"),
-    "stages": (PARAMETER, dict(stages="fc"), TypeError, r"parameter_randomisation: stages must be a list of names \(got str\)"),
-    "a stage": (PARAMETER, dict(stages=["fc"]), ValueError, r"randomisation: stages must name submodules with parameters \(got 'fc'\)"),
-    "training": (PARAMETER, dict(model=small_network().train()), ValueError, r"parameter_randomisation: model must be in eval mode, .*"),
-    "method": (PARAMETER, dict(explain=None), TypeError, r"parameter_randomisation: explain must be an explanation method or a function \(got NoneType\)"),
-    "relevance": (PARAMETER, dict(relevance=None), TypeError, r"parameter_randomisation: relevance must be a function \(got NoneType\)"),
-    "an option": (PARAMETER, dict(apem={"step": 0}), ValueError, r"parameter_randomisation: step must be positive and finite \(got 0\)"),
-    "no network": (DATA, dict(randomised=3), TypeError, r"data_randomisation: randomised must be a network or a function that trains one \(got int\)"),
-    "nothing trained": (DATA, dict(randomised=lambda network: None), TypeError, r"data_randomisation: randomised must return the trained network \(got NoneType\)"),
-    "other in training": (DATA, dict(randomised=small_network().train()), ValueError, r"data_randomisation: randomised must be in eval mode, .*"),
-}  # fmt: skip
+    "mode": (
+        PARAMETER,
+        dict(mode="all"),
+        ValueError,
+        r"parameter_randomisation: mode must be \"cascading\" or \"independent\" \(got 'all'\)",
+    ),
+    "stages": (
+        PARAMETER,
+        dict(stages="fc"),
+        TypeError,
+        r"parameter_randomisation: stages must be a list of names \(got str\)",
+    ),
+    "a stage": (
+        PARAMETER,
+        dict(stages=["fc"]),
+        ValueError,
+        r"randomisation: stages must name submodules with parameters \(got 'fc'\)",
+    ),
+    "training": (
+        PARAMETER,
+        dict(model=small_network().train()),
+        ValueError,
+        r"parameter_randomisation: model must be in eval mode, .*",
+    ),
+    "method": (
+        PARAMETER,
+        dict(explain=None),
+        TypeError,
+        r"parameter_randomisation: explain must be an explanation method or a function \(got NoneType\)",
+    ),
+    "relevance": (
+        PARAMETER,
+        dict(relevance=None),
+        TypeError,
+        r"parameter_randomisation: relevance must be a function \(got NoneType\)",
+    ),
+    "an option": (
+        PARAMETER,
+        dict(apem={"step": 0}),
+        ValueError,
+        r"parameter_randomisation: step must be positive and finite \(got 0\)",
+    ),
+    "no network": (
+        DATA,
+        dict(randomised=3),
+        TypeError,
+        r"data_randomisation: randomised must be a network or a function that trains one \(got int\)",
+    ),
+    "nothing trained": (
+        DATA,
+        dict(randomised=lambda network: None),
+        TypeError,
+        r"data_randomisation: randomised must return the trained network \(got NoneType\)",
+    ),
+    "other in training": (
+        DATA,
+        dict(randomised=small_network().train()),
+        ValueError,
+        r"data_randomisation: randomised must be in eval mode, .*",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

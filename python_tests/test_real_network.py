@@ -19,14 +19,14 @@ GRID = {"step": 1.0, "max_epsilon": 40.0}
 
 @pytest.fixture(scope="module")
 def network():
-    from apem_fast.experiment.networks import load_network
+    from apem_fast.experiment.inputs.networks import load_network
 
     return load_network("efficientnet-lite0")
 
 
 @pytest.fixture(scope="module")
 def pixels(network):
-    from apem_fast.experiment.photographs import bundled_photographs
+    from apem_fast.experiment.inputs.photographs import bundled_photographs
 
     chosen = {photograph.name: photograph for photograph in bundled_photographs()}
     return torch.stack([network.pixels(chosen[name].open()) for name in PHOTOGRAPHS])
@@ -62,7 +62,7 @@ def test_batch_and_search_do_not_matter(network, pixels, maps):
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_low_precision_does_not_matter(network, pixels, maps, precision, monkeypatch):
-    monkeypatch.setattr("apem_fast.screening.ON_TRIAL", math.inf)  # whether it pays here is another question
+    monkeypatch.setattr("apem_fast.probing.screening.ON_TRIAL", math.inf)  # whether it pays here is another question
     images = network.normalised(pixels)
     exact = af.Evaluator(network.model, images, **GRID).apem(maps)
     screened = af.Evaluator(network.model, images, precision=precision, **GRID).apem(maps)

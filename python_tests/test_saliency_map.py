@@ -31,7 +31,11 @@ def test_equals_the_reference(backend: Backend, dtype: torch.dtype, layout: str,
     for shape in (*SHAPES, (1, 3, 60, 61)):
         original, perturbed = (normal(shape, dtype, layout, generator) for _ in range(2))
         # torch's square root may be off by the last digit; the kernel's is correctly rounded.
-        same(backend.run("saliency_map", original, perturbed), reference.saliency_map(original, perturbed), tolerance=TOLERANCE[dtype])  # fmt: skip
+        same(
+            backend.run("saliency_map", original, perturbed),
+            reference.saliency_map(original, perturbed),
+            tolerance=TOLERANCE[dtype],
+        )
 
 
 @every_backend

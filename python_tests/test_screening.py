@@ -12,9 +12,10 @@ from networks import images_and_maps, small_network
 from torch import nn
 
 import apem_fast as af
-from apem_fast import screening
-from apem_fast.engine import find_flips
-from apem_fast.rays import direction_rays, tuner_for
+from apem_fast.probing import screening
+from apem_fast.probing.engine import find_flips
+from apem_fast.probing.prober import tuner_for
+from apem_fast.probing.rays import direction_rays
 from apem_fast.running.passes import PlainPasses
 from apem_fast.search import policy_of
 
@@ -71,9 +72,7 @@ def test_epsilons_are_those_of_float32(search, precision, batch_size):
     model = small_network()
     images, relevance = images_and_maps(6)
     exact = af.apem(model, images, relevance, search=search, **GRID)
-    screened = af.apem(
-        model, images, relevance, search=search, precision=precision, batch_size=batch_size, **GRID
-    )  # fmt: skip
+    screened = af.apem(model, images, relevance, search=search, precision=precision, batch_size=batch_size, **GRID)
     assert_same_epsilons(screened, exact)
 
 

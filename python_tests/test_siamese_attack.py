@@ -39,10 +39,19 @@ def tv_norm(e: Tensor) -> Tensor:
 
 
 def algorithm_3(
-    ranker: Ranker, a: Tensor, b: Tensor, target: float, iterations: int, step: float, *,
-    damping: float = 0.0, tv: float = 0.0, diff: float = 0.0, region: Tensor | None = None,
+    ranker: Ranker,
+    a: Tensor,
+    b: Tensor,
+    target: float,
+    iterations: int,
+    step: float,
+    *,
+    damping: float = 0.0,
+    tv: float = 0.0,
+    diff: float = 0.0,
+    region: Tensor | None = None,
     bounds: tuple[float, float] | None = None,
-) -> tuple[Tensor, list[float]]:  # fmt: skip
+) -> tuple[Tensor, list[float]]:
     """P3 Algorithm 3 (Algorithm 2 with its defaults) for one pair (1, C, H, W), with the rankings on the way."""
     a_m, d_p, rankings = a.clone(), torch.zeros_like(a), []
     for _ in range(iterations):
@@ -166,7 +175,9 @@ def test_targets_and_regions_of_each_pair() -> None:
     region = torch.stack([REGION, ~REGION, REGION.T, REGION])[:, None]
     result = attack(ranker, first, second, target, steps=5, step_size=STEP, region=region, batch_size=3)
     for i in range(4):
-        alone = attack(ranker, first[i : i + 1], second[i : i + 1], float(target[i]), steps=5, step_size=STEP, region=region[i, 0])  # fmt: skip
+        alone = attack(
+            ranker, first[i : i + 1], second[i : i + 1], float(target[i]), steps=5, step_size=STEP, region=region[i, 0]
+        )
         torch.testing.assert_close(result.perturbed[i], alone.perturbed[0], rtol=0, atol=1e-12)
         assert torch.equal(result.perturbed[i][~region[i]], first[i][~region[i]])
 
@@ -310,23 +321,38 @@ BAD = [
     ({"target": 1.2}, "target must lie in [0, 1] (got min=1.2, max=1.2)"),
     ({"target": torch.tensor([0.1, float("nan")])}, "target must lie in [0, 1] (got min=nan, max=nan)"),
     ({"target": torch.zeros(3)}, "target must be one number or (2,) (got shape (3,))"),
-    ({"region": torch.ones(4, 4, dtype=torch.bool)}, "region must be a bool mask of shape (12, 12) or (N or 1, C or 1, 12, 12) (got torch.bool (4, 4))"),
-    ({"region": torch.ones(12, 12)}, "region must be a bool mask of shape (12, 12) or (N or 1, C or 1, 12, 12) (got torch.float32 (12, 12))"),
-    ({"second": torch.zeros(2, 1, 9, 9).double()}, "second must be of the shape, dtype and device of first, (2, 1, 12, 12) torch.float64 cpu (got (2, 1, 9, 9) torch.float64 cpu)"),
-    ({"first": torch.zeros(12, 12)}, "first must be floating images of shape (N, C, H, W) (got torch.float32 (12, 12))"),
+    (
+        {"region": torch.ones(4, 4, dtype=torch.bool)},
+        "region must be a bool mask of shape (12, 12) or (N or 1, C or 1, 12, 12) (got torch.bool (4, 4))",
+    ),
+    (
+        {"region": torch.ones(12, 12)},
+        "region must be a bool mask of shape (12, 12) or (N or 1, C or 1, 12, 12) (got torch.float32 (12, 12))",
+    ),
+    (
+        {"second": torch.zeros(2, 1, 9, 9).double()},
+        "second must be of the shape, dtype and device of first, (2, 1, 12, 12) torch.float64 cpu (got (2, 1, 9, 9) torch.float64 cpu)",
+    ),
+    (
+        {"first": torch.zeros(12, 12)},
+        "first must be floating images of shape (N, C, H, W) (got torch.float32 (12, 12))",
+    ),
     ({"first": torch.full((2, 1, 12, 12), float("nan")).double()}, "first must be finite (got NaN or infinity)"),
     ({"steps": -1}, "steps must be an integer of at least 0 (got -1)"),
     ({"step_size": 0.0}, "step_size must be greater than 0 (got 0.0)"),
     ({"damping": -0.5}, "damping must be at least 0 (got -0.5)"),
     ({"space": "latent"}, 'space must be "input" or "embedding" (got \'latent\')'),
     ({"space": "embedding", "tv_force": 1.0}, "tv_force must be 0 in embedding space, which has no pixels (got 1.0)"),
-    ({"space": "embedding", "region": REGION}, "region must be None in embedding space, which has no pixels (got a mask)"),
+    (
+        {"space": "embedding", "region": REGION},
+        "region must be None in embedding space, which has no pixels (got a mask)",
+    ),
     ({"perceptions_at": (3,)}, "perceptions_at must be steps from 0 to 2 (got (3,))"),
     ({"bounds": (1.0, 0.0)}, "bounds must be (lower, upper) (got (1.0, 0.0))"),
     ({"bounds": (0.4, 0.6)}, "first must lie in bounds=(0.4, 0.6)"),
     ({"batch_size": 0}, "batch_size must be at least 1 (got 0)"),
     ({"ranker": small_ranker().train()}, "ranker must be in evaluation mode, ranker.eval() (got training mode)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[message[:30] for _, message in BAD])

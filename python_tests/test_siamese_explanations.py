@@ -15,8 +15,10 @@ from rankers import PIXELS, small_pairs, small_ranker, stripes
 from typer.testing import CliRunner
 
 from apem_fast import similarity
+from apem_fast.cli import siamese as commands
 from apem_fast.ops import saliency_map
-from apem_fast.siamese import attack, checkpoints, commands, sanity, validation
+from apem_fast.siamese import attack, checkpoints, sanity
+from apem_fast.siamese import comparisons as validation
 from apem_fast.siamese.networks import SiameseRanker
 from apem_fast.siamese.perception import interpolate_perceptions, perceive
 from apem_fast.siamese.saliency import superimpose, superpixel_maximum, superpixels, tessellate
@@ -155,7 +157,9 @@ def test_the_commands_make_their_pages(tmp_path: Path, monkeypatch: pytest.Monke
         done = run.invoke(commands.app, [command, "--ranker", str(path), *extra])
         assert done.exit_code == 0, done.output
         page = (tmp_path / f"{command}.html").read_text(encoding="utf-8")
-        assert "<h1>" in page and "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")  # fmt: skip
+        assert "<h1>" in page and "http" not in page.replace("http://www.w3.org", "").replace(
+            "http://purl.org", ""
+        ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
         assert json.loads((tmp_path / f"{command}.json").read_text(encoding="utf-8"))
 
 
@@ -204,5 +208,7 @@ def test_a_pretrained_age_network_ranks_two_real_faces() -> None:
 def test_digits_rankers_of_the_tables_are_attackable() -> None:
     ranker = SiameseRanker.for_mnist(4).eval()
     images = torch.rand(2, 1, 28, 28)
-    assert attack(ranker, images, images.flip(0), 1.0, steps=2, step_size=1.0, perceptions_at=(2,)).perceptions.shape == (2, 1, 1, 28, 28)  # fmt: skip
+    assert attack(
+        ranker, images, images.flip(0), 1.0, steps=2, step_size=1.0, perceptions_at=(2,)
+    ).perceptions.shape == (2, 1, 1, 28, 28)
     assert stripes().images.shape[1:] == (1, PIXELS, PIXELS)

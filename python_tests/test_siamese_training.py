@@ -48,9 +48,7 @@ def test_layer_sizes_are_those_of_tables_2_to_4_and_5_to_7() -> None:
     assert sizes(mnist.decoder) == [(10, 128, 7, 7), (128, 128, 2, 2), (128, 1, 2, 2)]
     assert sizes(faces.branch) == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (64, 256, 7, 7)]
     assert sizes(faces.tail) == [(128, 128), (1, 128)]
-    assert sizes(faces.decoder) == [
-        (64, 256, 7, 7), (256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)
-    ]  # fmt: skip
+    assert sizes(faces.decoder) == [(64, 256, 7, 7), (256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)]
 
 
 def test_targets_of_equations_13_15_32_and_37() -> None:
@@ -117,7 +115,11 @@ def test_contrastive_and_triplet_losses_literally() -> None:
     distance, similar = torch.tensor([0.3, 0.4, 2.0]), torch.tensor([True, False, False])
     expected = (0.5 * 0.3**2 + 0.5 * (1 - 0.4) ** 2 + 0) / 3
     assert float(losses.contrastive_loss(distance, similar, 1.0)) == pytest.approx(expected)
-    anchor, positive, negative = torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.1]]), torch.tensor([[1.0, 0.0], [0.0, 9.0]])  # fmt: skip
+    anchor, positive, negative = (
+        torch.zeros(2, 2),
+        torch.tensor([[3.0, 4.0], [0.0, 0.1]]),
+        torch.tensor([[1.0, 0.0], [0.0, 9.0]]),
+    )
     assert float(losses.triplet_loss(anchor, positive, negative, 0.5)) == pytest.approx((5 - 1 + 0.5) / 2)
 
 
@@ -125,7 +127,10 @@ REGIMES = {
     "simultaneous": (lambda r, d, o: regimes.train_simultaneous(r, d, o), {"branch", "tail", "decoder"}),
     "autoencoder": (lambda r, d, o: regimes.train_autoencoder(r, d, o), {"branch", "decoder"}),
     "norm": (lambda r, d, o: regimes.train_autoencoder(r, d, o, regularisation="norm"), {"branch", "decoder"}),
-    "variational": (lambda r, d, o: regimes.train_autoencoder(r, d, o, regularisation="variational"), {"branch", "decoder"}),
+    "variational": (
+        lambda r, d, o: regimes.train_autoencoder(r, d, o, regularisation="variational"),
+        {"branch", "decoder"},
+    ),
     "tail": (regimes.train_tail, {"tail"}),
     "ranking": (regimes.train_ranking, {"branch", "tail"}),
     "fine-tuning": (regimes.fine_tune, {"branch", "tail"}),
@@ -133,7 +138,7 @@ REGIMES = {
     "autoencoder first": (regimes.train_autoencoder_first, {"branch", "tail", "decoder"}),
     "contrastive": (regimes.train_contrastive, {"branch"}),
     "triplet": (regimes.train_triplet, {"branch"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("regime", REGIMES)

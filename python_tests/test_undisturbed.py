@@ -29,7 +29,11 @@ SETTINGS = {
 def reads() -> list[object]:
     """Every setting as it reads; an older one that contradicts a newer one raises."""
     settings: list[object] = [place.fp32_precision for place in (*PRODUCTS, backends, backends.cudnn, backends.mkldnn)]
-    for older in (torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32):  # fmt: skip
+    for older in (
+        torch.get_float32_matmul_precision,
+        lambda: backends.cuda.matmul.allow_tf32,
+        lambda: backends.cudnn.allow_tf32,
+    ):
         try:
             settings.append(older())
         except RuntimeError:

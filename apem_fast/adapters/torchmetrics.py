@@ -64,8 +64,12 @@ class Apem(Metric):
         super().__init__(**kwargs)
         self._untracked = _Untracked(model)
         self._options = {
-            "max_epsilon": max_epsilon, "step": step, "search": search, "batch_size": batch_size, "bounds": bounds
-        }  # fmt: skip
+            "max_epsilon": max_epsilon,
+            "step": step,
+            "search": search,
+            "batch_size": batch_size,
+            "bounds": bounds,
+        }
         Options(**self._options)  # a bad one is said now
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")

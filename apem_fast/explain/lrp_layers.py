@@ -24,22 +24,78 @@ from apem_fast.explain.lrp_rules import LinearLayer, Rule
 
 _ACTIVATIONS = frozenset(
     {
-        F.leaky_relu, F.leaky_relu_, F.prelu, F.elu, F.elu_, F.selu, F.selu_, F.celu, F.celu_, F.gelu, F.silu, F.mish,
-        F.hardswish, F.hardtanh, F.hardtanh_, F.softsign, F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_,
+        F.leaky_relu,
+        F.leaky_relu_,
+        F.prelu,
+        F.elu,
+        F.elu_,
+        F.selu,
+        F.selu_,
+        F.celu,
+        F.celu_,
+        F.gelu,
+        F.silu,
+        F.mish,
+        F.hardswish,
+        F.hardtanh,
+        F.hardtanh_,
+        F.softsign,
+        F.tanh,
+        torch.tanh,
+        torch.tanh_,
+        Tensor.tanh,
+        Tensor.tanh_,
     }
-)  # fmt: skip
+)
 
 _OWN_NODES = frozenset({"_LinearLayerBackward", "_ActivationBackward"})
 _PLAIN_NODES = frozenset(
     {
-        "AccumulateGrad", "Add", "Sub", "Neg", "Mean", "Sum", "AvgPool1D", "AvgPool2D", "AvgPool3D",
-        "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
-        "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Amax", "Max", "View", "UnsafeView", "ReshapeAlias", "AsStrided",
-        "Alias", "Permute", "Transpose", "T", "Squeeze", "Unsqueeze", "Expand", "Repeat", "Slice", "Select", "Index",
-        "Split", "SplitWithSizes", "Unbind", "Cat", "Stack", "Clone", "ToCopy", "CopyBackwards", "ConstantPadNd",
-        "UpsampleNearest2D", "UpsampleBilinear2D",
+        "AccumulateGrad",
+        "Add",
+        "Sub",
+        "Neg",
+        "Mean",
+        "Sum",
+        "AvgPool1D",
+        "AvgPool2D",
+        "AvgPool3D",
+        "AdaptiveAvgPool2D",
+        "AdaptiveAvgPool3D",
+        "MaxPool2DWithIndices",
+        "MaxPool3DWithIndices",
+        "AdaptiveMaxPool2D",
+        "AdaptiveMaxPool3D",
+        "Amax",
+        "Max",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "AsStrided",
+        "Alias",
+        "Permute",
+        "Transpose",
+        "T",
+        "Squeeze",
+        "Unsqueeze",
+        "Expand",
+        "Repeat",
+        "Slice",
+        "Select",
+        "Index",
+        "Split",
+        "SplitWithSizes",
+        "Unbind",
+        "Cat",
+        "Stack",
+        "Clone",
+        "ToCopy",
+        "CopyBackwards",
+        "ConstantPadNd",
+        "UpsampleNearest2D",
+        "UpsampleBilinear2D",
     }
-)  # fmt: skip
+)
 _PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # a scaling; a product of two things that depend on the image is not
 
 

@@ -153,11 +153,18 @@ def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | No
         check_count("neighbours", neighbours)
         still = (images == 0).flatten(1).all(dim=1)
         if bool(still.any()):
-            raise ValueError(f"apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index {int(still.nonzero()[0])})")  # fmt: skip
+            raise ValueError(
+                f"apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index {int(still.nonzero()[0])})"
+            )
         return None
     n, c, h, w = images.shape
     expected = f"({n}, K, {c}, {h}, {w})"
-    if neighbours.dim() != 5 or neighbours.shape[1] == 0 or neighbours.flatten(0, 1).shape[1:] != images.shape[1:] or len(neighbours) != n:  # fmt: skip
+    if (
+        neighbours.dim() != 5
+        or neighbours.shape[1] == 0
+        or neighbours.flatten(0, 1).shape[1:] != images.shape[1:]
+        or len(neighbours) != n
+    ):
         raise ValueError(f"apem: neighbours must have shape {expected} (got {tuple(neighbours.shape)})")
     for k in range(neighbours.shape[1]):
         validation.map_of_images("neighbours", neighbours[:, k], images)

@@ -141,7 +141,9 @@ def data_randomisation(
     with said_by("data_randomisation"):
         original = _Original(model, images, explain, labels, relevance, apem)
         if not callable(randomised):
-            raise TypeError(f"apem: randomised must be a network or a function that trains one (got {type(randomised).__name__})")  # fmt: skip
+            raise TypeError(
+                f"apem: randomised must be a network or a function that trains one (got {type(randomised).__name__})"
+            )
         if not isinstance(randomised, nn.Module):
             blank = copy.deepcopy(model)
             for _ in randomised_stages(blank, seed=seed):

@@ -189,4 +189,6 @@ def _checked_baseline(baseline: object, images: Tensor) -> Tensor:
     try:
         return filling.expand_as(images)
     except RuntimeError:
-        raise ValueError(f"apem: baseline must broadcast to images {tuple(images.shape)} (got {tuple(filling.shape)})") from None  # fmt: skip
+        raise ValueError(
+            f"apem: baseline must broadcast to images {tuple(images.shape)} (got {tuple(filling.shape)})"
+        ) from None

@@ -31,9 +31,7 @@ def _dim(op: str, name: str, tensor: Tensor, shape: str, *dims: int) -> None:
 
 
 def _floating(op: str, name: str, tensor: Tensor) -> None:
-    _require(
-        tensor.dtype in FLOATING, op, name, "be float32, float64, float16 or bfloat16", name_of(tensor.dtype)
-    )  # fmt: skip
+    _require(tensor.dtype in FLOATING, op, name, "be float32, float64, float16 or bfloat16", name_of(tensor.dtype))
 
 
 def _dtype(op: str, name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
@@ -48,7 +46,13 @@ def _sizes(op: str, name: str, tensor: Tensor, *shape: int) -> None:
 def _device(op: str, first: tuple[str, Tensor], others: Sequence[tuple[str, Tensor | None]]) -> None:
     for name, tensor in others:
         if tensor is not None:
-            _require(tensor.device == first[1].device, op, name, f"be on the device of {first[0]}, {first[1].device}", tensor.device)  # fmt: skip
+            _require(
+                tensor.device == first[1].device,
+                op,
+                name,
+                f"be on the device of {first[0]}, {first[1].device}",
+                tensor.device,
+            )
 
 
 def _map_of(op: str, name: str, relevance: Tensor, maps: int, like_name: str, like: Tensor) -> None:
@@ -59,7 +63,9 @@ def _map_of(op: str, name: str, relevance: Tensor, maps: int, like_name: str, li
         and relevance.shape[1] in (1, like.shape[1])
         and relevance.shape[2:] == like.shape[2:]
     )
-    _require(fits, op, name, f"match {like_name} {_shape(like)} in all but the channels, which may be 1", _shape(relevance))  # fmt: skip
+    _require(
+        fits, op, name, f"match {like_name} {_shape(like)} in all but the channels, which may be 1", _shape(relevance)
+    )
 
 
 def _bounds(op: str, lower: float | None, upper: float | None) -> None:
@@ -165,15 +171,27 @@ def perturb_probes(
         _dtype(op, name, tensor, expected)
     if dtype is not None:
         _require(
-            dtype == images.dtype or dtype in (torch.float16, torch.bfloat16), op, "dtype",
-            f"be float16, bfloat16 or that of images, {name_of(images.dtype)}", name_of(dtype),
-        )  # fmt: skip
+            dtype == images.dtype or dtype in (torch.float16, torch.bfloat16),
+            op,
+            "dtype",
+            f"be float16, bfloat16 or that of images, {name_of(images.dtype)}",
+            name_of(dtype),
+        )
     _bounds(op, lower, upper)
-    _device(op, ("images", images), [
-        ("relevance", relevance), ("gradient", gradient), ("norm", norm), ("probe_image", probe_image),
-        ("probe_map", probe_map), ("probe_irrelevance", probe_irrelevance), ("probe_epsilon", probe_epsilon),
-        ("probe_level", probe_level),
-    ])  # fmt: skip
+    _device(
+        op,
+        ("images", images),
+        [
+            ("relevance", relevance),
+            ("gradient", gradient),
+            ("norm", norm),
+            ("probe_image", probe_image),
+            ("probe_map", probe_map),
+            ("probe_irrelevance", probe_irrelevance),
+            ("probe_epsilon", probe_epsilon),
+            ("probe_level", probe_level),
+        ],
+    )
     _index_in(op, "probe_image", probe_image, images.shape[0], "the rows of images")
     _index_in(op, "probe_map", probe_map, relevance.shape[0], "the rows of relevance")
 
@@ -257,16 +275,26 @@ def attack_step(
     if region is not None:
         _map_of(op, "region", region, region.shape[0] if region.dim() else 0, "perturbed", perturbed)
         _require(
-            region.shape[0] in (1, perturbed.shape[0]), op, "region",
-            f"hold 1 mask or {perturbed.shape[0]}, one for each image", region.shape[0],
-        )  # fmt: skip
+            region.shape[0] in (1, perturbed.shape[0]),
+            op,
+            "region",
+            f"hold 1 mask or {perturbed.shape[0]}, one for each image",
+            region.shape[0],
+        )
         _dtype(op, "region", region, torch.bool)
     _bounds(op, lower, upper)
     _require(zero >= 0, op, "zero", "be at least 0", f"{zero:g}")
     _require(zero == 0 or original is not None, op, "original", "be given where zero is not 0", "None")
-    _device(op, ("perturbed", perturbed), [
-        ("gradient", gradient), ("previous", previous), ("region", region), ("original", original),
-    ])  # fmt: skip
+    _device(
+        op,
+        ("perturbed", perturbed),
+        [
+            ("gradient", gradient),
+            ("previous", previous),
+            ("region", region),
+            ("original", original),
+        ],
+    )
 
 
 def zero_levels(relevance: Tensor, threshold: Tensor) -> None:

@@ -65,9 +65,19 @@ def _(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     checks.perturb_probes(
-        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
-        lower, upper, dtype,
-    )  # fmt: skip
+        images,
+        relevance,
+        gradient,
+        norm,
+        probe_image,
+        probe_map,
+        probe_irrelevance,
+        probe_epsilon,
+        probe_level,
+        lower,
+        upper,
+        dtype,
+    )
     return _like(images, (norm.shape[0], *images.shape[1:]), dtype)
 
 

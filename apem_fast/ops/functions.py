@@ -93,9 +93,19 @@ def perturb_probes(
         (M, C, H, W).
     """
     return _ops.perturb_probes(
-        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
-        lower, upper, dtype,
-    )  # fmt: skip
+        images,
+        relevance,
+        gradient,
+        norm,
+        probe_image,
+        probe_map,
+        probe_irrelevance,
+        probe_epsilon,
+        probe_level,
+        lower,
+        upper,
+        dtype,
+    )
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,9 +213,7 @@ def attack_step(
     Returns:
         The new A', of the dtype of `perturbed`. Not differentiable.
     """
-    return _ops.attack_step(
-        perturbed, gradient, previous, region, step_size, damping, lower, upper, original, zero
-    )  # fmt: skip
+    return _ops.attack_step(perturbed, gradient, previous, region, step_size, damping, lower, upper, original, zero)
 
 
 def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,9 +153,19 @@ def perturb_probes(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     checks.perturb_probes(
-        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level,
-        lower, upper, dtype,
-    )  # fmt: skip
+        images,
+        relevance,
+        gradient,
+        norm,
+        probe_image,
+        probe_map,
+        probe_irrelevance,
+        probe_epsilon,
+        probe_level,
+        lower,
+        upper,
+        dtype,
+    )
     arithmetic = arithmetic_dtype(images.dtype)
 
     def per_probe(value: Tensor) -> Tensor:

@@ -47,5 +47,6 @@ def warn_of_way_back(doing: str, error: Exception) -> None:
     reason = str(error).strip().splitlines()
     warnings.warn(
         f"apem: {doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})",
-        RuntimeWarning, stacklevel=3,
-    )  # fmt: skip
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -54,8 +54,9 @@ class AttackOptions:
         require(self.zero_surrogate in ("proximal", "none"), "zero_surrogate", 'be "proximal" or "none"')
         require(
             all(isinstance(k, int) and 0 <= k <= self.steps for k in self.perceptions_at),
-            "perceptions_at", f"be steps from 0 to {self.steps}",
-        )  # fmt: skip
+            "perceptions_at",
+            f"be steps from 0 to {self.steps}",
+        )
         if self.bounds is not None:
             require(len(self.bounds) == 2 and self.bounds[0] < self.bounds[1], "bounds", "be (lower, upper)")
         if self.space == "embedding":
@@ -169,9 +170,19 @@ def attack(
         ValueError, TypeError: one sentence naming the argument, what was expected and what came.
     """
     options = AttackOptions(
-        steps, step_size, damping, tv_force, zero_force, diff_force, space, bounds, stop_when_reached, precision,
-        tuple(perceptions_at), zero_surrogate,
-    )  # fmt: skip
+        steps,
+        step_size,
+        damping,
+        tv_force,
+        zero_force,
+        diff_force,
+        space,
+        bounds,
+        stop_when_reached,
+        precision,
+        tuple(perceptions_at),
+        zero_surrogate,
+    )
     goal = check_pairs("attack", ranker, first, second, target)
     region = check_region("attack", region, first)
     if options.perceptions_at and not ranker.reconstructs:
@@ -263,18 +274,31 @@ def _attack_batch(
             gradient = _gradient(value, point, pairs, options)
             moved = _step(pairs, arrived_at, gradient, options)
             pairs = _Underway(
-                pairs.rows, moved, pairs.original, pairs.other, pairs.target, pairs.region,
-                gradient if options.damping else None, arrived_at, reported,
-            )  # fmt: skip
+                pairs.rows,
+                moved,
+                pairs.original,
+                pairs.other,
+                pairs.target,
+                pairs.region,
+                gradient if options.damping else None,
+                arrived_at,
+                reported,
+            )
             if stopping:
                 pairs = pairs.only((~stops).nonzero()[:, 0])
 
         terms = ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
         return AttackResult(
-            final, score, target, (score[:, -1] - target).abs() <= options.precision, taken,
-            torch.linalg.vector_norm((final - start).flatten(1), dim=1), *terms,
-            _perceptions(ranker, embed, final, perceived, options.perceptions_at), options,
-        )  # fmt: skip
+            final,
+            score,
+            target,
+            (score[:, -1] - target).abs() <= options.precision,
+            taken,
+            torch.linalg.vector_norm((final - start).flatten(1), dim=1),
+            *terms,
+            _perceptions(ranker, embed, final, perceived, options.perceptions_at),
+            options,
+        )
 
 
 def _unchanged(embedding: Tensor) -> Tensor:
@@ -295,10 +319,17 @@ def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOpti
     zero = options.zero_force if options.zero_surrogate == "proximal" else 0.0
     lower, upper = options.bounds or (None, None)
     moved = ops.attack_step(
-        as_image(point), as_image(gradient), None if pairs.gradient is None else as_image(pairs.gradient),
-        pairs.region, options.step_size, options.damping, lower, upper,
-        as_image(pairs.original) if zero else None, zero,
-    )  # fmt: skip
+        as_image(point),
+        as_image(gradient),
+        None if pairs.gradient is None else as_image(pairs.gradient),
+        pairs.region,
+        options.step_size,
+        options.damping,
+        lower,
+        upper,
+        as_image(pairs.original) if zero else None,
+        zero,
+    )
     return moved.flatten(1) if point.dim() == 2 else moved
 
 

@@ -89,21 +89,28 @@ class SiameseRanker(Ranker):
     def for_mnist(cls, size: int = 10) -> SiameseRanker:
         """P3 Tables 2-4: 28-pixel digits, (N, 1, 28, 28) in [0, 1], with `size` values in an embedding."""
         branch = nn.Sequential(
-            nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(1, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
             nn.Conv2d(64, size, 7),
-        )  # fmt: skip
+        )
         return cls(branch, JointTail(size, 4096), _mnist_decoder(size))
 
     @classmethod
     def for_mnist_mirroring(cls, size: int = 10, hidden: int = 4096) -> SiameseRanker:
         """P3 Table 1, the autoencoder of the mirroring experiment, as branch and decoder; one hidden layer as tail."""
         branch = nn.Sequential(
-            nn.Conv2d(1, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(1, 64, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 128, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.ReLU(),
             nn.Conv2d(128, size, 7),
-        )  # fmt: skip
+        )
         return cls(branch, JointTail(size, hidden), _mnist_decoder(size))
 
     @classmethod
@@ -219,10 +226,13 @@ def _mnist_decoder(size: int) -> nn.Sequential:
     """P3 Table 4, which is also the decoder of Table 1."""
     return nn.Sequential(
         AsPixel(),
-        nn.ConvTranspose2d(size, 128, 7), nn.ReLU(),
-        nn.ConvTranspose2d(128, 128, 2, stride=2), nn.ReLU(),
-        nn.ConvTranspose2d(128, 1, 2, stride=2), ClippedReLU(),
-    )  # fmt: skip
+        nn.ConvTranspose2d(size, 128, 7),
+        nn.ReLU(),
+        nn.ConvTranspose2d(128, 128, 2, stride=2),
+        nn.ReLU(),
+        nn.ConvTranspose2d(128, 1, 2, stride=2),
+        ClippedReLU(),
+    )
 
 
 RANKERS: dict[str, Callable[[int], SiameseRanker]] = {

@@ -98,12 +98,16 @@ def _step(
         perturbed = go(length)
         after = score_of(perturbed)
     return AttackResult(
-        perturbed, torch.stack([before, after], dim=1), target, (after - target).abs() <= precision,
+        perturbed,
+        torch.stack([before, after], dim=1),
+        target,
+        (after - target).abs() <= precision,
         torch.ones(len(first), dtype=torch.int64, device=first.device),
         torch.linalg.vector_norm((perturbed - original).flatten(1), dim=1),
-        *ops.attack_penalty(perturbed, original, 0.0, 0.0, 0.0)[1].unbind(1), None,
+        *ops.attack_penalty(perturbed, original, 0.0, 0.0, 0.0)[1].unbind(1),
+        None,
         AttackOptions(steps=1, step_size=1.0, precision=precision),
-    )  # fmt: skip
+    )
 
 
 def _search(

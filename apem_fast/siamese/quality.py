@@ -45,10 +45,12 @@ def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, 
         if ranker.reconstructs:
             squared += (ranker.reconstruct(embedding[-1]) - images).double().square().sum()
     embedded = torch.cat(embedding)
-    score = torch.cat([
-        ranker.rank_embeddings(embedded[i], embedded[j])
-        for i, j in zip(first.to(device).split(4096), second.to(device).split(4096))
-    ]).to(data.values.device)  # fmt: skip
+    score = torch.cat(
+        [
+            ranker.rank_embeddings(embedded[i], embedded[j])
+            for i, j in zip(first.to(device).split(4096), second.to(device).split(4096))
+        ]
+    ).to(data.values.device)
     target = data.target(first, second)
     apart = data.values[first] != data.values[second]
     right = (score[apart] > 0.5) == (target[apart] > 0.5)

@@ -57,6 +57,12 @@ def recycle(ranker: Ranker, first: Tensor, second: Tensor, perturbed: Tensor) ->
     difference = perception_attacked - perception_before
     recycled, perception_recycled = see(first + difference)
     return Recycling(
-        difference, first + difference, before, attacked, recycled,
-        perception_before, perception_attacked, perception_recycled,
-    )  # fmt: skip
+        difference,
+        first + difference,
+        before,
+        attacked,
+        recycled,
+        perception_before,
+        perception_attacked,
+        perception_recycled,
+    )

@@ -103,9 +103,9 @@ def tessellate(images: Tensor, saliency: Tensor, segments: int = 60, opacity: fl
 
     _require_map("tessellate", images, saliency)
     labels = superpixels(images, segments)
-    tiles = torch.stack([
-        maximum[label] for label, maximum in zip(labels, superpixel_maximum(labels, saliency), strict=True)
-    ])  # fmt: skip
+    tiles = torch.stack(
+        [maximum[label] for label, maximum in zip(labels, superpixel_maximum(labels, saliency), strict=True)]
+    )
     colours = torch.from_numpy(colormaps["jet"](tiles.numpy())[..., :3]).permute(0, 3, 1, 2)
     return (opacity * colours + (1 - opacity) * grey(images).cpu()).to(images.dtype)
 

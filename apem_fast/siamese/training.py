@@ -162,11 +162,20 @@ def _decisive(options: TrainingOptions) -> dict[str, int | float]:
 
 
 def _save(path, regime, device, modules, optimiser, schedule, options, losses) -> None:
-    checkpoints.write(path, {
-        "kind": checkpoints.TRAINING, "regime": regime, "options": _decisive(options), "state": modules.state_dict(),
-        "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(), "random": torch.get_rng_state(),
-        "random_on_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None, "losses": losses,
-    })  # fmt: skip
+    checkpoints.write(
+        path,
+        {
+            "kind": checkpoints.TRAINING,
+            "regime": regime,
+            "options": _decisive(options),
+            "state": modules.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "schedule": schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_on_gpu": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "losses": losses,
+        },
+    )
 
 
 def _resume(path, regime, device, modules, optimiser, schedule, options) -> list[float]:

@@ -1,0 +1,1 @@
+"""The command `apem-fast`: everything that Typer sees. Nothing imports this room."""

@@ -1,0 +1,141 @@
+"""A run on the terminal: progress while it works, the table when it is done."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import pandas
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from apem_fast.experiment.inputs.image_folders import LeftOut
+from apem_fast.experiment.report.summary import COLUMNS, totals
+from apem_fast.experiment.run.progress import RunProgress
+from apem_fast.experiment.run.store import RunStore
+
+
+class _TimeLeft(ProgressColumn):
+    """From the mean speed of the whole run: steadier than rich's own window, as rays end in bursts."""
+
+    def render(self, task: Task) -> Text:
+        elapsed, work, total = task.elapsed or 0.0, task.completed, task.total or 0.0
+        if work <= 0 or elapsed < 2:
+            return Text("-:-- left", style="progress.remaining")
+        seconds = round(elapsed * (total - work) / work)
+        return Text(f"{seconds // 60}:{seconds % 60:02d} left", style="progress.remaining")
+
+
+class ConsoleProgress:
+    """Shows `RunProgress`: a live bar on a terminal, one line for each finished step elsewhere.
+
+    A context manager; call it with each state. A run of many processes shows the first one's share.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[explainer]:<16}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[images]}"),
+            TextColumn("{task.fields[doing]}"),
+            TextColumn("[cyan]{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            _TimeLeft(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("", explainer="", images="", doing="", rate="", total=None)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, state: RunProgress) -> None:
+        if state.finished:
+            self.progress.console.print(state.finished, highlight=False)
+        rate = state.probes / state.search_seconds if state.search_seconds > 0 else 0.0
+        if state.doing:
+            doing = state.doing
+        elif state.explaining:
+            doing = f"explaining image {min(state.images_done + 1, state.images_total)} of {state.images_total}"
+        else:
+            doing = f"{state.rays_done} of {state.rays_total} rays"
+        self.progress.update(
+            self.task,
+            completed=state.work,
+            total=state.work_total or None,
+            explainer=state.explainer,
+            images=_images(state),
+            doing=doing,
+            rate=f"{rate:.0f} probes/s" if rate else "",
+        )
+
+
+def _images(state: RunProgress) -> str:
+    if not state.images:
+        return ""
+    share = f" (process 1 of {state.ranks})" if state.ranks > 1 else ""
+    return f"{state.images_finished:,} of {state.images:,} images{share},"
+
+
+def left_out_lines(left_out: list[LeftOut], shown: int = 5) -> list[str]:
+    """The files that did not take part, a line for each of the first ones."""
+    if not left_out:
+        return []
+    count = f"{len(left_out):,} files were left out" if len(left_out) > 1 else "1 file was left out"
+    lines = [f"{count} (left-out.csv lists them):", *(f"  {one.path}: {one.reason}" for one in left_out[:shown])]
+    return lines + ([f"  and {len(left_out) - shown:,} more"] if len(left_out) > shown else [])
+
+
+def flagged_lines(store: RunStore) -> list[str]:
+    """One line where maps left no ray, with the reasons."""
+    results = store.results()
+    reasons = results.loc[results["flag"] != "", "flag"].value_counts() if len(results) else {}
+    if not len(reasons):
+        return []
+    reasons_text = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
+    return [
+        f"{int(reasons.sum()):,} of {len(results):,} maps could not be measured and count nowhere ({reasons_text})."
+    ]
+
+
+def summary_table(table: pandas.DataFrame) -> Table:
+    """The summary for a terminal, stage by stage, the best median of each stage in bold."""
+    shown = Table(
+        box=None, pad_edge=False, header_style="bold", title="APEM: epsilon+ less epsilon-", title_justify="left"
+    )
+    for column, (heading, _) in COLUMNS.items():
+        shown.add_column(heading, justify="left" if column == "name" else "right", no_wrap=True)
+    for number, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
+        if number:
+            shown.add_row()
+        shown.add_row(Text(stage, style="cyan"))
+        best = rows["median"].max()
+        for row in rows.to_dict("records"):
+            style = "bold" if row["median"] == best else ""
+            shown.add_row(*(text(row) for _, text in COLUMNS.values()), style=style)
+    return shown
+
+
+def totals_line(table: pandas.DataFrame) -> str:
+    """One sentence on what the run cost."""
+    sums = totals(table)
+    return (
+        f"{sums['probes']:,.0f} forward passes in {sums['seconds']:.0f} s; "
+        f"a scan of every grid point would have taken {sums['scan_probes']:,.0f} ({sums['saving']:.1f} times as many)"
+    )

@@ -1,0 +1,34 @@
+"""The command `apem-fast`. Each subcommand imports what it needs only when it runs: help does not wait for it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from apem_fast.cli import siamese
+from apem_fast.cli.evaluate import evaluate
+from apem_fast.cli.filter import filter_maps
+from apem_fast.cli.report import report
+
+app = typer.Typer(
+    name="apem-fast",
+    help="Measure how reliable visual explanations of a deep network are.",
+    epilog="Start with: apem-fast evaluate --output my-first-run",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(siamese.app, name="siamese")
+app.command()(evaluate)
+app.command("filter")(filter_maps)
+app.command()(report)
+
+
+def main() -> None:
+    """The entry point: as a program, not as a library."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it: the user's functions are found in the current folder
+    app(prog_name="apem-fast", args=sys.argv[1:])

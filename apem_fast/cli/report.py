@@ -1,0 +1,72 @@
+"""`apem-fast report`: the page of a run, with its statistics, figures and close-ups."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apem_fast.cli.common import STOPPED, device_named, user_errors
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that evaluate has written.")],
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Add the papers' tables, with their published numbers beside the run's.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The page to write.  [default: index.html in the run's folder]"
+        ),
+    ] = None,
+    images: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Show the first N images closely: perturbed, and margins along both rays."
+        ),
+    ] = 6,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    ] = "auto",
+) -> None:
+    """Write a run's page: statistics, figures, and the first images closely.
+
+    One HTML file that needs no network. The close-ups run the network again; they are kept in the run's folder, so
+    that the next report is quick.
+    """
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with user_errors("report"):
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from apem_fast.experiment.report.report import write_report
+        from apem_fast.experiment.run.store import RunStore
+
+        bar = Progress(
+            TextColumn("[bold]close-ups"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed} of {task.total} images"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        task = bar.add_task("", total=None, visible=False)
+        try:
+            with bar:
+                page = write_report(
+                    RunStore(run),
+                    images=images,
+                    paper=paper,
+                    output=output,
+                    device=device_named(device),
+                    progress=lambda done, total: bar.update(task, completed=done, total=total, visible=done < total),
+                )
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {run} keeps the close-ups that are done.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    console.print(f"The report: {page}", highlight=False, soft_wrap=True)

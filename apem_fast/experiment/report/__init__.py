@@ -1,0 +1,1 @@
+"""A run is shown: tables, statistics, figures and the page."""

@@ -1,0 +1,138 @@
+"""Close-ups of a run's first images: margins along the rays of each map, and what the network saw where it flipped.
+
+They need the network and the explainers again, so they are made for a few images only and kept in the run's folder:
+
+    closeups/EXPLAINER/IMAGE.json       by stage: {"minus": {...}, "plus": {...}}, see `_closeups_of`
+    closeups/EXPLAINER/STAGE/IMAGE.minus.png, .plus.png     the perturbed image at the flip
+    closeups/EXPLAINER/STAGE/IMAGE.minus-change.png, ...    how it differs from the photograph, amplified, around grey
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from PIL import Image
+from torch import Tensor
+
+from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.run.pictures import png_of
+from apem_fast.experiment.run.store import RunStore, file_name_of
+from apem_fast.explain import explainer_from
+from apem_fast.margin_curve import RayView
+from apem_fast.relevance import STAGES
+
+RAYS = ("minus", "plus")
+POINTS, TO_THE_FLIP = 8, 6
+"""Points of a curve beyond its start, and how many of them up to the flip: the curve goes a third beyond it."""
+
+
+def closeup_record(store: RunStore, explainer: str, image: str) -> Path:
+    return store.folder / "closeups" / file_name_of(explainer) / f"{image}.json"
+
+
+def closeup_picture(store: RunStore, explainer: str, stage: str, image: str, ray: str) -> Path:
+    return store.folder / "closeups" / file_name_of(explainer) / stage / f"{image}.{ray}.png"
+
+
+def read_closeup(store: RunStore, explainer: str, image: str) -> dict[str, Any]:
+    """By stage; empty where none was made."""
+    try:
+        return json.loads(closeup_record(store, explainer, image).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+
+
+def missing_closeups(store: RunStore, rows: pandas.DataFrame, images: list[str]) -> dict[str, list[str]]:
+    """For each image the explainers that have scored rows of it and no close-up of all their stages yet."""
+    missing = {}
+    for name in images:
+        scored = rows[rows["image"] == name].groupby("explainer", sort=False)["stage"].agg(set)
+        keys = [key for key, stages in scored.items() if stages - set(read_closeup(store, key, name))]
+        if keys:
+            missing[name] = keys
+    return missing
+
+
+def make_closeups(
+    store: RunStore,
+    network: Network,
+    rows: pandas.DataFrame,
+    images: list[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Make the close-ups of `images` that the run's folder lacks.
+
+    Args:
+        store: a run.
+        network: the run's network, on the device to use.
+        rows: the run's scored rows.
+        images: names of images.
+        progress: called with (images done, in all).
+    """
+    missing = missing_closeups(store, rows, images)
+    for done, (name, keys) in enumerate(missing.items()):
+        progress(done, len(missing))
+        of_image = rows[(rows["image"] == name) & rows["explainer"].isin(keys)]
+        _closeups_of(store, network, name, of_image.reset_index(drop=True))
+    progress(len(missing), len(missing))
+
+
+def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.DataFrame) -> None:
+    pixels = _pixels(store, name).to(next(network.model.parameters()).device)[None]
+    image = network.normalised(pixels)
+    maps = []
+    for key, part in rows.groupby("explainer", sort=False):
+        attribution = explainer_from(key)(network.model, image, None)
+        maps += [STAGES[stage](attribution, pixels, store.options.percentile) for stage in part["stage"]]
+    # All at once, so that the sign gradient is computed once: maps without channels are repeated for each channel.
+    view = RayView(
+        network.model,
+        image,
+        torch.cat([map_.expand(image.shape) for map_ in maps]),
+        image_of_map=torch.zeros(len(maps), dtype=torch.int64),
+    )
+    share = torch.arange(1, POINTS + 1, dtype=torch.float64) / TO_THE_FLIP
+    flips = {ray: torch.tensor(rows[f"epsilon_{ray}"].to_list(), dtype=torch.float64) for ray in RAYS}
+    curve = view.margins(*(flips[ray][:, None] * share for ray in RAYS))
+    with torch.no_grad():
+        clean = network.model(image)[0].double()
+    label = int(view.labels[0])
+    margin = float(clean[label] - torch.cat([clean[:label], clean[label + 1 :]]).max())
+    records: dict[str, dict[str, Any]] = {}
+    for ray in RAYS:
+        seen = view.perturbed(flips[ray], irrelevance=ray == "plus")
+        for i, (key, stage) in enumerate(zip(rows["explainer"], rows["stage"])):
+            with torch.no_grad():
+                prediction = network.categories[int(network.model(seen[i : i + 1]).argmax())]
+            perturbed = _pixels_of(network, seen[i])
+            change = perturbed - pixels[0]
+            gain = 0.5 / max(float(change.abs().quantile(0.99)), 1e-12)
+            store.write_file(closeup_picture(store, key, stage, name, ray), png_of(perturbed))
+            store.write_file(closeup_picture(store, key, stage, name, f"{ray}-change"), png_of(0.5 + gain * change))
+            records.setdefault(key, {}).setdefault(stage, {})[ray] = {
+                "epsilon": [0.0, *getattr(curve, f"epsilon_{ray}")[i].tolist()],
+                "margin": [margin, *getattr(curve, f"margin_{ray}")[i].tolist()],
+                "prediction": prediction,
+                "gain": gain,
+                "mean_change": float(change.abs().mean()),
+            }
+    for key, record in records.items():  # after its pictures: what has a record is complete
+        store.write_file(closeup_record(store, key, name), json.dumps(record) + "\n")
+
+
+def _pixels(store: RunStore, name: str) -> Tensor:
+    """(3, H, W) float32 in [0, 1]: what the run evaluated, exactly, as its pixels had 8 bits to begin with."""
+    with Image.open(store.photograph(name)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+
+
+def _pixels_of(network: Network, images: Tensor) -> Tensor:
+    """What `network.normalised` was given: pixels, but for rounding, and beyond [0, 1] where a perturbation led."""
+    mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (network.mean, network.std))
+    return images * std + mean

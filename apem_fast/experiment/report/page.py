@@ -1,0 +1,219 @@
+"""A run as one HTML page that needs no network and no other file: made from the store alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pandas
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
+from apem_fast.experiment.report.published import paper_tables
+from apem_fast.experiment.report.sections import Cell, Table, explainer_names, is_baseline, number, sections
+from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.report.summary import marked, summary, totals
+from apem_fast.experiment.run.pictures import coloured, data_uri
+from apem_fast.experiment.run.store import RunStore
+from apem_fast.relevance import STAGES
+
+MAP_SIDE, PHOTOGRAPH_SIDE, FILTER_SIDE = 160, 224, 1400
+"""Pixels: how wide and high pictures are inside the page; the files beside it have all of them."""
+
+
+def write_page(
+    store: RunStore, shown_images: int = 24, *, paper: bool = False, output: str | Path | None = None
+) -> Path:
+    """Write the page; returns its path.
+
+    Args:
+        store: a run with at least one finished explainer.
+        shown_images: how many images are shown with their maps, the first of the run. Those that have close-ups
+            (see `closeups`) show them.
+        paper: add the tables of P1 and P2, with their numbers beside the run's.
+        output: an HTML file; None for `index.html` in the run's folder.
+
+    Raises:
+        ValueError: the run has no finished results, or none with a score, or was written by another version.
+    """
+    rows, flagged = scored_rows(store)
+    if rows.empty:
+        raise ValueError(f"{store.folder} holds no map that could be measured: all {len(flagged)} are flagged")
+    table = summary(store)
+    environment = Environment(
+        loader=PackageLoader("apem_fast.experiment.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    correct = store.images()["correct"].astype("boolean")
+    page = environment.get_template("page.html").render(
+        data=_data(store, shown_images),
+        options=store.options,
+        made_with=store.record["made_with"],
+        explainers=store.record["explainers"],
+        stages=[STAGES[name] for name in store.options.stages],
+        table=[
+            row
+            | {"baseline": is_baseline(row["explainer"])}
+            | {f"{name}_text": marked(row, name).replace("-", "−") for name in ("median", "mean")}
+            | {f"{name}_range": _range(row, name) for name in ("median", "mean")}
+            for row in table.to_dict("records")
+        ],
+        best={stage: part["median"].max() for stage, part in table.groupby("stage")},
+        notes=_notes(store),
+        flagged=_flagged(store, flagged),
+        totals=totals(table),
+        duration=_duration(totals(table)["seconds"]),
+        findings=_findings(table),
+        image_count=len(store.images()),
+        correct_count=int(correct.sum()),
+        truth_known=bool(correct.notna().any()),
+        sections=sections(store, rows),
+        papers=paper_tables(rows, store.options.network) if paper else [],
+        filtered=_filtered(store),
+    )
+    return store.write_file(Path(output) if output is not None else store.folder / "index.html", page)
+
+
+def _findings(table: pandas.DataFrame) -> list[str]:
+    """What the table says, in sentences: who scores highest, how the baselines do, and what readability costs."""
+    stages = list(dict.fromkeys(table["stage"]))
+    first = table[table["stage"] == stages[0]]
+    best = first.loc[first["median"].idxmax()]
+    sentences = [f"At the {stages[0]} stage {best['name']} has the highest median score, {number(best['median'])}."]
+    baselines = first[[is_baseline(key) for key in first["explainer"]]]
+    if len(baselines) and len(baselines) < len(first):
+        low, high = baselines["median"].min(), baselines["median"].max()
+        span = f"score {number(low)}" if low == high else f"score between {number(low)} and {number(high)}"
+        sentences.append(f"The baselines, which know nothing of the network, {span}.")
+    if len(stages) > 1:
+        medians = table[table["explainer"] == best["explainer"]].set_index("stage")["median"]
+        course = ", ".join(f"{number(medians[stage])} at {stage}" for stage in stages if stage in medians)
+        sentences.append(f"{best['name']}, stage by stage: {course}.")
+    return sentences
+
+
+def _range(row: dict[str, Any], name: str) -> str:
+    """Between what the exact value lies, where censoring hides it."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low == high:
+        return ""
+    if low == float("-inf"):
+        return "any value is possible" if high == float("inf") else f"at most {number(high)}"
+    return f"at least {number(low)}" if high == float("inf") else f"between {number(low)} and {number(high)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 600 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+def _notes(store: RunStore) -> list[str]:
+    """What is to be known of the choice of images."""
+    chosen, left_out = store.selection(), store.left_out()
+    notes = [chosen.note] if chosen is not None and chosen.note else []
+    return notes + ([f"Files left out (left-out.csv lists them): {len(left_out):,}."] if left_out else [])
+
+
+def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
+    """How many maps have no ray, and why, by explainer."""
+    if flagged.empty:
+        return []
+    reasons = flagged["flag"].fillna("") if "flag" in flagged else pandas.Series("", flagged.index)
+    counts = flagged.assign(reason=reasons.where(reasons != "", "no score")).value_counts(["explainer", "reason"])
+    names = explainer_names(store)
+    return [f"{names[explainer]}: {count} ({reason})" for (explainer, reason), count in counts.items()]
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
+    """What the page's script shows: images, explainers, stages, and each map with its numbers and its close-up."""
+    images = store.images().head(shown_images)
+    images = images[[store.photograph(name).exists() for name in images["image"]]]  # a big run keeps only the first
+    results = store.results()
+    results = results[results["image"].isin(images["image"])]
+    names = explainer_names(store)
+    maps: dict[str, Any] = {}
+    for row in results.to_dict("records"):
+        path = store.map(row["image"], row["explainer"], row["stage"])
+        if not path.exists():
+            continue
+        with Image.open(path) as picture:
+            source = data_uri(coloured(picture), MAP_SIDE)
+        entry = {"map": source, "flag": row.get("flag") or ""}
+        if row["score"] == row["score"]:  # a flagged map has no numbers
+            entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
+            entry |= {name: bool(row[name]) for name in ("flipped_minus", "flipped_plus")}
+            entry["rays"] = _rays(store, row["explainer"], row["stage"], row["image"])
+        maps.setdefault(row["image"], {}).setdefault(row["explainer"], {})[row["stage"]] = entry
+    return {
+        "max_epsilon": store.options.max_epsilon,
+        "step": store.options.step,
+        "stages": [{"name": name, "title": STAGES[name].title} for name in store.options.stages],
+        "explainers": [
+            {"key": key, "name": names[key]} for key in store.options.explainers if key in set(results["explainer"])
+        ],
+        "images": [_image(store, row) for row in images.to_dict("records")],
+        "maps": maps,
+    }
+
+
+def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, Any] | None:
+    """The close-up of one map: by ray, its margin curve, the prediction at the flip and two small pictures."""
+    record = read_closeup(store, explainer, image).get(stage)
+    if record is None:
+        return None
+    rays = {}
+    for ray in RAYS:
+        rays[ray] = {name: record[ray][name] for name in ("epsilon", "margin", "prediction", "gain", "mean_change")}
+        for name, which in (("perturbed", ray), ("change", f"{ray}-change")):
+            with Image.open(closeup_picture(store, explainer, stage, image, which)) as picture:
+                rays[ray][name] = data_uri(picture.convert("RGB"), MAP_SIDE, quality=60)
+    return rays
+
+
+def _image(store: RunStore, row: dict[str, Any]) -> dict[str, Any]:
+    with Image.open(store.photograph(row["image"])) as picture:
+        photograph = data_uri(picture.convert("RGB"), PHOTOGRAPH_SIDE, quality=85)
+    fields = {name: row[name] for name in ("image", "subject", "source", "prediction", "confidence")}
+    correct = None if pandas.isna(row["correct"]) else bool(row["correct"])
+    loss = row.get("loss")
+    return fields | {
+        "photograph": photograph,
+        "correct": correct,
+        "truth": row.get("truth") or "",
+        "loss": None if loss is None or pandas.isna(loss) else loss,
+    }
+
+
+# -- the filter ------------------------------------------------------------------------------------------------------
+
+
+def _filtered(store: RunStore) -> dict[str, Any] | None:
+    """What `apem-fast filter` left in the run's folder: its picture and its table."""
+    folder = store.folder / "filter"
+    if not (folder / "filtered.png").exists():
+        return None
+    with Image.open(folder / "filtered.png") as picture:
+        picture = data_uri(picture.convert("RGB"), FILTER_SIDE, quality=85)
+    lines = []
+    if (folder / "filtered.csv").exists():
+        with open(folder / "filtered.csv", newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    columns, lines = (lines[0], lines[1:]) if lines else ([], [])
+    cells = tuple(tuple(map(_filter_cell, line)) for line in lines)
+    return {"picture": picture, "table": Table(tuple(name.replace("_", " ") for name in columns), cells)}
+
+
+def _filter_cell(text: str) -> Cell:
+    try:
+        value = float(text)
+    except ValueError:
+        return Cell(text)
+    return Cell(f"{round(value, 3):,.12g}".replace("-", "−"), value)

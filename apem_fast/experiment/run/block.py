@@ -1,0 +1,350 @@
+"""One block of images: read, described, explained and measured, a shard for each explainer.
+
+The images of a block share their sign gradients, and an explainer's maps of all stages share one search. A map that
+leaves no ray gets a row that says so, and stops nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.experiment.run.columns import MEASURES, Explained
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.pictures import png_of
+from apem_fast.experiment.run.progress import ProgressKeeper
+from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
+from apem_fast.explain import Explainer
+from apem_fast.explain.explainer import NotFiniteError
+from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
+from apem_fast.relevance import STAGES
+
+EXPECTED_PASSES_PER_RAY = 6.0
+"""For the estimate of the time left only."""
+
+ImageProgress = Callable[[int, int], None]
+"""Called with (images explained, images in all)."""
+
+NAN = float("nan")
+
+
+def expected_passes(explainer: Explainer, images: int, options: RunOptions) -> float:
+    """Forward passes that one explainer on so many images is expected to take."""
+    rays = 2 * images * len(options.stages) * (1 + options.shuffles)
+    return explainer.passes_per_image * images + EXPECTED_PASSES_PER_RAY * rays
+
+
+class Block:
+    """A few images in memory: their pixels, labels and sign gradients.
+
+    Args:
+        number: of the block within the run.
+        photographs: its images.
+        options, network, store: of the run.
+        device: where the network is.
+        progress: is told of every advance.
+        before: the evaluator of an earlier block, whose batches and graphs are used on.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        photographs: Sequence[Photograph],
+        options: RunOptions,
+        network: Network,
+        store: RunStore,
+        device: str,
+        progress: ProgressKeeper,
+        before: Evaluator | None = None,
+    ):
+        self.number, self.options, self.network, self.store, self.progress = number, options, network, store, progress
+        self.photographs, pixels = self.read(photographs)
+        self.evaluator: Evaluator | None = None
+        if self.photographs:
+            self.pixels = torch.stack(pixels).to(device)
+            self.images = network.normalised(self.pixels)
+            self.evaluator = self.evaluator_of(self.images, before)
+            self.labels = self.evaluator.labels
+
+    def evaluator_of(self, images: Tensor, before: Evaluator | None) -> Evaluator:
+        if before is not None and before.images.shape[1:] == images.shape[1:]:
+            return before.on(images)
+        o = self.options
+        return Evaluator(
+            self.network.model,
+            images,
+            max_epsilon=o.max_epsilon,
+            step=o.step,
+            search=o.search,
+            batch_size=o.batch_size,
+            precision=o.precision,
+            compile=o.compile,
+        )
+
+    def read(self, photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Tensor]]:
+        """The images that can be read, which are the same ones each time, and their pixels."""
+        described = self.store.has(self.number, IMAGES)
+        known = set(self.store.read(self.number, IMAGES)["image"]) if described else set()
+        readable, pixels, left_out = [], [], []
+        for one in photographs:
+            if described and one.name not in known:
+                continue
+            try:
+                pixels.append(self.network.pixels(one.open()))
+            except OSError as error:
+                if described:
+                    raise ValueError(
+                        f"{one.path} could be read when the run began, and cannot be now ({error})"
+                    ) from None
+                left_out.append({"path": one.source, "reason": str(error)})
+            else:
+                readable.append(one)
+        if left_out:
+            self.store.write(self.number, LEFT_OUT, left_out)
+        return readable, pixels
+
+    def evaluate(self, explainers: Mapping[str, Explainer]) -> None:
+        """Write the block's missing shards: of its images, and of these explainers."""
+        if not self.store.has(self.number, IMAGES):
+            self.store.write(self.number, IMAGES, self.describe_images())
+        for key, explainer in explainers.items():
+            if self.photographs:
+                self.step(key, explainer)
+            else:
+                self.store.write(self.number, key, [])
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    def pictured(self, n: int) -> bool:
+        """Whether the pictures of the block's n-th image are kept."""
+        limit = self.options.pictures
+        return limit is None or self.number * self.options.block + n < limit
+
+    def describe_images(self) -> list[dict[str, Any]]:
+        network, store = self.network, self.store
+        rows = []
+        for n, photograph in enumerate(self.photographs):
+            if self.pictured(n):
+                store.write_file(store.photograph(photograph.name), png_of(self.pixels[n]))
+            log_probability = self.evaluator.logits[n].double().log_softmax(0)
+            label, accepted = int(self.labels[n]), network.accepted(photograph)
+            rows.append(
+                {
+                    "image": photograph.name,
+                    "subject": photograph.subject,
+                    "source": photograph.source,
+                    "label": label,
+                    "prediction": network.categories[label],
+                    "confidence": float(log_probability[label].exp()),
+                    "correct": label in accepted if accepted else None,
+                    "loss": -float(log_probability[accepted[0]]) if accepted else NAN,
+                    "truth": network.categories[accepted[0]] if accepted else "",
+                    "truth_label": accepted[0] if accepted else -1,
+                }
+            )
+        return rows
+
+    # -- one explainer -------------------------------------------------------------------------------------------
+
+    def step(self, key: str, explainer: Explainer) -> None:
+        options, progress, count = self.options, self.progress, len(self.photographs)
+        before = progress.state
+        explaining = explainer.passes_per_image * count
+        expected = expected_passes(explainer, count, options)
+
+        def explained(images_done: int, images_total: int) -> None:
+            work = before.work + explainer.passes_per_image * images_done
+            progress.update(images_done=images_done, images_total=images_total, work=work)
+
+        progress.update(doing="", explainer=explainer.name, explaining=True, images_done=0, images_total=count)
+        started = time.perf_counter()
+        maps, flags = self.maps(explainer, explained)
+        attribution_seconds = time.perf_counter() - started
+
+        rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)
+        searching = EXPECTED_PASSES_PER_RAY * 2 * count * len(options.stages)
+        progress.update(explaining=False, rays_done=0, rays_total=rays, work=before.work + explaining)
+        started = time.perf_counter()
+
+        def searched(rays_done: int, rays_total: int, probes: int) -> None:
+            # Rays end together, so probes tell more of the way than finished rays do.
+            share = max(rays_done / rays_total, min(0.95, probes / searching)) if rays_total else 1.0
+            progress.update(
+                rays_done=rays_done,
+                rays_total=rays_total,
+                probes=before.probes + probes,
+                search_seconds=before.search_seconds + time.perf_counter() - started,
+                work=before.work + explaining + share * searching,
+            )
+
+        measurable = with_stand_ins(maps, flags)
+        results = self.evaluator.apem(measurable, progress=searched) if measurable else {}
+        search_seconds = time.perf_counter() - started
+        shuffles = self.shuffle(measurable, before.work + explaining + searching, before.work + expected)
+        rows = self.rows(key, flags, results, attribution_seconds, search_seconds)
+        self.add_shuffles(rows, shuffles, results)
+        self.add_measures(rows, measurable, explainer)
+        for stage, relevance in maps.items():
+            self.save_maps(key, stage, relevance)
+        self.store.write(self.number, key, rows)
+
+        probes = sum(row["probes"] for row in rows)
+        more = f" and {probes_of(shuffles):,} for {_count(options.shuffles, 'shuffle')}" if options.shuffles else ""
+        progress.update(
+            work=before.work + expected,
+            probes=before.probes + probes + probes_of(shuffles),
+            search_seconds=before.search_seconds + time.perf_counter() - started,
+            finished=(
+                f"{explainer.name}: {_count(count, 'image')} at {_count(len(maps), 'stage')}, {rays} rays, "
+                f"{probes:,} forward passes{more}, {attribution_seconds + time.perf_counter() - started:.1f} s"
+            ),
+        )
+
+    def maps(self, explainer: Explainer, explained: ImageProgress) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
+        attribution, failed = self.attribution(explainer, explained)
+        maps = {name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages}
+        flags = {
+            name: ["the attribution has NaN or infinity" if bad else flag for bad, flag in zip(failed, flags_of(map_))]
+            for name, map_ in maps.items()
+        }
+        return maps, flags
+
+    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[bool]]:
+        """The attribution, and of which images there is none because it did not come out finite: it is 0 there."""
+        model, images, labels = self.network.model, self.images, self.labels
+        try:
+            return explainer(model, images, labels, progress=explained), [False] * len(images)
+        except NotFiniteError:
+            attributions, failed = [], []
+        for n in range(len(images)):
+            try:
+                attributions.append(explainer(model, images[n : n + 1], labels[n : n + 1]))
+                failed.append(False)
+            except NotFiniteError:
+                attributions.append(torch.zeros_like(images[n : n + 1]))
+                failed.append(True)
+        return torch.cat(attributions), failed
+
+    def shuffle(self, maps: Mapping[str, Tensor], work: float, work_after: float) -> dict[str, ShuffledEpsilons]:
+        options, progress = self.options, self.progress
+        if not options.shuffles or not maps:
+            return {}
+        before, started = progress.state, time.perf_counter()
+        found: dict[str, ShuffledEpsilons] = {}
+
+        def measured(rays_done: int, rays_total: int, probes: int) -> None:
+            share = (len(found) + rays_done / rays_total) / len(maps)
+            progress.update(
+                doing=f"{rays_done} of {rays_total} rays of shuffled maps",
+                probes=before.probes + probes_of(found) + probes,
+                search_seconds=before.search_seconds + time.perf_counter() - started,
+                work=work + share * (work_after - work),
+            )
+
+        for stage, relevance in maps.items():
+            found[stage] = shuffled_epsilons(
+                self.evaluator, relevance, shuffles=options.shuffles, seed=options.seed, progress=measured
+            )
+        return found
+
+    def save_maps(self, key: str, stage: str, relevance: Tensor) -> None:
+        for n, (photograph, map_) in enumerate(zip(self.photographs, relevance)):
+            if self.pictured(n):
+                self.store.write_file(self.store.map(photograph.name, key, stage), png_of(map_))
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def rows(
+        self,
+        key: str,
+        flags: Mapping[str, Sequence[str]],
+        results: Mapping[str, ApemResult],
+        attribution_seconds: float,
+        search_seconds: float,
+    ) -> list[dict[str, Any]]:
+        """A row for each stage and image. Times are shared out so that sums over rows are the times that passed: the
+        explanation's equally, the search's by forward passes."""
+        rows = []
+        for stage, of_stage in flags.items():
+            for n, (photograph, flag) in enumerate(zip(self.photographs, of_stage)):
+                row: dict[str, Any] = {"image": photograph.name, "explainer": key, "stage": stage}
+                row |= dict.fromkeys(("epsilon_minus", "epsilon_plus", "score"), NAN)
+                row |= {"flipped_minus": False, "flipped_plus": False, "probes": 0, "scan_probes": 0}
+                if not flag:
+                    row |= self.measured(results[stage], n)
+                row["attribution_seconds"] = attribution_seconds / (len(self.photographs) * len(flags))
+                rows.append(row | {"flag": flag})
+        all_probes = sum(row["probes"] for row in rows)
+        for row in rows:
+            row["search_seconds"] = search_seconds * row["probes"] / max(all_probes, 1)
+        return rows
+
+    def measured(self, result: ApemResult, n: int) -> dict[str, Any]:
+        names = ("epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
+        row = {name: getattr(result, name)[n].item() for name in names}
+        # The scan tries every grid point from the first up to the flip, or to the end.
+        step = self.options.step
+        return row | {"scan_probes": round(row["epsilon_minus"] / step) + round(row["epsilon_plus"] / step)}
+
+    def add_shuffles(
+        self, rows: list[dict[str, Any]], shuffles: Mapping[str, ShuffledEpsilons], results: Mapping[str, ApemResult]
+    ) -> None:
+        if not self.options.shuffles:
+            return
+        names = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
+        for i, row in enumerate(rows):
+            n, stage = i % len(self.photographs), row["stage"]
+            if row["flag"]:
+                values, normalised = (NAN, NAN, False, False, 0), NAN
+            else:
+                values = tuple(getattr(shuffles[stage], name)[n].item() for name in names)
+                normalised = shuffles[stage].normalised_score(results[stage])[n].item()
+            row |= {f"shuffled_{name}": value for name, value in zip(names, values)} | {"score_norm": normalised}
+
+    def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor], explainer: Explainer) -> None:
+        model, percentile = self.network.model, self.options.percentile
+        for name in self.options.measures:
+            values = {
+                stage: MEASURES[name](
+                    Explained(
+                        model, self.images, self.pixels, self.labels, explainer, STAGES[stage], percentile, relevance
+                    )
+                )
+                for stage, relevance in maps.items()
+            }
+            for i, row in enumerate(rows):
+                row[name] = NAN if row["flag"] else float(values[row["stage"]][i % len(self.photographs)])
+
+
+def flags_of(relevance: Tensor) -> list[str]:
+    """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
+    low, high = relevance.amin(dim=(1, 2, 3)), relevance.amax(dim=(1, 2, 3))
+    words = {0.0: "the map is 0 throughout", 1.0: "the map is 1 throughout"}
+    return [words.get(least, "") if least == most else "" for least, most in zip(low.tolist(), high.tolist())]
+
+
+def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """Maps that can all be measured: one half throughout in the place of each flagged one, whose results are then not
+    used. Sets in which all are flagged are left out."""
+    stood_in = {}
+    for name, map_ in maps.items():
+        flagged = torch.tensor([bool(flag) for flag in flags[name]], device=map_.device)
+        if not bool(flagged.all()):
+            stood_in[name] = map_.masked_fill(flagged[:, None, None, None], 0.5) if bool(flagged.any()) else map_
+    return stood_in
+
+
+def probes_of(shuffles: Mapping[str, ShuffledEpsilons]) -> int:
+    return sum(int(one.probes.sum()) for one in shuffles.values())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,66 @@
+"""Measures of an explanation other than APEM: an optional column each of a run's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast.explain import Explainer
+from apem_fast.measures import continuity, selectivity
+from apem_fast.relevance import Stage
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A block of images, and one explainer's maps of them at one stage.
+
+    A map that leaves no ray is replaced by one half throughout; its value does not reach the results.
+    """
+
+    model: nn.Module
+    images: Tensor  # (N, C, H, W), as the model receives them
+    pixels: Tensor  # (N, C, H, W) in [0, 1]
+    labels: Tensor  # (N,) int64: the predictions
+    explainer: Explainer
+    stage: Stage
+    percentile: float | None
+    relevance: Tensor  # (N, 1 or C, H, W) in [0, 1]
+
+
+Measure = Callable[[Explained], Tensor]
+"""One value an image, (N,)."""
+
+
+def _selectivity(explained: Explained) -> Tensor:
+    """The area under the curve of P2 Algorithm 1, features taken away in 100 parts."""
+    return selectivity(explained.model, explained.images, explained.relevance, labels=explained.labels).area
+
+
+def _continuity(explained: Explained) -> Tensor:
+    """The most a map changes around an image, for the distance (P2 section 2.3.1), over three neighbours. At the stage
+    that multiplies by the image, the neighbours' maps are multiplied by the image too."""
+    found = []
+    for n in range(len(explained.images)):
+
+        def relevance(attribution: Tensor, pixels: Tensor = explained.pixels[n : n + 1]) -> Tensor:
+            return explained.stage(attribution, pixels.expand_as(attribution), explained.percentile)
+
+        result = continuity(
+            explained.model,
+            explained.images[n : n + 1],
+            explained.explainer,
+            labels=explained.labels[n : n + 1],
+            neighbours=NEIGHBOURS,
+            relevance=relevance,
+        )
+        found.append(result.continuity)
+    return torch.cat(found)
+
+
+NEIGHBOURS = 3
+
+MEASURES: dict[str, Measure] = {"selectivity": _selectivity, "continuity": _continuity}
+"""By name, which is also the column's."""

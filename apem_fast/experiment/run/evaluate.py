@@ -1,0 +1,159 @@
+"""The runner: from options to a folder of finished results, in steps that are not done twice.
+
+One step is one explainer on one block of images. Its shard is written when all of it is done. So a run can be stopped
+at any moment, continued with the same options, dealt out to many processes, and extended with more explainers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from apem_fast.experiment.inputs.image_folders import ImageSet
+from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.experiment.inputs.selection import Selection, select
+from apem_fast.experiment.run.block import Block, expected_passes
+from apem_fast.experiment.run.inputs import inputs_of
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
+from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.store import IMAGES, RunStore
+from apem_fast.explain import explainer_from
+
+Missing = list[tuple[int, list[str]]]
+"""The blocks that are not finished, each with the keys of the explainers whose shards it lacks."""
+
+
+def evaluate(
+    options: RunOptions,
+    folder: str | Path,
+    *,
+    progress: Callable[[RunProgress], None] | None = None,
+) -> RunStore:
+    """Do what `options` ask, except for what `folder` already holds.
+
+    Under torchrun, the blocks of images are dealt out to the processes in turn; each returns when all are done.
+
+    Args:
+        options: of the run.
+        folder: missing, empty, or of a run with the same options.
+        progress: called often, from this thread, with this process's share; an exception it raises stops the run,
+            which can be continued.
+
+    Returns:
+        The store: `.results()` is a data frame with a row for each image, explainer and stage.
+
+    Raises:
+        ValueError: an unknown network, images or truths that do not fit it, a folder that cannot be written, a run
+            with other options.
+        FileNotFoundError: a package that the network or the photographs come from is missing.
+    """
+    with torchrun_ranks() as ranks:
+        run = _Run(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count))
+        # Else many processes would all claim memory on the first GPU beside that on their own.
+        with torch.cuda.device(run.device) if run.device != "cpu" else nullcontext():
+            return run.run()
+
+
+class _Run:
+    def __init__(self, options: RunOptions, folder: Path, ranks: Ranks, progress: ProgressKeeper):
+        self.options, self.folder, self.ranks, self.progress = options, folder, ranks, progress
+        self.device = ranks.device(options.device)
+        self.explainers = {key: explainer_from(key) for key in options.explainers}
+
+    def run(self) -> RunStore:
+        ranks = self.ranks
+        self.progress.update(doing="reading images")
+        network, images = ranks.all_do(lambda: inputs_of(self.options, self.device))
+        digests = {"network": network.digest, "images": images.digest}
+        of_first = ranks.first_does(lambda: digests)
+        ranks.all_do(lambda: require_same(digests, of_first))
+        with ExitStack() as stack:
+            names, missing = ranks.first_does(lambda: self.plan(network, images, digests, stack))
+            store = RunStore(self.folder)
+            try:
+                self.work(network, images, names, ranks.share(missing), store)
+            except ValueError as error:
+                if ranks.count > 1:
+                    raise RankFailed(f"process {ranks.rank} of {ranks.count}: {error}") from error
+                raise
+            if ranks.count > 1:
+                self.progress.update(doing="waiting for the other processes")
+                ranks.wait_for_all()
+        return store
+
+    def plan(
+        self, network: Network, images: ImageSet, digests: dict[str, str], stack: ExitStack
+    ) -> tuple[tuple[str, ...], Missing]:
+        """The names of the images that take part, and what is to be done; the folder is claimed until `stack` ends."""
+        options = self.options
+        store = RunStore.for_run(self.folder, options, digests)
+        stack.enter_context(store.claimed())
+        selection = store.selection()
+        if selection is None:
+            try:
+                selection = self.selected(network, images)
+            except ValueError:
+                store.discard()
+                raise
+            store.write_selection(selection)
+        missing = []
+        for number in range(-(-len(selection.names) // options.block)):
+            keys = [key for key in self.explainers if not store.has(number, key)]
+            if keys or not store.has(number, IMAGES):
+                missing.append((number, keys))
+        return selection.names, missing
+
+    def selected(self, network: Network, images: ImageSet) -> Selection:
+        def looked(chosen: int, looked_at: int) -> None:
+            self.progress.update(doing=f"choosing images: {chosen:,} of {looked_at:,} looked at")
+
+        options = self.options
+        selection = select(
+            images.photographs,
+            network,
+            self.device,
+            selection=options.selection,
+            count=options.count,
+            seed=options.seed,
+            progress=looked,
+        )
+        return replace(selection, left_out=images.left_out + selection.left_out)
+
+    def work(self, network: Network, images: ImageSet, names: Sequence[str], missing: Missing, store: RunStore) -> None:
+        options, progress, size = self.options, self.progress, self.options.block
+        photograph: dict[str, Photograph] = {one.name: one for one in images.photographs}
+        blocks = {
+            number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing
+        }
+        total = sum(
+            expected_passes(self.explainers[key], len(blocks[number]), options)
+            for number, keys in missing
+            for key in keys
+        )
+        progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
+        evaluator = None
+        for number, keys in missing:
+            before = progress.state
+            progress.update(doing="sign gradients")
+            block = Block(number, blocks[number], options, network, store, self.device, progress, evaluator)
+            evaluator = block.evaluator or evaluator
+            block.evaluate({key: self.explainers[key] for key in keys})
+            # Files that could not be read have taken no work.
+            expected = sum(expected_passes(self.explainers[key], len(blocks[number]), options) for key in keys)
+            progress.update(images_finished=before.images_finished + len(blocks[number]), work=before.work + expected)
+
+
+def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:
+    """A function that builds a network from random numbers may build another one in every process."""
+    for name, digest in of_first.items():
+        if digest != digests[name]:
+            raise ValueError(f"{name}: every process must have the same (got another than the first process has)")
+
+
+__all__ = ["RunProgress", "evaluate"]

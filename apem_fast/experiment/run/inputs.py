@@ -1,0 +1,28 @@
+"""What a run works on: its network and its images, from its options alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from apem_fast.experiment.inputs.classes import Classes, with_class_file
+from apem_fast.experiment.inputs.image_folders import ImageSet, image_set
+from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.run.options import RunOptions
+
+
+def inputs_of(options: RunOptions, device: str | torch.device) -> tuple[Network, ImageSet]:
+    """The network on `device`, and all images that the run chooses from.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence: an unknown network, weights or images that do not fit it, a missing
+            package.
+    """
+    network = load_network(options.network, device, options.weights)
+    classes = Classes(network.categories)
+    if options.classes is not None:
+        classes = with_class_file(network.categories, options.classes)
+        network = replace(network, categories=classes.categories)
+    images = image_set(options.images, options.ground_truth, classes)
+    return network, replace(images, photographs=images.photographs[: options.limit])

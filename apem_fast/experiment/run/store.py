@@ -1,0 +1,290 @@
+"""A run on disk: options and versions, one Parquet shard for each block of images and explainer, pictures and maps.
+
+    run.json                          options, versions, the explainers' options, digests of the network and the images
+    selection.json                    the images that take part, in order; block 0 is the first of them
+    shards/00000.images.parquet       what is known of each image of block 0
+    shards/00000.gradient.parquet     the results of one explainer on block 0: a row for each image and stage
+    shards/00000.left-out.parquet     files of block 0 that could not be read, if there are any
+    photographs/NAME.png, maps/EXPLAINER/STAGE/NAME.png
+
+Every file is written whole and renamed into place, a shard after its maps: what is there is complete, and a run that
+was killed at any moment continues with the shards that are missing. A shard belongs to one process of the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow
+import pyarrow.parquet
+
+from apem_fast.experiment.inputs.image_folders import LeftOut
+from apem_fast.experiment.inputs.selection import Selection
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.provenance import provenance
+from apem_fast.explain import explainer_from
+
+IMAGES, LEFT_OUT = "images", "left-out"
+
+_TEXT, _NUMBER, _INTEGER = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+_COLUMNS = {  # so that a block of images of unknown classes, or of none at all, has the columns of any other
+    IMAGES: pyarrow.schema(
+        {
+            "image": _TEXT,
+            "subject": _TEXT,
+            "source": _TEXT,
+            "label": _INTEGER,
+            "prediction": _TEXT,
+            "confidence": _NUMBER,
+            "correct": pyarrow.bool_(),
+            "loss": _NUMBER,
+            "truth": _TEXT,
+            "truth_label": _INTEGER,
+        }
+    ),
+    LEFT_OUT: pyarrow.schema({"path": _TEXT, "reason": _TEXT}),
+}
+
+
+def file_name_of(key: str) -> str:
+    """An explainer's key as part of a file name, on any system; different for different keys."""
+    name = re.sub(r"[^\w.=+-]", ",", key, flags=re.ASCII)
+    if name == key.replace(":", ","):
+        return name
+    return f"{name}.{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
+
+
+class RunStore:
+    """The folder of one run."""
+
+    def __init__(self, folder: str | Path):
+        """Open a run that exists.
+
+        Raises:
+            ValueError: there is no run in this folder, or its record cannot be read.
+        """
+        self.folder = Path(folder)
+        try:
+            self.record: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
+            self.options = RunOptions.from_record(self.record["options"])
+        except FileNotFoundError:
+            raise ValueError(f"{self.folder} holds no run (there is no run.json in it)") from None
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{self.folder / 'run.json'} cannot be read as a run's record ({error})") from None
+
+    @classmethod
+    def for_run(cls, folder: str | Path, options: RunOptions, digests: Mapping[str, str]) -> RunStore:
+        """Start a run in an empty or missing folder, or continue the run of the same options that it holds.
+
+        Args:
+            folder: of the run.
+            options: of the run.
+            digests: of what the options name without fixing it, "network" and "images": they must not have changed.
+
+        Raises:
+            ValueError: the folder holds something else, a run with other options or versions, or cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "run.json").exists():
+                store = cls(folder)
+                store._continue_with(options, digests)
+                return store
+            if any(path.name != _neighbour(folder / "run.json").name for path in folder.iterdir()):
+                raise ValueError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
+            _write(folder / "run.json", _json(_record(options) | {"digests": dict(digests)}))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
+        return cls(folder)
+
+    def _continue_with(self, options: RunOptions, digests: Mapping[str, str]) -> None:
+        for name, (ours, theirs) in options.conflicts(self.options).items():
+            raise ValueError(
+                f"{self.folder} holds a run with {name}={_plain(theirs)}, not {_plain(ours)}; "
+                f"choose another folder, or the same options to continue that run"
+            )
+        for name, digest in digests.items():
+            if digest != self.record.get("digests", {}).get(name):
+                raise ValueError(
+                    f"{self.folder} holds a run with the same {name}={getattr(options, name)} as it was before; it has "
+                    f"changed since, so choose another folder, or undo the change to continue that run"
+                )
+        record = _record(options)
+        own, other = (
+            record["made_with"]["packages"].get("apem_fast"),
+            self.record["made_with"]["packages"].get("apem_fast"),
+        )
+        if own != other:
+            raise ValueError(
+                f"{self.folder} holds a run of apem_fast {other}, and this is {own}; choose another folder"
+            )
+        self.record["explainers"] |= record["explainers"]
+        self.record["options"]["explainers"] = list(self.record["explainers"])
+        _write(self.folder / "run.json", _json(self.record))
+        self.options = RunOptions.from_record(self.record["options"])
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for one run at a time; the claim ends with the process, however that ends.
+
+        Raises:
+            ValueError: another process works in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # not a system that can
+            yield
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another run is at work in {self.folder}") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    def selection(self) -> Selection | None:
+        """The images that take part, once they are chosen."""
+        try:
+            record = json.loads((self.folder / "selection.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        return Selection(tuple(record["images"]), tuple(LeftOut(*one) for one in record["left_out"]), record["note"])
+
+    def discard(self) -> None:
+        """Forget a run that never came to choose its images."""
+        (self.folder / "run.json").unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def write_selection(self, selection: Selection) -> None:
+        record = {
+            "images": list(selection.names),
+            "left_out": [astuple(one) for one in selection.left_out],
+            "note": selection.note,
+        }
+        _write(self.folder / "selection.json", _json(record))
+
+    def left_out(self) -> list[LeftOut]:
+        """The files that did not take part, and why."""
+        chosen = self.selection()
+        unreadable = self._read_all(LEFT_OUT).to_dict("records")
+        return [*(chosen.left_out if chosen else ()), *(LeftOut(**row) for row in unreadable)]
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def _shard(self, block: int, key: str) -> Path:
+        return self.folder / "shards" / f"{block:05d}.{file_name_of(key)}.parquet"
+
+    def has(self, block: int, key: str) -> bool:
+        """Whether this shard is there and whole."""
+        try:
+            pyarrow.parquet.read_metadata(self._shard(block, key))
+        except (FileNotFoundError, pyarrow.ArrowInvalid):
+            return False
+        return True
+
+    def write(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
+        """Write one shard whole."""
+        sink = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_COLUMNS.get(key)), sink)
+        _write(self._shard(block, key), sink.getvalue().to_pybytes())
+
+    def read(self, block: int, key: str) -> pandas.DataFrame:
+        return pyarrow.parquet.ParquetFile(self._shard(block, key)).read().to_pandas()
+
+    def _read_all(self, key: str) -> pandas.DataFrame:
+        blocks = sorted((self.folder / "shards").glob(f"{'[0-9]' * 5}.{file_name_of(key)}.parquet"))
+        numbers = [int(path.name.split(".")[0]) for path in blocks]
+        return _joined(self.read(number, key) for number in numbers if self.has(number, key))
+
+    def images(self) -> pandas.DataFrame:
+        """One row for each image: what it is called, what it shows and what the network says.
+
+        `correct` is nullable, and missing where it is not known what the image shows; `loss` is then nan, `truth`
+        empty and `truth_label` -1.
+        """
+        images = self._read_all(IMAGES)
+        return images.astype({"correct": "boolean"}) if len(images) else images
+
+    def results(self) -> pandas.DataFrame:
+        """One row for each image, explainer and stage that is done, explainers in the order they were asked for.
+
+        Rows with a `flag` have no epsilons; it says why.
+        """
+        return _joined(self._read_all(key) for key in self.options.explainers)
+
+    # -- pictures ------------------------------------------------------------------------------------------------
+
+    def photograph(self, image: str) -> Path:
+        return self.folder / "photographs" / f"{image}.png"
+
+    def map(self, image: str, explainer: str, stage: str) -> Path:
+        return self.folder / "maps" / file_name_of(explainer) / stage / f"{image}.png"
+
+    def write_file(self, path: Path, contents: bytes | str) -> Path:
+        """Write a file of the run whole; returns its path."""
+        return _write(path, contents)
+
+
+def _joined(frames: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
+    frames = [frame for frame in frames if len(frame)]
+    return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
+
+
+def _record(options: RunOptions) -> dict[str, Any]:
+    explainers = {key: explainer_from(key) for key in options.explainers}
+    return {
+        "options": options.record(),
+        "explainers": {key: {"name": one.name, "options": one.options} for key, one in explainers.items()},
+        "made_with": provenance(options.device),
+    }
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+
+
+def _neighbour(path: Path) -> Path:
+    """Always the same, so that what a killed process left there is overwritten, not left behind."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _write(path: Path, contents: bytes | str) -> Path:
+    """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part."""
+    neighbour = _neighbour(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(neighbour, "wb") as file:
+                file.write(contents.encode("utf-8") if isinstance(contents, str) else contents)
+                file.flush()
+                os.fsync(file.fileno())
+            neighbour.replace(path)
+        finally:
+            neighbour.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); what was finished before is kept") from None
+    return path

@@ -1,0 +1,323 @@
+"""The explanation filter: what of a relevance map can go without its score dropping (P1 section III-B).
+
+P2 Algorithm 2 zeroes the least positive values of a map, one level at a time, for as long as the score does not
+drop. `levels` says what a map weighs at each level, `level_search` which of them must be probed; here both meet the
+model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast import validation
+from apem_fast.filter.level_ray import LevelMargin, LevelProbe, LevelSearch
+from apem_fast.filter.level_search import Filtered, Start, Stop, filter_levels
+from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
+from apem_fast.metric import BoundsOf, Evaluator
+from apem_fast.probing.engine import Progress
+from apem_fast.probing.prober import Prober
+from apem_fast.probing.rays import Rays
+from apem_fast.search import CENSORED, Search
+
+if TYPE_CHECKING:
+    import pandas
+
+PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
+# A margin so close that it was run alone is the same in any batch, but from one level to the next it still jumps by
+# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise` allows.
+JUMP = 1 / 4
+LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
+SPARE = (
+    4  # only a pass with room for so many times what is needed takes levels ahead: on a CPU a pass costs by the image
+)
+
+
+# -- results -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """The score of one map over its levels (all tensors are (K,), on the CPU).
+
+    It is a step function: an epsilon changes at each row after the first, and nothing in between. Where the filter
+    stopped because of a change, that is the last row.
+    """
+
+    level: Tensor  # int64, ascending from 0, the map as it came
+    removed: Tensor  # int64: positive values that are 0 at this level
+    epsilon_minus: Tensor  # float64, on the relevance ray
+    epsilon_plus: Tensor  # float64, on the irrelevance ray
+    flipped_minus: Tensor  # bool; False: censored
+    flipped_plus: Tensor  # bool; False: censored
+
+    @property
+    def score(self) -> Tensor:
+        """epsilon_plus - epsilon_minus, (K,) float64."""
+        return self.epsilon_plus - self.epsilon_minus
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """The filtered maps of N images (all tensors but `relevance` are (N,), on the CPU)."""
+
+    relevance: Tensor  # like the maps that were given: the last ones before the score drops
+    score_before: Tensor  # float64
+    score_after: Tensor  # float64
+    levels: Tensor  # int64: levels in all, or steps where `levels` grouped them
+    levels_removed: Tensor  # int64
+    removed: Tensor  # int64: pixels (values, of a map with channels) that were positive and are 0 now
+    removed_share: Tensor  # float64: of the map's l1 norm
+    probes: Tensor  # int64: model inputs that were run; a gradient counts as three
+    stopped: tuple[Stop, ...]  # why each went no further
+    curves: tuple[ScoreCurve, ...]
+    labels: Tensor  # int64: the predictions that were explained
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image, one column a quantity."""
+        import pandas
+
+        names = (
+            "labels",
+            "score_before",
+            "score_after",
+            "levels",
+            "levels_removed",
+            "removed",
+            "removed_share",
+            "probes",
+        )
+        columns = {name.replace("labels", "label"): getattr(self, name).numpy() for name in names}
+        return pandas.DataFrame({**columns, "stopped": [stop.value for stop in self.stopped]})
+
+
+# -- the filter --------------------------------------------------------------------------------------------------
+
+
+def filter_relevance(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    *,
+    labels: Tensor | None = None,
+    levels: int | None = None,
+    min_drop: float = 0.0,
+    max_epsilon: float = 4096.0,
+    step: float = 1.0,
+    search: str | Search = "isolate",
+    batch_size: int | None = None,
+    bounds: BoundsOf = (None, None),
+    progress: Progress | None = None,
+) -> FilterResult:
+    """Zeroes the least values of each map, level by level, for as long as its score does not drop (P2 Algorithm 2).
+
+    A level is one distinct positive value. The score of each level is compared with that of the level before it, in
+    whole steps of the grid; the last map before the first drop is the answer, and the map as it came if the first
+    level already drops. The level that would empty a map is never taken. Scores are compared only between levels of
+    which the same rays are censored; the filter stops where that changes, and says so. P2 section 4.5 filters the
+    1-channel map of the gradient after the 99th percentile clip.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1]; none constant.
+        labels: the predictions, if known; an error if they are not the model's.
+        levels: into how many steps of equally many distinct values each map's levels are grouped; None for the
+            paper's, one value each.
+        min_drop: how much a score may fall from one level to the next without that being a drop.
+        search: "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips,
+            as in `apem`, and skips levels between two others at which the bounds leave no room for a change.
+        max_epsilon, step, batch_size, bounds: see `apem_fast.metric.Options`.
+        progress: called with (levels settled, levels in all, probes so far) after every round; an image that has
+            stopped counts with all its levels.
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    validation.levels(levels)
+    min_drop = validation.min_drop(min_drop)
+    evaluator = Evaluator(
+        model,
+        images,
+        labels=labels,
+        max_epsilon=max_epsilon,
+        step=step,
+        search=search,
+        batch_size=batch_size,
+        bounds=bounds,
+    )
+    validation.relevance(relevance, images)
+    validation.contrast(relevance)
+    rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))
+    with evaluator.probing(rays) as prober:
+        run = _Run(evaluator, prober, rays, levels, min_drop, progress)
+        run.until_settled()
+    return run.result()
+
+
+@dataclass
+class _Track:
+    """One map whose levels are under search."""
+
+    levels: Levels
+    search: LevelSearch[Filtered]
+    wanted: list[LevelProbe]
+
+
+class _Run:
+    """The loop between the level searches of many maps and the model: a round runs what all of them want."""
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        prober: Prober,
+        rays: Rays,
+        steps: int | None,
+        min_drop: float,
+        progress: Progress | None,
+    ):
+        maps = len(rays.relevance)
+        self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
+        self._prober, self._rays = prober, rays
+        self._steps, self._progress = steps, progress
+        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
+        self._most_lost = math.floor(min_drop / self._options.step * (1 + 1e-12))
+        self._tracks: dict[int, _Track] = {}  # by row of relevance
+        self._answers: dict[int, _Answer] = {}
+        self._settled = np.zeros(maps, np.int64)
+        self._levels = np.array([count_levels(values, steps) for values in self._relevance])
+        self._probes = np.zeros(maps, np.int64)
+
+    def until_settled(self) -> None:
+        waiting = list(range(len(self._relevance)))[::-1]
+        while waiting or self._tracks:
+            while waiting and len(self._tracks) < max(1, self._prober.size // PROBES_PER_LEVEL):
+                self._begin(waiting.pop())
+            self._round()
+            if self._progress is not None:
+                self._progress(int(self._settled.sum()), int(self._levels.sum()), int(self._probes.sum()))
+
+    def _begin(self, i: int) -> None:
+        levels = levels_of(self._relevance[i], self._rays.images.shape[1], self._steps)
+        slope = self._rays.slope[2 * i : 2 * i + 2] * self._options.step
+        start = Start(float(self._rays.margin[2 * i]), (float(slope[0]), float(slope[1])))
+
+        def settled(level: int) -> None:
+            self._settled[i] = level
+
+        search = filter_levels(
+            self._options.policy, levels, start, self._options.last_step, self._most_lost, self._room, settled
+        )
+        self._tracks[i] = _Track(levels, search, next(search))
+
+    def _room(self) -> int:
+        """How many levels of each ray under search fill the next forward pass."""
+        return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(self._tracks)))))
+
+    def _round(self) -> None:
+        wanted = [(i, track.levels, probe) for i, track in self._tracks.items() for probe in track.wanted]
+        probes = [entry for entry in wanted if not entry[2].gradient]
+        image = np.array([i for i, _, _ in probes], np.int64)
+        answers = self._prober.along(
+            image,
+            irrelevance=np.array([p.ray == IRRELEVANCE for _, _, p in probes], bool),
+            norm=np.array([levels.norm[p.level, p.ray] for _, levels, p in probes]),
+            level=np.array([levels.threshold[p.level] for _, levels, p in probes]),
+            epsilon=np.array([p.step for _, _, p in probes]) * self._options.step,
+        )
+        np.add.at(self._probes, image, answers.runs)
+        jumps = (answers.noise * JUMP).tolist()
+        measured = map(LevelMargin, answers.margin.tolist(), answers.flipped.tolist(), jumps)
+        margins = [self._drift(*entry) if entry[2].gradient else next(measured) for entry in wanted]
+        at = 0
+        for i, track in list(self._tracks.items()):
+            end = at + len(track.wanted)
+            try:
+                track.wanted = track.search.send(margins[at:end])
+            except StopIteration as stop:
+                del self._tracks[i]
+                self._settled[i] = self._levels[i]
+                self._answers[i] = self._answer(track.levels, stop.value)
+            at = end
+
+    def _drift(self, i: int, levels: Levels, probe: LevelProbe) -> LevelMargin:
+        weight, cost = self._prober.margin_gradient(
+            i,
+            probe.ray == IRRELEVANCE,
+            levels.norm[probe.level, probe.ray],
+            levels.threshold[probe.level],
+            probe.step * self._options.step,
+        )
+        self._probes[i] += cost
+        return LevelMargin(math.nan, False, 0.0, levels.along(weight, probe.ray) * self._options.step)
+
+    def _answer(self, levels: Levels, filtered: Filtered) -> _Answer:
+        level, minus, plus = (torch.tensor(column, device="cpu") for column in zip(*filtered.changes))
+
+        def epsilon(first_flip: Tensor) -> Tensor:
+            return (
+                torch.where(first_flip == CENSORED, self._options.last_step, first_flip).double() * self._options.step
+            )
+
+        curve = ScoreCurve(
+            level,
+            torch.from_numpy(levels.zeroed)[level],
+            epsilon(minus),
+            epsilon(plus),
+            minus != CENSORED,
+            plus != CENSORED,
+        )
+        kept = int((level <= filtered.level).nonzero()[-1])
+        return _Answer(
+            threshold=float(levels.threshold[filtered.level]),
+            score_before=float(curve.score[0]),
+            score_after=float(curve.score[kept]),
+            levels_removed=filtered.level,
+            removed=int(levels.zeroed[filtered.level]),
+            removed_share=float(levels.removed_share[filtered.level]),
+            stop=filtered.stop,
+            curve=curve,
+        )
+
+    def result(self) -> FilterResult:
+        answers = [self._answers[i] for i in range(len(self._relevance))]
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([getattr(answer, name) for answer in answers], device="cpu")
+
+        def real(name: str) -> Tensor:
+            return torch.tensor([getattr(answer, name) for answer in answers], dtype=torch.float64, device="cpu")
+
+        threshold = real("threshold").to(self._relevance.device, self._relevance.dtype)[:, None, None, None]
+        return FilterResult(
+            relevance=torch.where(self._relevance <= threshold, 0, self._relevance),
+            score_before=real("score_before"),
+            score_after=real("score_after"),
+            levels=torch.from_numpy(self._levels),
+            levels_removed=column("levels_removed"),
+            removed=column("removed"),
+            removed_share=real("removed_share"),
+            probes=torch.from_numpy(self._probes),
+            stopped=tuple(answer.stop for answer in answers),
+            curves=tuple(answer.curve for answer in answers),
+            labels=self._labels.cpu(),
+        )
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What became of one map."""
+
+    threshold: float  # values up to here are 0
+    score_before: float
+    score_after: float
+    levels_removed: int
+    removed: int
+    removed_share: float
+    stop: Stop
+    curve: ScoreCurve

@@ -1,0 +1,286 @@
+"""Which level to probe next: the filter's search along the levels of one map, which knows nothing of models.
+
+Between two levels with the same flip, the way of the margins on either side of it is known to first order for every
+level from one gradient: the sum of what each zeroed value let through. What the second of the two levels was found to
+be off that way, times the safety factor, is how far the levels in between may be off; where that leaves every margin
+its sign, they have the same flip and need no probe. Most levels are settled like this; at the others the flip is found
+as `level_ray` finds it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apem_fast.filter.level_ray import SAFETY, Curve, LevelProbe, LevelSearch, cold, search_ray, together, warm
+from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, Levels
+from apem_fast.search import CENSORED, Isolate, Search
+
+GROWTH = 4  # a stride along the levels is at most this many times the one before
+FIRST_STRIDE = 64  # the first stride is the levels divided by this
+OUT_OF_DATE = 0.05  # a gradient that was off by more than this share of the way it predicted is measured anew
+INEXACT = 0.25  # by which share of the way that a gradient predicts a margin may be off it, whatever was measured
+
+Room = Callable[[], int]
+"""How many levels of a ray may be asked for at once."""
+
+
+class Stop(enum.Enum):
+    """Why the filter went no further."""
+
+    DROPPED = "The score drops at the next level."
+    CENSORED = "At the next level a ray begins or ceases to be censored, so the scores cannot be compared."
+    WOULD_BE_EMPTY = "The next level would leave nothing of the map."
+
+
+class Flips(NamedTuple):
+    """First flips, or CENSORED, of both rays at one level."""
+
+    level: int
+    minus: int
+    plus: int
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """The last level before the score drops, why no further, and the flips of every level: from one row of `changes`
+    to the next they stay as they are. Its first row is level 0; where the score dropped, the drop is its last."""
+
+    level: int
+    stop: Stop
+    changes: list[Flips]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Both rays at epsilon 0: the margin, and first-order estimates of how fast it falls a grid step."""
+
+    margin: float
+    slope: tuple[float, float]
+
+
+def stop_between(before: Flips, after: Flips, last_step: int, most_lost: int) -> Stop | None:
+    """Whether the filter stops before `after`. Scores are compared in whole grid steps, which do not round.
+
+    Args:
+        most_lost: a score that falls by more steps than this has dropped.
+    """
+    if (before.minus == CENSORED, before.plus == CENSORED) != (after.minus == CENSORED, after.plus == CENSORED):
+        return Stop.CENSORED
+
+    def score(at: Flips) -> int:
+        return (last_step if at.plus == CENSORED else at.plus) - (last_step if at.minus == CENSORED else at.minus)
+
+    return Stop.DROPPED if score(before) - score(after) > most_lost else None
+
+
+def filter_levels(
+    policy: Search,
+    levels: Levels,
+    start: Start,
+    last_step: int,
+    most_lost: int,
+    room: Room = lambda: 1,
+    settled: Callable[[int], None] = lambda level: None,
+) -> LevelSearch[Filtered]:
+    """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
+
+    Args:
+        policy: finds the first flip at one level.
+        start: both rays at epsilon 0.
+        last_step: a ray without a flip up to here is censored.
+        most_lost: the score has dropped if it fell by more grid steps than this from one level to the next.
+        room: how many levels of a ray may be asked for at once.
+        settled: called with each level up to which everything is known.
+    """
+    kind = _Follower if isinstance(policy, Isolate) else _Visitor
+    rays = [
+        kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)
+    ]
+    changes: list[Flips] = []
+    yield from together([ray.begin() for ray in rays])
+    while True:
+        known = min(ray.at for ray in rays)
+        for level in sorted({change for ray in rays for change in ray.flips if change <= known}):
+            if changes and level <= changes[-1].level:
+                continue
+            changes.append(Flips(level, *(ray.flip_at(level) for ray in rays)))
+            stop = stop_between(changes[-2], changes[-1], last_step, most_lost) if level else None
+            if stop is not None:
+                return Filtered(level - 1, stop, changes)
+        settled(known)
+        if known == levels.last:
+            return Filtered(known, Stop.WOULD_BE_EMPTY, changes)
+        # The ray that is behind; the other as well only if there is room to run ahead.
+        behind = [ray for ray in rays if ray.at == known or (room() > 1 and ray.at < levels.last)]
+        yield from together([ray.extend() for ray in behind])
+
+
+@dataclass
+class _Visitor:
+    """The first flips of one ray over the levels, each level searched from nothing."""
+
+    policy: Search
+    levels: Levels
+    ray: int
+    margin: float
+    slope: float
+    last_step: int
+    room: Room
+    at: int = -1  # the flips are known up to this level
+    flips: dict[int, int] = field(default_factory=dict)  # by the level from which they hold
+
+    def flip_at(self, level: int) -> int:
+        return self.flips[max(change for change in self.flips if change <= level)]
+
+    def begin(self) -> LevelSearch[None]:
+        return self.extend()
+
+    def extend(self) -> LevelSearch[None]:
+        block = range(self.at + 1, min(self.at + 1 + self.room(), self.levels.last + 1))
+        found = yield from together(
+            [
+                search_ray(
+                    self.policy,
+                    self.policy.start(np.array([self.margin]), np.array([self.slope]), self.last_step),
+                    self.ray,
+                    level,
+                    {},
+                )
+                for level in block
+            ]
+        )
+        for level, flip in zip(block, found):
+            self._settle(level, flip)
+
+    def _settle(self, level: int, flip: int) -> None:
+        if not self.flips or self.flip_at(level) != flip:
+            self.flips[level] = flip
+        self.at = level
+
+
+@dataclass
+class _Follower(_Visitor):
+    """The same by `Isolate`, each level from its neighbour and most of them without a probe."""
+
+    curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
+    stride: int = 0
+    drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin
+    drifted: bool = True  # whether the gradient behind `drift` is out of date
+    astray: float = 0.0  # how far off its predicted way a margin was last found, per length of the path
+
+    def begin(self) -> LevelSearch[None]:
+        self.curves[0] = yield from cold(self.policy, self.ray, 0, self.margin, self.slope, self.last_step)
+        self.stride = max(1, self.levels.last // FIRST_STRIDE)
+        self._settle(0, self.curves[0].first_flip)
+
+    def extend(self) -> LevelSearch[None]:
+        if self.drifted:
+            reply = yield [LevelProbe(self.ray, self.at, self.curves[self.at].edges[-1][0], gradient=True)]
+            self.drift, self.drifted = reply[0].drift, False
+            if self._clear():  # what was probed ahead may tell more now
+                return
+        wanted = self._next_levels()
+        near = {level: min(self.curves, key=lambda known: abs(known - level)) for level in wanted}
+        found = yield from together(
+            [
+                warm(
+                    self.policy,
+                    self.ray,
+                    t,
+                    self.curves[near[t]],
+                    self._predicted_range(near[t], t),
+                    self.slope,
+                    self.last_step,
+                )
+                for t in wanted
+            ]
+        )
+        self.curves.update(zip(wanted, found))
+        while not self.drifted and self._clear():
+            pass
+
+    def _predicted_range(self, level: int, other: int) -> float:
+        """How far apart the margins at the last known flip are predicted to come between two levels."""
+        between = self.drift[min(level, other) : max(level, other) + 1]
+        return float(np.ptp(between)) * self.curves[self.at].edges[-1][0]
+
+    @property
+    def _ahead(self) -> int | None:
+        return min((level for level in self.curves if level > self.at), default=None)
+
+    def _clear(self) -> bool:
+        """Moves on to the next probed level if no level before it can flip elsewhere."""
+        ahead = self._ahead
+        if ahead is None:
+            return False
+        adjacent = ahead == self.at + 1
+        alike = self.curves[self.at].first_flip == self.curves[ahead].first_flip
+        if not adjacent and not (alike and self._unchanged(ahead)):
+            return False
+        if alike:
+            miss = max(map(abs, self._misses(ahead)))
+            self.astray = miss / self._length(ahead)
+            self.drifted = not adjacent and miss > OUT_OF_DATE * self._predicted_range(self.at, ahead)
+        else:
+            self.drifted = True
+        self.stride = GROWTH * (ahead - self.at)
+        del self.curves[self.at]
+        self._settle(ahead, self.curves[ahead].first_flip)
+        return True
+
+    def _length(self, ahead: int) -> float:
+        return float(self.levels.path[ahead, self.ray] - self.levels.path[self.at, self.ray])
+
+    def _misses(self, ahead: int) -> list[float]:
+        """How far off their predicted way the margins on either side of the same flip are found."""
+        way = self.drift[ahead] - self.drift[self.at]
+        edges = zip(self.curves[self.at].edges, self.curves[ahead].edges)
+        return [there - (here + k * way) for (k, here), (_, there) in edges]
+
+    def _unchanged(self, ahead: int) -> bool:
+        """Whether no level up to one with the same flip can flip elsewhere."""
+        here, there = self.curves[self.at], self.curves[ahead]
+        way = self.drift[self.at : ahead + 1] - self.drift[self.at]
+        spread = float(np.ptp(way))
+        off = max(*map(abs, self._misses(ahead)), self.astray * self._length(ahead))
+        for k, margin in here.edges:
+            sign = 1 if margin > 0 else -1
+            least = float((sign * (margin + k * way)).min())
+            if least - SAFETY * off - INEXACT * k * spread <= max(here.noise, there.noise):
+                return False
+        # Earlier margins go the same way as these, from what they are here to what they are there. Where that is
+        # straight, none in between is lower than at one of the ends, and no interval has less slack than there.
+        dip = min(0.0, float(way[-1])) - float(way.min())
+        fall = SAFETY * (off + here.edges[-1][0] * dip) + INEXACT * here.edges[-1][0] * spread
+        return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
+
+    def _next_levels(self) -> list[int]:
+        """As far as the levels will be settled if the margins keep to their predicted way as well as they did, but no
+        further than half way to the next probed level; then, while there is room, speculatively, twice as far and on.
+        """
+        ahead, curve = self._ahead, self.curves[self.at]
+        end = self.levels.last + 1 if ahead is None else ahead
+        furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)
+        way = self.drift[self.at : self.at + furthest + 1] - self.drift[self.at]
+        spread = np.maximum.accumulate(way) - np.minimum.accumulate(way)
+        off = self.astray * (
+            self.levels.path[self.at : self.at + furthest + 1, self.ray] - self.levels.path[self.at, self.ray]
+        )
+        dip = np.minimum(way, 0) - np.minimum.accumulate(way)
+        fall = SAFETY * (off + curve.edges[-1][0] * dip) + INEXACT * curve.edges[-1][0] * spread
+        settled = fall < curve.slack.min(initial=np.inf)
+        for k, margin in curve.edges:
+            sign = 1 if margin > 0 else -1
+            least = np.minimum.accumulate(sign * (margin + k * way))
+            settled &= least - SAFETY * off - INEXACT * k * spread > curve.noise
+        stride = len(settled) - 1 if settled.all() else int(settled.argmin()) - 1
+        wanted = [self.at + max(stride, 1)]
+        while len(wanted) < self.room() and wanted[-1] < end:
+            wanted.append(wanted[-1] + max(stride, 1) * 2 ** len(wanted))
+        return [level for level in wanted if level < end]

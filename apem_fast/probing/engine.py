@@ -1,0 +1,152 @@
+"""The loop between a search policy and a model: it owns the batches, the limits, the progress and the raising.
+
+A window of rays is under search at a time. Each round the policy names the probes it wants, as many of them as fill
+whole batches are run, and rays that are decided make room for waiting ones: every forward pass but the last is
+full, and a ray that has flipped costs nothing more. On a GPU the window is split into lanes that take turns: while the
+device answers one, the host works out what to ask of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apem_fast.probing.prober import Prober
+from apem_fast.probing.rays import Rays
+from apem_fast.running.waiting import Waiting, in_turns
+from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
+
+Progress = Callable[[int, int, int], None]
+"""Called with (rays decided, rays in all, probes so far)."""
+
+PASSES_A_ROUND = 4  # enough of them under way, over all lanes, that reading answers never keeps a GPU waiting
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Where R rays flip."""
+
+    step: NDArray[np.int64]  # (R,) the least grid step that flips; the last step where none does
+    flipped: NDArray[np.bool_]  # (R,) False: censored
+    probes: NDArray[np.int64]  # (R,) model inputs that were run for it
+
+
+def find_flips(
+    prober: Prober,
+    rays: Rays,
+    policy: Search,
+    *,
+    step: float,
+    last_step: int,
+    progress: Progress | None = None,
+) -> Flips:
+    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes `rays`."""
+    search = _SharedSearch(prober, rays, policy, step, last_step, progress)
+    in_turns([search.lane(number) for number in range(prober.lanes)])
+    flipped = search.first_flip != CENSORED
+    return Flips(np.where(flipped, search.first_flip, last_step), flipped, search.probes)
+
+
+@dataclass
+class _SharedSearch:
+    """What the lanes share: the rays that wait, and what came of those that are decided."""
+
+    prober: Prober
+    rays: Rays
+    policy: Search
+    step: float
+    last_step: int
+    progress: Progress | None
+    first_flip: NDArray[np.int64] = field(init=False)
+    probes: NDArray[np.int64] = field(init=False)
+    waiting: int = 0  # the first ray that no lane has taken
+    left: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # rays for whichever lane comes next
+    decided: dict[int, int] = field(default_factory=dict)  # first flips by ray, yet to be confirmed
+    rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
+
+    def __post_init__(self) -> None:
+        self.first_flip = np.full(len(self.rays), UNDECIDED)
+        self.probes = np.zeros(len(self.rays), np.int64)
+        self.rows = dict.fromkeys(range(self.prober.lanes), 0)
+
+    def start(self, ray: NDArray[np.int64]) -> State:
+        return self.policy.start(self.rays.margin[ray], self.rays.slope[ray] * self.step, self.last_step)
+
+    def window(self) -> int:
+        """How many rays a lane searches at a time, at most."""
+        return PASSES_A_ROUND * self.prober.size // self.prober.lanes
+
+    def lane(self, number: int) -> Waiting[None]:
+        """Takes rays and searches them until none is left."""
+        ray_of_row = np.arange(0)
+        state = self.start(ray_of_row)
+        while True:
+            ray_of_row, state = self.filled(ray_of_row, state)
+            self.rows[number] = len(ray_of_row)
+            last = len(self.rows) == 1
+            if self.cedes(ray_of_row, state) or not (len(ray_of_row) or last and self.decided):
+                del self.rows[number]
+                return
+            if len(ray_of_row):
+                ray_of_row, state = yield from self.round(ray_of_row, state)
+            if len(self.decided) >= self.prober.size or (last and not len(ray_of_row)):
+                yield from self.confirm()
+            if self.progress is not None:
+                done = int(np.count_nonzero(self.first_flip != UNDECIDED))
+                self.progress(done, len(self.rays), int(self.probes.sum()))
+
+    def filled(self, ray_of_row: NDArray[np.int64], state: State) -> tuple[NDArray[np.int64], State]:
+        """These rays, and those that were left, and waiting ones as far as there is room."""
+        for ray, of_others in self.left:
+            ray_of_row, state = np.concatenate([ray_of_row, ray]), state.joined(of_others)
+        self.left.clear()
+        fresh = np.arange(self.waiting, min(len(self.rays), self.waiting + max(0, self.window() - len(ray_of_row))))
+        if len(fresh):
+            self.waiting += len(fresh)
+            ray_of_row, state = np.concatenate([ray_of_row, fresh]), state.joined(self.start(fresh))
+        return ray_of_row, state
+
+    def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
+        """Leaves these rays to another lane where all that there are would fit one pass: two half-empty ones cost more."""
+        if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
+            return False
+        self.left.append((ray_of_row, state))
+        return True
+
+    def round(self, ray_of_row: NDArray[np.int64], state: State) -> Waiting[tuple[NDArray[np.int64], State]]:
+        """Asks, runs whole batches, tells; the rays that are undecided, and what is known of them."""
+        size = self.prober.size
+        row, grid_step = self.policy.ask(state, size)
+        whole = min(len(row) - len(row) % size, PASSES_A_ROUND * size) or len(row)
+        row, grid_step = _whole_rows(row, grid_step, whole)
+        answers = yield from self.prober.answers(ray_of_row[row], grid_step * self.step)
+        np.add.at(self.probes, ray_of_row[row], answers.runs)
+        state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+
+        done = np.flatnonzero(state.first_flip != UNDECIDED)
+        self.decided.update(zip(ray_of_row[done].tolist(), state.first_flip[done].tolist()))
+        return ray_of_row[state.undecided], state.only(state.undecided)
+
+    def confirm(self) -> Waiting[None]:
+        """Has the decided rays confirmed, many at a time since each takes a probe or two at most."""
+        ray, flip = np.array(list(self.decided), np.int64), np.array(list(self.decided.values()), np.int64)
+        self.decided.clear()
+        last_unflipped = np.where(flip == CENSORED, self.last_step, flip - 1)
+        refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
+        self.probes[ray] += runs
+        self.first_flip[ray[~refuted]] = flip[~refuted]
+        if refuted.any():  # what was told of a refuted ray cannot be trusted: it starts anew
+            self.left.append((ray[refuted], self.start(ray[refuted])))
+
+
+def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:
+    """The first `count` probes, but never a part of what a policy asked of one row."""
+    if count < len(row):
+        while count > 0 and row[count - 1] == row[count]:
+            count -= 1
+        if count == 0:
+            count = int(np.searchsorted(row, row[0], side="right"))
+    return row[:count], step[:count]

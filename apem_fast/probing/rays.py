@@ -1,0 +1,109 @@
+"""Rays: the half lines x + epsilon * direction along which the model is asked, kept as a few numbers each.
+
+Epsilon lives in the space of the tensors that the model receives (after normalisation, if they were normalised).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apem_fast.running.clean import Clean
+
+PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
+
+
+@dataclass(frozen=True)
+class Rays:
+    """R rays over N images and their maps; nothing is stored per ray but a few numbers.
+
+    A ray's direction is v / norm * sign, with v the map, its values of at most `level` set to 0, or 1 minus that
+    where `irrelevance`.
+    """
+
+    images: Tensor  # (N, C, H, W)
+    labels: Tensor  # (N,) int64
+    sign: Tensor  # (N, C, H, W) int8
+    relevance: Tensor  # (maps, 1 or C, H, W)
+    image: NDArray[np.int64]  # (R,) row of images
+    map: NDArray[np.int64]  # (R,) row of relevance
+    irrelevance: NDArray[np.bool_]  # (R,)
+    norm: NDArray[np.float64]  # (R,) l1 norm of what is applied, after the map is broadcast to the channels
+    level: NDArray[np.float64]  # (R,) filter level: values of the map up to this one count as 0; 0 filters nothing
+    margin: NDArray[np.float64]  # (R,) at epsilon 0
+    slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
+    lower: float | None = None
+    upper: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def in_format(self, memory_format: torch.memory_format) -> Rays:
+        def lay(t: Tensor) -> Tensor:
+            return t.contiguous(memory_format=memory_format)
+
+        return replace(self, images=lay(self.images), sign=lay(self.sign), relevance=lay(self.relevance))
+
+
+def relevance_norms(relevance: Tensor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The l1 norms (maps,) of relevance and irrelevance as applied to `channels` channels."""
+    repeats = channels // relevance.shape[1]
+    total = relevance.sum(dim=(1, 2, 3), dtype=torch.float64) * repeats
+    # 1 - R is rounded before it is summed, as the kernels apply it.
+    inverse = (1 - relevance.to(torch.float64 if relevance.dtype == torch.float64 else torch.float32)).sum(
+        dim=(1, 2, 3), dtype=torch.float64
+    ) * repeats
+    return total.cpu().numpy(), inverse.cpu().numpy()
+
+
+def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
+    """Two rays a map: 2m along relevance, 2m + 1 along irrelevance."""
+    maps, channels = len(relevance), images.shape[1]
+    plus, minus = relevance_norms(relevance, channels)
+    norm = np.stack([plus, minus], axis=1).reshape(-1)
+    image = np.repeat(np.asarray(image_of_map, np.int64), 2)
+    along, total = [], []
+    # A few maps at a time: (maps, C, H, W) of products would be as large as the maps.
+    few = max(1, PRODUCTS_AT_ONCE.get(images.device.type, PRODUCTS_AT_ONCE["cpu"]) // images[0].numel())
+    rows = torch.from_numpy(np.asarray(image_of_map, np.int64)).to(images.device)
+    for some, row in zip(relevance.split(few), rows.split(few)):
+        g = clean.loss_gradient[row].abs()
+        along.append((some * g).sum(dim=(1, 2, 3), dtype=torch.float64))
+        total.append(g.sum(dim=(1, 2, 3), dtype=torch.float64))
+    fall = torch.cat(along).cpu().numpy()
+    whole = torch.cat(total).cpu().numpy()
+    return Rays(
+        images,
+        clean.labels,
+        clean.sign,
+        relevance,
+        image,
+        map=np.repeat(np.arange(maps), 2),
+        irrelevance=np.tile([False, True], maps),
+        norm=norm,
+        level=np.zeros(2 * maps),
+        margin=clean.margin[image],
+        slope=np.stack([fall, whole - fall], axis=1).reshape(-1) / norm,
+    )
+
+
+def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], direction: Tensor) -> Rays:
+    """One ray an image along any direction: its size is the map, its sign the sign, and the norm is 1."""
+    rays = len(images)
+    return Rays(
+        images,
+        labels,
+        direction.sign().to(torch.int8),
+        direction.abs(),
+        image=np.arange(rays),
+        map=np.arange(rays),
+        irrelevance=np.zeros(rays, bool),
+        norm=np.ones(rays),
+        level=np.zeros(rays),
+        margin=margin,
+        slope=np.zeros(rays),
+    )

@@ -1,0 +1,253 @@
+"""Verified low precision: probes are screened in a faster type, and whatever sets an epsilon is confirmed in float32.
+
+A screened margin is corrected by what is known of the difference between the two on its ray, and taken for an answer
+where it is farther from 0 than that correction may be off (`differences.py`); elsewhere float32 is asked, and asked
+straight away where the ray has come near its flip. Once a ray is decided, its flip and the point just before it have
+been, or are now, asked in float32. With what is then known every "still the label" of the screen before them is judged
+anew, and asked in float32 where it has become doubtful. "No longer the label" needs no such care: nothing follows from
+it once an earlier flip is certain. A ray of which the screen turns out wrong is searched again in float32; where the
+screen is seen to cost more than it spares, all go on so.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from dataclasses import dataclass
+from operator import attrgetter
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from apem_fast.probing.differences import ENOUGH, Differences
+from apem_fast.probing.prober import Answers, Prober
+from apem_fast.probing.rays import Rays
+from apem_fast.running.batching import BatchTuner, is_out_of_memory
+from apem_fast.running.clean import ModelOutputError
+from apem_fast.running.low_precision import ROUNDING, low_precision
+from apem_fast.running.passes import PlainPasses
+from apem_fast.running.waiting import Waiting
+
+NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
+ON_TRIAL = 64  # screened probes before it is judged whether the screen pays
+
+_epsilon = attrgetter("epsilon")
+
+
+@dataclass(slots=True)
+class _Point:
+    """What was told of one probe of a ray under search."""
+
+    epsilon: float
+    margin: float
+    flipped: bool
+    exact: bool  # whether float32 was asked
+    screened: float  # what the screen had said, NaN where it was not asked or has no finite answer
+    rounding: float  # how much of that is rounding of the logits
+
+
+class ScreeningProber(Prober):
+    """A `Prober` that asks a low precision first.
+
+    Args:
+        tuner: of float32 passes.
+        screen_tuner: of low-precision passes, whose best batch is another one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rays: Rays,
+        tuner: BatchTuner,
+        passes: PlainPasses,
+        precision: str,
+        screen_tuner: BatchTuner,
+    ):
+        super().__init__(model, rays, tuner, passes)
+        self._precision, self._screen_tuner = precision, screen_tuner
+        self._in_low_precision = False
+        self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
+        self._at_zero: dict[int, float] = {}  # by image: the difference there
+        self._differences = Differences()
+        self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
+        self._asked = self._spared = 0  # screened probes, and those among them that needed no float32 pass
+
+    @property
+    def size(self) -> int:
+        return max(super().size, self._screen_tuner.best.size)
+
+    def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
+        if not len(ray):
+            return (yield from super().answers(ray, epsilon))
+        wanted = np.flatnonzero(~self._exactly[ray])
+        wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
+        screened, rounding, runs = yield from self._screened(ray, epsilon, wanted)
+        self._exactly[ray[wanted[np.isnan(screened[wanted])]]] = True  # the low precision overflows here
+
+        margin, band = self._judged(ray, epsilon, screened, rounding)
+        untested = np.flatnonzero(np.isinf(band))
+        sample = untested[np.argsort(np.abs(margin[untested]), kind="stable")[:ENOUGH]]  # likely to be in doubt anyway
+        asked = yield from self._ask(ray[sample], epsilon[sample], screened[sample])
+        if len(sample):
+            margin, band = self._judged(ray, epsilon, screened, rounding)
+        decided = np.abs(margin) > band  # never where it is NaN
+        decided[sample] = False
+        self._asked += len(wanted) - len(sample)
+        self._spared += int(decided.sum())
+
+        answers = Answers(margin, margin < 0, np.where(decided, band, 0.0), runs)
+        rest = np.setdiff1d(np.flatnonzero(~decided), sample)
+        asked_too = yield from self._ask(ray[rest], epsilon[rest], screened[rest])
+        for rows, exact in ((sample, asked), (rest, asked_too)):
+            answers.margin[rows], answers.flipped[rows], answers.noise[rows] = exact.margin, exact.flipped, exact.noise
+            answers.runs[rows] += exact.runs
+        columns = (epsilon, answers.margin, answers.flipped, ~decided, screened, rounding)
+        for r, *told in zip(ray.tolist(), *(column.tolist() for column in columns)):
+            insort(self._told[r], _Point(*told), key=_epsilon)
+        if self._is_wasteful():
+            self._exactly[:] = True
+        return answers
+
+    def confirm(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
+        """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
+        refuted, runs = yield from super().confirm(ray, epsilon)
+        while True:
+            rests_on = [
+                (row, point)
+                for row in np.flatnonzero(~refuted).tolist()
+                for point in self._unverified(int(ray[row]), float(epsilon[row]))
+            ]
+            if not rests_on:
+                break
+            row = np.array([row for row, _ in rests_on])
+            points = [point for _, point in rests_on]
+            at, screened, rounding = (
+                np.array([getattr(p, name) for p in points]) for name in ("epsilon", "screened", "rounding")
+            )
+            margin, band = self._judged(ray[row], at, screened, rounding)
+            wanted = np.flatnonzero((at >= epsilon[row]) | (margin <= band))
+            if not len(wanted):
+                break
+            exact = yield from self._ask(ray[row[wanted]], at[wanted], screened[wanted])
+            np.add.at(runs, row[wanted], exact.runs)
+            for i, flipped in zip(wanted.tolist(), exact.flipped.tolist()):
+                points[i].exact = True
+                refuted[row[i]] |= flipped != points[i].flipped
+            self._spared -= len(wanted)
+        self._exactly[ray[refuted]] = True
+        for r in ray.tolist():
+            self._told.pop(r, None)
+        for r in ray[~refuted].tolist():
+            self._differences.forget(r)
+        return refuted, runs
+
+    def _unverified(self, ray: int, epsilon: float) -> list[_Point]:
+        """What the screen alone said of a ray up to its last unflipped epsilon, and of the flip after it."""
+        told = self._told[ray]
+        end = bisect_right(told, epsilon, key=_epsilon)
+        return [p for p in told[:end] if not p.exact] + [p for p in told[end : end + 1] if not p.exact and p.flipped]
+
+    def _judged(
+        self,
+        ray: NDArray[np.int64],
+        epsilon: NDArray[np.float64],
+        screened: NDArray[np.float64],
+        rounding: NDArray[np.float64],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Corrected margins and the bands within which they say nothing, NaN where the screen has said nothing."""
+        asked = np.flatnonzero(~np.isnan(screened))
+        margin, band = np.full(len(ray), np.nan), np.full(len(ray), np.nan)
+        margin[asked] = screened[asked] - self._differences.correction(ray[asked], epsilon[asked])
+        band[asked] = self._differences.band(ray[asked]) + rounding[asked]
+        return margin, band
+
+    def _near_the_flip(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where the margin that was told at the nearest smaller epsilon is small: screening is likely to be in vain."""
+        behind = self._rays.margin[ray]
+        for i, (r, e) in enumerate(zip(ray.tolist(), epsilon.tolist())):
+            told = self._told[r]
+            at = bisect_left(told, e, key=_epsilon)
+            if at:
+                behind[i] = told[at - 1].margin
+        band = self._differences.band(ray)
+        return np.isfinite(band) & (np.abs(behind) <= NEAR * band)
+
+    def _ask(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]
+    ) -> Waiting[Answers]:
+        """What float32 says; how far off the screen was is learnt."""
+        exact = yield from super().answers(ray, epsilon)
+        both = np.flatnonzero(~np.isnan(screened))
+        self._differences.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
+        return exact
+
+    def _is_wasteful(self) -> bool:
+        """Whether the screen costs more than the float32 passes it spares."""
+        screen, exact = self._screen_tuner.seconds_an_input, self._tuner.seconds_an_input
+        if self._asked < ON_TRIAL or screen is None or exact is None:
+            return False
+        return self._spared * exact < self._asked * screen
+
+    def _screened(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], wanted: NDArray[np.int64]
+    ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
+        """What the screen says of these of the probes: margins, NaN elsewhere, their rounding, and passes it took, all (M,).
+
+        Unperturbed images that are new are screened with them, so that the difference at epsilon 0 is known.
+        """
+        screened, rounding = np.full(len(ray), np.nan), np.zeros(len(ray))
+        runs = np.zeros(len(ray), np.int64)
+        first, image = self._new_images(ray, wanted)
+        rows = np.concatenate([first, wanted])
+        at = np.concatenate([np.zeros(len(first)), epsilon[wanted]])
+        margin, off = yield from self._screen(ray[rows], at)
+        np.add.at(runs, rows, 1)
+        self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self._rays.margin[ray[first]]).tolist()))
+        screened[wanted], rounding[wanted] = margin[len(first) :], off[len(first) :]
+        for r in np.unique(ray[wanted]).tolist():
+            if r not in self._differences:
+                self._differences.enter(r, self._at_zero[int(self._rays.image[r])])
+        unknown = np.isnan([self._at_zero[i] for i in self._rays.image[ray[wanted]].tolist()])
+        screened[wanted[unknown]] = np.nan
+        return screened, rounding, runs
+
+    def _new_images(
+        self, ray: NDArray[np.int64], wanted: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images among the wanted probes of which no difference is known, and a probe of each."""
+        image, first = np.unique(self._rays.image[ray[wanted]], return_index=True)
+        new = np.array([i not in self._at_zero for i in image.tolist()], bool)
+        return wanted[first[new]], image[new]
+
+    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[tuple[NDArray, NDArray]]:
+        """Margins in low precision, NaN where they are not finite, and how much of them is rounding of the logits."""
+        if not len(ray):
+            return np.zeros(0), np.zeros(0)
+        self._in_low_precision = True
+        try:
+            passes = self._start(ray, epsilon, self._screen_tuner)
+        except ModelOutputError:
+            raise
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f'apem: precision="{self._precision}" needs a model that runs in it (got {first_line})'
+            ) from error
+        finally:
+            self._in_low_precision = False
+        yield
+        margin, _, greatest = passes.read()
+        bad = ~(np.isfinite(margin) & np.isfinite(greatest))
+        rounding = greatest * ROUNDING[self._precision]
+        return np.where(bad, np.nan, margin), np.where(bad, 0.0, rounding)
+
+    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
+        if not self._in_low_precision:
+            return super()._logits(inputs, size)
+        with low_precision(self._precision, inputs.device.type):
+            return super()._logits(inputs, size, exact=False)

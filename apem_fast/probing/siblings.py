@@ -1,0 +1,141 @@
+"""The least flip among sibling rays: none is searched beyond the nearest flip that is known of another.
+
+Where only the least epsilon over several rays counts, most of the work of finding each one's own flip is for nothing.
+So one ray of each family leads, the one that the first-order estimate lets flip first; the others then only have to
+be cleared up to where it flips. A sibling that turns out to flip before becomes the leader. The policies, and with
+them the answers, are those of `apem`; only their probes are cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apem_fast.probing.engine import Flips, Progress, find_flips
+from apem_fast.probing.prober import Prober
+from apem_fast.probing.rays import Rays
+from apem_fast.search import UNDECIDED, Measured, Probes, Search, State
+
+
+class Clearing(Protocol):
+    """A state that says how far each of its rays is cleared, as those of Isolate and Exhaustive do."""
+
+    first_flip: NDArray[np.int64]
+    cleared: NDArray[np.int64]  # [rows]: no step up to this one can flip
+
+
+@dataclass(frozen=True)
+class Families:
+    """What is known of the least flips of G families of rays."""
+
+    family: NDArray[np.int64]  # (R,) of each ray
+    known: NDArray[np.int64]  # (G,) the least step at which a ray of it was seen to flip; last_step + 1 where none was
+    leader: NDArray[np.int64]  # (G,) the ray that was; before that, none: -1
+
+    def told(self, ray: NDArray[np.int64], step: NDArray[np.int64]) -> Families:
+        """After these flips were seen."""
+        known, leader = self.known.copy(), self.leader.copy()
+        for r, k in zip(ray, step):
+            family = self.family[r]
+            if k < known[family]:
+                known[family], leader[family] = k, r
+        return Families(self.family, known, leader)
+
+    def open(self, state: Clearing) -> NDArray[np.int64]:
+        """The rays that could still flip before all that is known."""
+        beyond = state.cleared >= self.known[self.family] - 1
+        return np.flatnonzero((state.first_flip == UNDECIDED) & ~beyond)
+
+    def worthwhile(self, ray: NDArray[np.int64], rank: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Open rays, those first whose turn it is, and how many these are.
+
+        While the leader's first flip is not settled it goes alone, for where it flips is where its siblings can stop;
+        then all go. Where no flip is known, the ray of the least rank goes alone.
+        """
+        family = self.family[ray]
+        leads = self.leader[family] == ray
+        families = len(self.known)
+        settling = np.zeros(families, bool)
+        settling[family[leads]] = True
+        first = np.full(families, np.iinfo(np.int64).max)
+        np.minimum.at(first, family, rank[ray])
+        unled = self.leader[family] == -1
+        now = np.where(settling[family], leads, ~unled | (rank[ray] == first[family]))
+        order = np.lexsort((rank[ray], ~now))
+        return ray[order], int(now.sum())
+
+
+def find_least_flips(
+    prober: Prober,
+    rays: Rays,
+    family: NDArray[np.int64],
+    policy: Search,
+    *,
+    step: float,
+    last_step: int,
+    progress: Progress | None = None,
+) -> Flips:
+    """The least step on the grid step, 2 step, ..., last_step * step at which any ray of each family flips.
+
+    Args:
+        prober: open, in float32, and of `rays`.
+        family: (R,) from 0 to G - 1, the family of each ray.
+        progress: called with (rays decided, rays in all, probes so far) after every round.
+
+    Returns:
+        One entry a family; a family is censored where all its rays are. A policy of another kind than Isolate and
+        Exhaustive has every ray searched to its end.
+    """
+    families = int(family.max()) + 1
+    state: State = policy.start(rays.margin, rays.slope * step, last_step)
+    if not hasattr(state, "cleared"):
+        return _least_of_all(prober, rays, family, policy, step=step, last_step=last_step, progress=progress)
+    # First-order estimate of where a ray flips: who flips first, by rank.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rank = np.argsort(np.argsort(rays.margin / np.maximum(rays.slope, 0), kind="stable"))
+    known = Families(family, np.full(families, last_step + 1), np.full(families, -1))
+    probes = np.zeros(families, np.int64)
+    while len(rows := known.open(state)):
+        rows, needed = known.worthwhile(rows, rank)
+        # The last pass would not be full: those that may wait fill it.
+        rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
+        row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
+        row = rows[row]
+        answers = prober(row, grid_step * step)
+        np.add.at(probes, family[row], answers.runs)
+        state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
+        known = known.told(row[answers.flipped], grid_step[answers.flipped])
+        if progress is not None:
+            progress(len(rays) - len(known.open(state)), len(rays), int(probes.sum()))
+    flipped = known.known <= last_step
+    return Flips(np.minimum(known.known, last_step), flipped, probes)
+
+
+def _before(wanted: Probes, known: NDArray[np.int64]) -> Probes:
+    """Probes none of which lies at or beyond a known flip: the last step before it says all that is to be known."""
+    row, step = wanted.row, np.minimum(wanted.step, known[wanted.row] - 1)
+    row, step = np.unique(np.stack([row, step]), axis=1)
+    return Probes(row, step)
+
+
+def _least_of_all(
+    prober: Prober,
+    rays: Rays,
+    family: NDArray[np.int64],
+    policy: Search,
+    *,
+    step: float,
+    last_step: int,
+    progress: Progress | None,
+) -> Flips:
+    each = find_flips(prober, rays, policy, step=step, last_step=last_step, progress=progress)
+    families = int(family.max()) + 1
+    least, flipped, probes = np.full(families, last_step), np.zeros(families, bool), np.zeros(families, np.int64)
+    np.minimum.at(least, family, each.step)
+    np.logical_or.at(flipped, family, each.flipped)
+    np.add.at(probes, family, each.probes)
+    return Flips(least, flipped, probes)

@@ -1,0 +1,27 @@
+"""Which epsilon to probe next: search policies that know nothing of models.
+
+Epsilons are grid steps here, whole numbers from 1 to `last_step` (epsilon = k * step; the margin at k = 0 is known).
+`policy.py` says what a policy is; a policy of your own goes in wherever `search=` is an option.
+"""
+
+from apem_fast.search.exhaustive import Exhaustive, ExhaustiveState
+from apem_fast.search.isolate import SPARE, Isolate, IsolateState, lowest_margin
+from apem_fast.search.names import POLICIES, policy_of
+from apem_fast.search.policy import CENSORED, UNDECIDED, Measured, Probes, Search, State
+
+__all__ = [
+    "CENSORED",
+    "POLICIES",
+    "SPARE",
+    "UNDECIDED",
+    "Exhaustive",
+    "ExhaustiveState",
+    "Isolate",
+    "IsolateState",
+    "Measured",
+    "Probes",
+    "Search",
+    "State",
+    "lowest_margin",
+    "policy_of",
+]

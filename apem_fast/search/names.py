@@ -1,0 +1,23 @@
+"""The policies by the names that users give them."""
+
+from __future__ import annotations
+
+from apem_fast.search.exhaustive import Exhaustive
+from apem_fast.search.isolate import Isolate
+from apem_fast.search.policy import Search
+
+POLICIES = {"isolate": Isolate, "exhaustive": Exhaustive}
+
+
+def policy_of(search: str | Search) -> Search:
+    """The policy that a name stands for; a policy stands for itself."""
+    if isinstance(search, str):
+        if search not in POLICIES:
+            names = " or ".join(f'"{name}"' for name in POLICIES)
+            raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
+        return POLICIES[search]()
+    if not isinstance(search, Search):
+        raise TypeError(
+            f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})"
+        )
+    return search

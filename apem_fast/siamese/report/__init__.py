@@ -1,0 +1,1 @@
+"""Explanations of a ranker as sections of a page."""

@@ -1,0 +1,97 @@
+"""The report page: sections of figures and tables, rendered to one HTML file that needs nothing else, and its JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jinja2 import Environment, PackageLoader, select_autoescape
+from torch import Tensor
+
+__all__ = ["Plot", "Row", "Section", "Table", "Tile", "write_page"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image (1 or 3, H, W) in [0, 1] with a few words under it."""
+
+    image: Tensor
+    caption: str = ""
+
+    @property
+    def source(self) -> str:
+        """A PNG as a data URI; the page enlarges it without smoothing."""
+        from PIL import Image
+
+        pixels = (self.image.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles side by side, with a heading on their left."""
+
+    heading: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column names the rows; the others are set flush right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A matplotlib figure, kept as SVG, and what it shows in words."""
+
+    svg: str
+    caption: str
+
+    @classmethod
+    def of(cls, figure, caption: str) -> Plot:
+        file = io.StringIO()
+        figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+        svg = file.getvalue()
+        return cls(svg[svg.index("<svg") :], caption)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question and its answer: figures and tables in the order of `content`, and the numbers behind them."""
+
+    title: str
+    text: str
+    content: Sequence[Row | Table | Plot]
+    numbers: dict = field(default_factory=dict)
+
+
+def write_page(
+    path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+) -> Path:
+    """Writes `path` and, beside it, the numbers of all sections as JSON."""
+    templates = Environment(
+        loader=PackageLoader("apem_fast.siamese.report", "templates"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.tests["row"] = lambda item: isinstance(item, Row)
+    templates.tests["table"] = lambda item: isinstance(item, Table)
+    page = templates.get_template("page.html.jinja").render(title=title, lead=lead, facts=facts, sections=sections)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    numbers = {section.title: section.numbers for section in sections if section.numbers}
+    path.with_suffix(".json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    return path
