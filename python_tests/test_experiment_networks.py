@@ -90,7 +90,7 @@ def test_a_function_that_returns_a_network():
     "name, file, words",
     [
         ("resnet18", None, "resnet18 needs a file of weights: --weights FILE (nothing is downloaded)"),
-        ("resnet18", "nowhere.pt", "nowhere.pt cannot be read (No such file or directory)"),
+        ("resnet18", "nowhere.pt", "nowhere.pt cannot be read ("),
         (
             "resnet18",
             "squeezenet.pt",
@@ -104,8 +104,8 @@ def test_a_function_that_returns_a_network():
         ("tiny_networks:tiny", "squeezenet.pt", "must be of tiny_networks:tiny, and is of another architecture"),
         ("efficientnet-lite0", "squeezenet.pt", "efficientnet-lite0 comes with its own"),
         ("squeezenet1_2", None, "unknown network 'squeezenet1_2'; did you mean 'squeezenet1_"),
-        ("tiny_networks:gone", None, "cannot be imported: module 'tiny_networks' has no attribute 'gone'"),
-        ("no_such_module:gone", None, "cannot be imported: No module named 'no_such_module'"),
+        ("tiny_networks:gone", None, "tiny_networks:gone cannot be imported: "),
+        ("no_such_module:gone", None, "no_such_module:gone cannot be imported: "),
         ("tiny_networks:number", None, "must return a torch.nn.Module or a Network (got int)"),
     ],
 )
