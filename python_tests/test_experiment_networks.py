@@ -104,8 +104,8 @@ def test_a_function_that_returns_a_network():
         ("tiny_networks:tiny", "squeezenet.pt", "must be of tiny_networks:tiny, and is of another architecture"),
         ("efficientnet-lite0", "squeezenet.pt", "efficientnet-lite0 comes with its own"),
         ("squeezenet1_2", None, "unknown network 'squeezenet1_2'; did you mean 'squeezenet1_"),
-        ("tiny_networks:gone", None, "tiny_networks:gone cannot be imported: "),
-        ("no_such_module:gone", None, "no_such_module:gone cannot be imported: "),
+        ("tiny_networks:gone", None, "cannot be imported: "),
+        ("no_such_module:gone", None, "cannot be imported: "),
         ("tiny_networks:number", None, "must return a torch.nn.Module or a Network (got int)"),
     ],
 )
