@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py pyproject.toml $(CXX_SOURCES)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 DEMO_OUTPUT ?= demo-output
@@ -14,7 +15,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check clean
+.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check format clean
 
 setup: $(BUILT)
 
@@ -32,7 +33,8 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) install --upgrade pip "setuptools>=77" wheel
 	@$(PIP) install "torch>=2.11" torchvision
 	@$(PIP) install $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	  print(*(repr(d) for d in p["dependencies"] + p["optional-dependencies"]["demo"] + p["optional-dependencies"]["test"]))' | tr -d "'")
+	  extras = p["optional-dependencies"]; \
+	  print(*p["dependencies"], *extras["demo"], *extras["test"], *extras["check"])')
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)
@@ -79,8 +81,16 @@ bench-cuda: $(CUDA_BUILT)
 	@$(CUDA_PYTHON) -m bench.operators --device cuda
 	@$(CUDA_PYTHON) -m bench.throughput --device cuda
 
-check: $(BUILT)
-	@$(BIN)/python -m pip --quiet install ruff && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+# Style and types; `make format` mends what can be mended.
+check: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info apem_fast/_C*.so $(DEMO_OUTPUT)

@@ -34,7 +34,7 @@ def find_cuda_home() -> str | None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
-    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.MULTILINE)
     return str(Path(top.group(1)).resolve()) if top else None
 
@@ -95,7 +95,7 @@ def extension(cuda_home: str | None):
             "-DUSE_CUDA",
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
         ]
-        flags["cxx"] = host + ["-DUSE_CUDA"]
+        flags["cxx"] = [*host, "-DUSE_CUDA"]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
     kind = CUDAExtension if cuda else CppExtension
     print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)

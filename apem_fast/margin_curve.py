@@ -85,7 +85,7 @@ class RayView:
         return MarginCurve(minus, margins[0], plus, margins[1])
 
     def perturbed(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
-        """x + epsilon * direction, (M, C, H, W): what the model sees at an epsilon of each map's own.
+        """X + epsilon * direction, (M, C, H, W): what the model sees at an epsilon of each map's own.
 
         Args:
             epsilon: (M,), finite, at least 0.
@@ -121,7 +121,8 @@ def margin_curve(
     batch_size: int | None = None,
     bounds: BoundsOf = (None, None),
 ) -> MarginCurve:
-    """The margin at each epsilon along both rays of each map; the arguments are those of `RayView` and its `margins`."""
+    """The margin at each epsilon along both rays of each map; the arguments are those of `RayView` and its
+    `margins`."""
     return RayView(model, images, relevance, batch_size=batch_size, bounds=bounds).margins(epsilon_minus, epsilon_plus)
 
 

@@ -102,8 +102,8 @@ class Options:
             point from the first until the label changes), or a policy from `apem_fast.search`.
         batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
         precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
-            "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon. float16
-            is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes.
+            "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
+            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes.
         compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
             decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
@@ -172,8 +172,8 @@ class Evaluator:
         validation.images(images, self._model)
         if images.shape[1:] != self._images.shape[1:] or images.dtype != self._images.dtype:
             raise ValueError(
-                f"apem: images must have shape (N, {', '.join(map(str, self._images.shape[1:]))}) and {self._images.dtype} "
-                f"like the evaluator's first ones (got {tuple(images.shape)} and {images.dtype})"
+                f"apem: images must have shape (N, {', '.join(map(str, self._images.shape[1:]))}) and "
+                f"{self._images.dtype} like the evaluator's first ones (got {tuple(images.shape)} and {images.dtype})"
             )
         other = copy.copy(self)
         other._look_at(images, labels)

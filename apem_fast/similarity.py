@@ -1,4 +1,5 @@
-"""How alike two maps are: rank correlation and structural similarity, image by image; computed, and given, on the CPU."""
+"""How alike two maps are: rank correlation and structural similarity, image by image; computed, and given, on the
+CPU."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def contrast(of_relevance: Tensor) -> None:
     if len(constant):
         i = int(constant[0])
         raise ValueError(
-            f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} throughout at index {i})"
+            f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} "
+            f"throughout at index {i})"
         )
 
 
@@ -183,11 +184,13 @@ def labels(value: object, predicted: Tensor) -> None:
     assert isinstance(value, Tensor)
     if value.dtype != torch.int64 or value.shape != predicted.shape:
         raise ValueError(
-            f"apem: labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape {tuple(value.shape)})"
+            f"apem: labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape "
+            f"{tuple(value.shape)})"
         )
     wrong = (value.to(predicted.device) != predicted).nonzero()
     if len(wrong):
         i = int(wrong[0])
         raise ValueError(
-            f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted {int(predicted[i])})"
+            f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted "
+            f"{int(predicted[i])})"
         )

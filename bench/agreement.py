@@ -1,4 +1,5 @@
-"""Whether two devices find the same epsilons on real rays: the share, and every ray that differs with its margins on both.
+"""Whether two devices find the same epsilons on real rays: the share, and every ray that differs with its margins on
+both.
 
     python -m bench.agreement [--devices cpu cuda] [--methods gradient lrp grad-cam] [--photographs 14]
 
@@ -52,7 +53,8 @@ def on_device(model: torch.nn.Module, images: Tensor, maps: dict[str, Tensor], d
 
 
 def differences(first: OnDevice, second: OnDevice, devices: list[str], names: list[str]) -> list[dict[str, object]]:
-    """A row for each ray whose epsilons differ: both epsilons, and the margins at the smaller one and the step before."""
+    """A row for each ray whose epsilons differ: both epsilons, and the margins at the smaller one and the step
+    before."""
     rows = []
     for name in first.epsilon:
         for image, kind in (first.epsilon[name] != second.epsilon[name]).nonzero().tolist():

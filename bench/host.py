@@ -2,10 +2,11 @@
 
     python -m bench.host [--rays 9216] [--batch 256] [--rates 1500 10000 30000]
 
-A stand-in for a GPU works off passes one after the other, each as long as so many images a second would take, and says at
-the end of each what scripted margins are. Everything else, searches, lanes, bookkeeping, is the engine's own. "Busy" is
-the share of the time that the stand-in had a pass to work on; what is missing is the host's thinking, and "full" the share
-of the passes' places that held a probe that was asked for. What a real host adds for starting kernels is not in it.
+A stand-in for a GPU works off passes one after the other, each as long as so many images a second would take, and says
+at the end of each what scripted margins are. Everything else, searches, lanes, bookkeeping, is the engine's own. "Busy"
+is the share of the time that the stand-in had a pass to work on; what is missing is the host's thinking, and "full" the
+share of the passes' places that held a probe that was asked for. What a real host adds for starting kernels is not in
+it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 For each network (VGG-16 and ResNet-50 with random weights, which suffice for times; EfficientNet-Lite0 with its own)
 and precision: the bare model's best images a second over a sweep of batch sizes and memory formats; the probes a second
 of `Evaluator.apem()` on the gradient's maps of three stages, the sign gradients' time, and whether its epsilons equal
-float32's. Then, with EfficientNet-Lite0's probes per ray, the projected time of P1's Table I, 5,000 images x 6 methods x
-3 stages, beside a loop of one image and one epsilon at a time.
+float32's. Then, with EfficientNet-Lite0's probes per ray, the projected time of P1's Table I, 5,000 images x 6 methods
+x 3 stages, beside a loop of one image and one epsilon at a time.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def one_network(name: str, count: int, precisions: list[str], device: str) -> li
 
 
 def projected(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The study's time for each network and precision: its sign gradients and its probes, without the methods' maps; and
-    a naive loop's, its probes alone."""
+    """The study's time for each network and precision: its sign gradients and its probes, without the methods' maps;
+    and a naive loop's, its probes alone."""
     rays = 2 * STUDY["images"] * STUDY["methods"] * STUDY["stages"]
     real = {row["precision"]: row["probes per ray"] for row in rows if row["network"] == "efficientnet-lite0"}
     naive = {

@@ -32,12 +32,11 @@ inline void dim(const char* op, const char* name, const Tensor& tensor, const ch
 
 inline void floating(const char* op, const char* name, const Tensor& tensor) {
   const ScalarType t = tensor.scalar_type();
-  require(t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::Half || t == ScalarType::BFloat16,
-          op, name, "be float32, float64, float16 or bfloat16", name_of(t));
+  require(t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::Half || t == ScalarType::BFloat16, op,
+          name, "be float32, float64, float16 or bfloat16", name_of(t));
 }
 
-inline void dtype(const char* op, const char* name, const Tensor& tensor,
-                  std::initializer_list<ScalarType> allowed) {
+inline void dtype(const char* op, const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) {
   bool holds = false;
   std::string names;
   for (const ScalarType t : allowed) {
@@ -61,8 +60,7 @@ inline void sizes(const char* op, const char* name, const Tensor& tensor, std::i
 inline void same_device(const char* op, const char* first_name, const Tensor& first,
                         std::initializer_list<std::pair<const char*, const Tensor*>> others) {
   for (const auto& [name, tensor] : others) {
-    const bool same = tensor->is_cpu() == first.is_cpu() &&
-                      tensor->get_device_index() == first.get_device_index();
+    const bool same = tensor->is_cpu() == first.is_cpu() && tensor->get_device_index() == first.get_device_index();
     if (!same) {
       require(false, op, name, std::string("be on the device of ") + first_name + ", " + name_of(first.device()),
               name_of(tensor->device()));
@@ -117,8 +115,7 @@ inline Bounds bounds(const char* op, std::optional<double> lower, std::optional<
   return {lower.value_or(result.lower), upper.value_or(result.upper)};
 }
 
-inline void directed_relevance(const Tensor& relevance, const Tensor& gradient,
-                               const char* op = "directed_relevance") {
+inline void directed_relevance(const Tensor& relevance, const Tensor& gradient, const char* op = "directed_relevance") {
   floating(op, "relevance", relevance);
   dim(op, "gradient", gradient, "(N, C, H, W)", {4});
   dtype(op, "gradient", gradient, {relevance.scalar_type(), ScalarType::Char});
@@ -126,18 +123,16 @@ inline void directed_relevance(const Tensor& relevance, const Tensor& gradient,
   same_device(op, "relevance", relevance, {{"gradient", &gradient}});
 }
 
-inline void directed_relevance_backward(const Tensor& grad_direction, const Tensor& relevance,
-                                        const Tensor& gradient) {
+inline void directed_relevance_backward(const Tensor& grad_direction, const Tensor& relevance, const Tensor& gradient) {
   const char* op = "directed_relevance_backward";
   directed_relevance(relevance, gradient, op);
-  sizes(op, "grad_direction", grad_direction,
-        {gradient.size(0), gradient.size(1), gradient.size(2), gradient.size(3)});
+  sizes(op, "grad_direction", grad_direction, {gradient.size(0), gradient.size(1), gradient.size(2), gradient.size(3)});
   dtype(op, "grad_direction", grad_direction, {relevance.scalar_type()});
   same_device(op, "relevance", relevance, {{"grad_direction", &grad_direction}});
 }
 
-inline Bounds perturb(const Tensor& images, const Tensor& direction, const Tensor& epsilon,
-                      std::optional<double> lower, std::optional<double> upper, const char* op = "perturb") {
+inline Bounds perturb(const Tensor& images, const Tensor& direction, const Tensor& epsilon, std::optional<double> lower,
+                      std::optional<double> upper, const char* op = "perturb") {
   dim(op, "images", images, "(N, C, H, W)", {4});
   floating(op, "images", images);
   sizes(op, "direction", direction, {images.size(0), images.size(1), images.size(2), images.size(3)});
@@ -163,11 +158,10 @@ inline Bounds perturb_backward(const Tensor& grad_perturbed, const Tensor& image
   return result;
 }
 
-inline Bounds perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient,
-                             const Tensor& norm, const Tensor& probe_image, const Tensor& probe_map,
-                             const Tensor& probe_irrelevance, const Tensor& probe_epsilon,
-                             const Tensor& probe_level, std::optional<double> lower, std::optional<double> upper,
-                             std::optional<ScalarType> out_dtype) {
+inline Bounds perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient, const Tensor& norm,
+                             const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
+                             const Tensor& probe_epsilon, const Tensor& probe_level, std::optional<double> lower,
+                             std::optional<double> upper, std::optional<ScalarType> out_dtype) {
   const char* op = "perturb_probes";
   dim(op, "images", images, "(N, C, H, W)", {4});
   floating(op, "images", images);
@@ -277,8 +271,8 @@ inline void attack_penalty_backward(const Tensor& grad_penalty, const Tensor& pe
 }
 
 inline Bounds attack_step(const Tensor& perturbed, const Tensor& gradient, const std::optional<Tensor>& previous,
-                          const std::optional<Tensor>& region, std::optional<double> lower,
-                          std::optional<double> upper, const std::optional<Tensor>& original, double zero) {
+                          const std::optional<Tensor>& region, std::optional<double> lower, std::optional<double> upper,
+                          const std::optional<Tensor>& original, double zero) {
   const char* op = "attack_step";
   dim(op, "perturbed", perturbed, "(N, C, H, W)", {4});
   floating(op, "perturbed", perturbed);

@@ -75,8 +75,7 @@ inline bool is_channels_last(const Tensor& t) {  // [N, C, H, W]
 
 // Channels-last in gives channels-last out; anything else comes out contiguous.
 inline MemoryFormat image_format(const Tensor& images) {
-  return !images.is_contiguous() && is_channels_last(images) ? MemoryFormat::ChannelsLast
-                                                             : MemoryFormat::Contiguous;
+  return !images.is_contiguous() && is_channels_last(images) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
 inline Tensor empty_image(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype,

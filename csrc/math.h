@@ -74,8 +74,7 @@ APEM_FAST_HOST_DEVICE A clamped(A value, A lower, A upper) {
 // The gradient of v in d = v / sum|v| * s: (s g - sign(v) * sum(g d)) / sum|v|. `directed_grad` is s g, summed in order
 // over the `repeats` channels that share v; `along` is the image's sum(g d).
 template <typename A>
-APEM_FAST_HOST_DEVICE A relevance_gradient(A directed_grad, A relevance, A along, A repeats, A norm,
-                                           bool irrelevance) {
+APEM_FAST_HOST_DEVICE A relevance_gradient(A directed_grad, A relevance, A along, A repeats, A norm, bool irrelevance) {
   const A grad = (directed_grad - sign_of<A>(relevance) * along * repeats) / norm;
   return irrelevance ? -grad : grad;
 }
@@ -285,8 +284,8 @@ APEM_FAST_HOST_DEVICE Extent<A> merged(const Extent<A>& a, const Extent<A>& b) {
 
 template <typename A>
 APEM_FAST_HOST_DEVICE Extent<A> with_value(const Extent<A>& extent, A value) {
-  return merged(extent, Extent<A>{value < extent.low ? value : extent.low,
-                                  value > extent.high ? value : extent.high, is_missing(value)});
+  return merged(extent, Extent<A>{value < extent.low ? value : extent.low, value > extent.high ? value : extent.high,
+                                  is_missing(value)});
 }
 
 // To [0, 1]. A map without contrast ranks no pixel above another: 0 where it is 0 throughout, else one half.

@@ -8,8 +8,7 @@ STABLE_TORCH_LIBRARY(apem_fast, m) {
   m.def(
       "directed_relevance_backward(Tensor grad_direction, Tensor relevance, Tensor gradient, "
       "bool irrelevance=False) -> Tensor");
-  m.def(
-      "perturb(Tensor images, Tensor direction, Tensor epsilon, float? lower=None, float? upper=None) -> Tensor");
+  m.def("perturb(Tensor images, Tensor direction, Tensor epsilon, float? lower=None, float? upper=None) -> Tensor");
   m.def(
       "perturb_backward(Tensor grad_perturbed, Tensor images, Tensor direction, Tensor epsilon, "
       "float? lower=None, float? upper=None) -> (Tensor, Tensor)");
@@ -24,8 +23,7 @@ STABLE_TORCH_LIBRARY(apem_fast, m) {
       "relevance_map(Tensor attribution, Tensor? images=None, float? percentile=99., str channels=\"sum\") "
       "-> Tensor");
   m.def("zero_levels(Tensor relevance, Tensor threshold) -> (Tensor, Tensor)");
-  m.def(
-      "attack_penalty(Tensor perturbed, Tensor original, float tv, float zero, float diff) -> (Tensor, Tensor)");
+  m.def("attack_penalty(Tensor perturbed, Tensor original, float tv, float zero, float diff) -> (Tensor, Tensor)");
   m.def(
       "attack_penalty_backward(Tensor grad_penalty, Tensor perturbed, Tensor original, "
       "float tv, float zero, float diff) -> Tensor");

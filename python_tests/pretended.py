@@ -1,15 +1,15 @@
 """A pretended GPU: tensors that say `cuda:0`, hold a CPU tensor, and keep apart from CPU tensors as CUDA's do.
 
-Code that is only ever run on a CPU mixes devices without noticing. With `PretendedGPU` it is told where, on any machine:
-what CUDA refuses is refused in CUDA's words, and every time the host would wait for the device is counted with the line
-of the program that made it wait. The arithmetic is the CPU's own, so results are equal to the bit.
+Code that is only ever run on a CPU mixes devices without noticing. With `PretendedGPU` it is told where, on any
+machine: what CUDA refuses is refused in CUDA's words, and every time the host would wait for the device is counted with
+the line of the program that made it wait. The arithmetic is the CPU's own, so results are equal to the bit.
 
     with PretendedGPU() as gpu:
         result = af.apem(model.to("cuda"), images.to("cuda"), relevance.to("cuda"))
     gpu.waits  # Counter({("apem_fast/rays.py:258", "copy to the host"): 12, ...})
 
-Below Python the tensors live on "lazy", the one device type whose backward pass autograd runs without a driver. A captured
-graph is a list of what was done, and its replay does it again.
+Below Python the tensors live on "lazy", the one device type whose backward pass autograd runs without a driver. A
+captured graph is a list of what was done, and its replay does it again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class OnGPU(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> OnGPU:
+    def __new__(cls, inner: Tensor) -> Self:
         wrapper = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -99,7 +99,8 @@ class OnGPU(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if not force:
             raise TypeError(
-                f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+                f"can't convert {GPU} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory "
+                "first."
             )
         return self.detach().cpu().numpy()
 
@@ -133,7 +134,8 @@ class PretendedGPU(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         """How often the host waited for the device, by line of the program and reason."""
         self.uploads: Counter[str] = Counter()
-        """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the copy."""
+        """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the
+        copy."""
         self.graph: PretendedGraph | None = None  # that is being captured
         self.graphs: list[PretendedGraph] = []
         self.under_way: list[tuple[Tensor, Tensor]] = []
@@ -148,7 +150,7 @@ class PretendedGPU(TorchDispatchMode):
         self._stack.enter_context(_DevicesByName(self))
         return super().__enter__()
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         self._stack.close()
 
@@ -392,5 +394,5 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
         stack.enter_context(mock.patch.object(torch, "autocast", autocast))
         check = "_accelerator_graph_capture_health_check"  # asks the driver
-        stack.enter_context(mock.patch.object(torch.optim.Optimizer, check, lambda optimiser: None))
+        stack.enter_context(mock.patch.object(torch.optim.Optimizer, check, return_value=None))
         yield

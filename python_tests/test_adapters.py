@@ -180,7 +180,7 @@ def test_quantus_itself_takes_it_for_a_metric():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
+    "changes, error, sentence",
     [
         ({"a_batch": None}, ValueError, r"apem: a_batch must be given where there is no explain_func \(got None\)"),
         ({"y_batch": np.zeros(3)}, ValueError, r"apem: y_batch must have shape \(2,\) \(got \(3,\)\)"),
@@ -227,7 +227,7 @@ def test_captum_functions_with_further_arguments_and_an_untouched_model():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
+    "changes, error, sentence",
     [
         ({"forward_func": 3}, TypeError, r"apem: forward_func must be callable \(got int\)"),
         ({"forward_func": small_network().train()}, ValueError, r"apem: model must be in eval mode, .*"),

@@ -9,7 +9,7 @@ import torch
 from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, every_dtype, every_layout, laid_out, normal, same
 
-import apem_fast.ops as ops
+from apem_fast import ops
 from apem_fast.ops import reference
 
 FORCES = [(0.3, 0.2, 0.7), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 5.0)]
@@ -25,7 +25,7 @@ def partly_changed(shape, dtype, layout, generator):
 
 
 @every_backend
-@pytest.mark.parametrize(("tv", "zero", "diff"), FORCES)
+@pytest.mark.parametrize("tv, zero, diff", FORCES)
 def test_equations_24_and_25_literally(
     backend: Backend, tv: float, zero: float, diff: float, generator: torch.Generator
 ) -> None:
@@ -153,7 +153,7 @@ BAD = [
 
 
 @every_backend
-@pytest.mark.parametrize(("name", "arguments", "message"), BAD)
+@pytest.mark.parametrize("name, arguments, message", BAD)
 def test_a_bad_call_gets_one_sentence(backend: Backend, name: str, arguments, message: str) -> None:
     with pytest.raises(RuntimeError) as error:
         backend.run(name, *arguments())

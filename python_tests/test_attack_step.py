@@ -10,7 +10,7 @@ import torch
 from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, every_dtype, every_layout, normal, same, shares_memory
 
-import apem_fast.ops as ops
+from apem_fast import ops
 from apem_fast.ops import reference
 
 
@@ -112,7 +112,7 @@ BAD = [
 
 
 @every_backend
-@pytest.mark.parametrize(("arguments", "message"), BAD)
+@pytest.mark.parametrize("arguments, message", BAD)
 def test_a_bad_call_gets_one_sentence(backend: Backend, arguments, message: str) -> None:
     with pytest.raises(RuntimeError) as error:
         backend.run("attack_step", *arguments())

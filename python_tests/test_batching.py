@@ -89,11 +89,10 @@ def test_partial_passes_and_first_passes_tell_nothing():
 
 
 def test_memory_is_recognised_behind_the_error_of_an_ended_capture():
-    try:
+    with pytest.raises(RuntimeError) as failed:
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
         except torch.OutOfMemoryError:
             raise RuntimeError("capture failed") from None
-    except RuntimeError as error:
-        assert is_out_of_memory(error)
+    assert is_out_of_memory(failed.value)
     assert not is_out_of_memory(RuntimeError("capture failed"))

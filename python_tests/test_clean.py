@@ -1,5 +1,5 @@
-"""Gradients of single images as captured graphs, by a stand-in for the capture: the lanes, the comparison, the way back.
-And evaluators that share what was found out. What the passes answer is tested with the metric."""
+"""Gradients of single images as captured graphs, by a stand-in for the capture: the lanes, the comparison, the way
+back. And evaluators that share what was found out. What the passes answer is tested with the metric."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The engine on a real GPU: what it captures, that batches, precision and company change nothing, and that a CPU agrees.
+"""The engine on a real GPU: what it captures, that batches, precision and company change nothing, and that a CPU
+agrees.
 
-A CPU and a GPU round differently, so they are compared in float64, where no margin of these networks is that close to 0.
+A CPU and a GPU round differently, so they are compared in float64, where no margin of these networks is that close to
+0.
 """
 
 from __future__ import annotations

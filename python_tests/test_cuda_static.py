@@ -1,5 +1,5 @@
-"""What the compiler made of the CUDA kernels, for sm_80 and sm_90, read from the machine code: nothing spilled, no local
-memory, and accesses of 128 bits wherever a kernel is meant to use them. Needs no GPU.
+"""What the compiler made of the CUDA kernels, for sm_80 and sm_90, read from the machine code: nothing spilled, no
+local memory, and accesses of 128 bits wherever a kernel is meant to use them. Needs no GPU.
 
 Read from the extension if it was built with CUDA for both, else from code compiled for this purpose.
 """
@@ -112,7 +112,8 @@ def find_tool(name: str) -> str | None:
 
 
 def dumped(option: str, binary: Path) -> str:
-    """What cuobjdump prints; for machine code it runs nvdisasm, which lies beside it in a toolkit but not in a package."""
+    """What cuobjdump prints; for machine code it runs nvdisasm, which lies beside it in a toolkit but not in a
+    package."""
     path = os.pathsep.join([str(Path(find_tool("nvdisasm")).parent), os.environ.get("PATH", "")])
     command = [find_tool("cuobjdump"), option, str(binary)]
     return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PATH": path}).stdout

@@ -1,5 +1,5 @@
-"""The metric, the filter, explanations, measures and experiments on a pretended GPU (see `pretended.py`): the numbers of
-the CPU to the bit, nothing mixed with CPU tensors, results where they are documented to be, and few waits."""
+"""The metric, the filter, explanations, measures and experiments on a pretended GPU (see `pretended.py`): the numbers
+of the CPU to the bit, nothing mixed with CPU tensors, results where they are documented to be, and few waits."""
 
 from __future__ import annotations
 

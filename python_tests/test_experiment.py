@@ -101,7 +101,7 @@ def test_every_epsilon_is_that_of_a_literal_loop(run):
                     censored += expected == float("inf")
                 assert row["score"] == row["epsilon_plus"] - row["epsilon_minus"]
                 assert row["scan_probes"] == (row["epsilon_minus"] + row["epsilon_plus"]) / OPTIONS.step
-                assert 0 < row["probes"]
+                assert row["probes"] > 0
     assert 0 < censored < 5 * 3 * 3 * 2  # both kinds were tested
 
 
@@ -244,7 +244,7 @@ def test_results_of_another_version_are_not_mixed(run, tmp_path):
     record = json.loads(path.read_text())
     record["made_with"]["packages"]["apem_fast"] = "0.0.1"
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="apem_fast 0.0.1"):
+    with pytest.raises(ValueError, match=r"apem_fast 0.0.1"):
         evaluate(OPTIONS, tmp_path / "copy")
 
 

@@ -123,7 +123,7 @@ def test_a_stopped_filter_goes_on_and_does_not_mix(tmp_path):
     for one, other in zip(again, whole):
         assert torch.equal(one.filtered, other.filtered)
         assert {**one.numbers, "probes": 0} == {**other.numbers, "probes": 0}
-    with pytest.raises(ValueError, match="holds maps filtered with step=0.5, not 1.0; choose another folder"):
+    with pytest.raises(ValueError, match=r"holds maps filtered with step=0.5, not 1.0; choose another folder"):
         filter_photographs(dataclasses.replace(OPTIONS, step=1.0), chosen, tmp_path)
 
 

@@ -173,7 +173,7 @@ def test_a_kit_of_more_classes_than_the_network(tmp_path):
     with pytest.raises(ValueError, match="names 5 classes, the network has 3"):
         read_ground_truth(write_kit(tmp_path), VALIDATION, Classes(CATEGORIES[:3]))
     (tmp_path / "meta.mat").write_text("something else")
-    with pytest.raises(ValueError, match="cannot be read as the development kit's meta.mat"):
+    with pytest.raises(ValueError, match=r"cannot be read as the development kit's meta.mat"):
         read_ground_truth(tmp_path / "ILSVRC2012_validation_ground_truth.txt", VALIDATION, FIVE)
 
 

@@ -1,4 +1,5 @@
-"""Networks by name: torchvision's with weights from a file, functions of the user's, and one sentence for each mistake."""
+"""Networks by name: torchvision's with weights from a file, functions of the user's, and one sentence for each
+mistake."""
 
 from __future__ import annotations
 

@@ -173,9 +173,8 @@ def test_a_mistake_is_reported_once(tmp_path):
 
 
 def test_one_run_at_a_time_in_a_folder(whole):
-    with whole.claimed():
-        with pytest.raises(ValueError, match="another run is at work in"):
-            evaluate(OPTIONS, whole.folder)
+    with whole.claimed(), pytest.raises(ValueError, match="another run is at work in"):
+        evaluate(OPTIONS, whole.folder)
     evaluate(OPTIONS, whole.folder)
 
 

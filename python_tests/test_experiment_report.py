@@ -258,7 +258,8 @@ def test_every_table_can_be_sorted(finished, tmp_path):
         [...table.tHead.rows[0].cells].forEach((head, i) => {
           for (const direction of [1, -1]) {
             head.querySelector("button").click();
-            const shown = [...table.tBodies[0].rows].map((row) => row.cells[i].dataset.value ?? row.cells[i].textContent.trim());
+            const text = (cell) => cell.dataset.value ?? cell.textContent.trim();
+            const shown = [...table.tBodies[0].rows].map((row) => text(row.cells[i]));
             found.push([head.ariaSort, shown]);
           }
         });
@@ -285,7 +286,8 @@ def test_choosing_an_image(finished, tmp_path):
         open: dialog.open,
         title: document.getElementById("detail-title").textContent,
         closeups: document.querySelectorAll("#detail-rays .closeup").length,
-        curves: [...document.querySelectorAll("#detail-rays polyline")].map((line) => line.getAttribute("points").split(" ").length),
+        curves: [...document.querySelectorAll("#detail-rays polyline")]
+          .map((line) => line.getAttribute("points").split(" ").length),
         captions: [...document.querySelectorAll("#detail-rays figcaption")].map((one) => one.textContent),
         markup: document.querySelectorAll("#detail b b, #detail-rays b").length,
       });
@@ -298,7 +300,8 @@ def test_choosing_an_image(finished, tmp_path):
       dialog.close();
       const maps = [...document.querySelectorAll("#gallery .map")];
       maps[maps.length - 1].click();
-      return { addressed, shown: decoded.every(Boolean), pictures: images.length, neighbour, last: state(), address: location.hash };"""
+      const shown = decoded.every(Boolean);
+      return { addressed, shown, pictures: images.length, neighbour, last: state(), address: location.hash };"""
     address = f"#image={name}&explainer=smooth-grad%3Asamples%3D3"
     came = in_browser(page_of(finished), script, tmp_path, address)
     assert came["errors"] == []

@@ -1,4 +1,5 @@
-"""The rows of a run: maps without a ray, shuffles, further measures, unknown classes, damaged files, pictures, memory."""
+"""The rows of a run: maps without a ray, shuffles, further measures, unknown classes, damaged files, pictures,
+memory."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def test_a_map_without_a_ray_is_flagged_and_stops_nobody(tmp_path):
     assert not flagged[["flipped_minus", "flipped_plus"]].any(axis=None)
     assert measured["score"].notna().all() and (measured["probes"] > 0).all() and (gradient["flag"] == "").all()
     assert flagged_lines(store) == [
-        f"{3 * len(even)} of 24 maps could not be measured and count nowhere ({3 * len(even)}: the map is 0 throughout)."
+        f"{3 * len(even)} of 24 maps could not be measured and count nowhere ({3 * len(even)}: the map is 0 "
+        "throughout)."
     ]
     table = summary(store)
     assert list(table["images"]) == [4 - len(even), 4] * 3 and list(table["flagged"]) == [len(even), 0] * 3
@@ -233,7 +235,7 @@ def test_losses_and_truths_of_class_folders(tmp_path):
 
 def test_damaged_files_are_listed_and_stop_nobody(tmp_path):
     folder = class_tree(tmp_path / "tree", each=2)
-    good = sorted((folder / "Tabby").iterdir())[0]
+    good = min((folder / "Tabby").iterdir())
     (folder / "Daisy" / "cut.jpg").write_bytes(good.read_bytes()[:400])
     (folder / "Daisy" / "empty.png").write_bytes(b"")
     (folder / "Daisy" / "notes.txt").write_text("daisies")
@@ -247,7 +249,7 @@ def test_damaged_files_are_listed_and_stop_nobody(tmp_path):
     assert len(pandas.read_csv(tmp_path / "run" / "left-out.csv")) == 3
     again = evaluate(dataclasses.replace(options, explainers=("uniform",)), tmp_path / "run")  # they stay left out
     assert len(again.results()) == 60 and len(again.left_out()) == 3
-    sorted((folder / "Tabby").iterdir())[0].write_text("gone")
+    min((folder / "Tabby").iterdir()).write_text("gone")
     with pytest.raises(ValueError, match="could be read when the run began, and cannot be now"):
         evaluate(dataclasses.replace(options, explainers=("edge",)), tmp_path / "run")
     (folder / "Tabby" / "new.png").write_bytes(b"")
@@ -279,7 +281,7 @@ def test_a_folder_that_cannot_be_written_any_more(tmp_path):
     results = store.results()
     store.map("cat", "uniform", "x").parent.parent.mkdir()
     store.map("cat", "uniform", "1-channel").parent.write_text("in the way")
-    with pytest.raises(ValueError, match="cannot be written .*; what was finished before is kept"):
+    with pytest.raises(ValueError, match=r"cannot be written .*; what was finished before is kept"):
         evaluate(dataclasses.replace(OPTIONS, explainers=("uniform",)), tmp_path / "run")
     pandas.testing.assert_frame_equal(RunStore(tmp_path / "run").results(), results)
 

@@ -354,7 +354,7 @@ def test_a_clear_ranking_is_stable():
 
 
 def test_a_ranking_by_chance_is_not_stable():
-    table = ranked({key: 5 for key in "abcde"}, noise=3)
+    table = ranked(dict.fromkeys("abcde", 5), noise=3)
     found = statistics.ranking_stability(table, "3-channel", seed=1, repetitions=100)
     assert found.low < 0 < found.high and abs(found.tau) < 0.5
     assert found == statistics.ranking_stability(table, "3-channel", seed=1, repetitions=100)

@@ -21,7 +21,7 @@ def literal(row: list[float], label: int) -> tuple[float, int]:
     """Margin and prediction of one row; NaN is the greatest of all, and the first of equals wins."""
 
     def before(a: float, b: float) -> bool:
-        return math.isnan(b) and not math.isnan(a) or b > a
+        return (math.isnan(b) and not math.isnan(a)) or b > a
 
     predicted = 0
     for c in range(1, len(row)):

@@ -28,7 +28,7 @@ def images(generator) -> Tensor:
 
 
 def literal(model: nn.Module, image: Tensor, relevance: Tensor, epsilon: float) -> tuple[Tensor, float]:
-    """x + epsilon * R / norm1(R) * sign, and the margin there (P1 section III-A)."""
+    """X + epsilon * R / norm1(R) * sign, and the margin there (P1 section III-A)."""
     leaf = image[None].clone().requires_grad_()
     logits = model(leaf)
     label = int(logits.argmax())

@@ -295,7 +295,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("measure", "case"), [(measure, case) for measure in BAD for case in BAD[measure]])
+@pytest.mark.parametrize("measure, case", [(measure, case) for measure in BAD for case in BAD[measure]])
 def test_bad_input_is_one_sentence(measure, case):
     changes, error, sentence = BAD[measure][case]
     images, relevance = images_and_maps(2)
@@ -306,7 +306,10 @@ def test_bad_input_is_one_sentence(measure, case):
 
 
 def test_the_libraries_behind_the_measures_are_loaded_when_they_are_used():
-    program = "import sys, apem_fast as af; early = set(sys.modules); af.selectivity; print('scipy' in early, 'scipy' in sys.modules)"
+    program = (
+        "import sys, apem_fast as af; early = set(sys.modules); af.selectivity; "
+        "print('scipy' in early, 'scipy' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["False", "True"]
     with pytest.raises(AttributeError, match=r"^module 'apem_fast' has no attribute 'selectivty'$"):

@@ -129,7 +129,7 @@ class Saturated(nn.Module):
 
 def test_a_saturated_softmax_still_has_a_sign_gradient():
     plain = small_network()
-    images, relevance = images_and_maps(3)
+    images, _ = images_and_maps(3)
     assert (Saturated(plain)(images).double().softmax(1).amax(1) == 1).all()
     sure = af.Evaluator(Saturated(plain).eval(), images, **GRID)
     assert (sure.sign_gradient != 0).float().mean() > 0.9

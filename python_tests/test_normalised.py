@@ -219,7 +219,7 @@ def test_progress_and_stopping():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
+    "changes, error, sentence",
     [
         ({"shuffles": 0}, ValueError, r"apem_norm: shuffles must be at least 1 \(got 0\)"),
         ({"shuffles": 2.5}, TypeError, r"apem_norm: shuffles must be a whole number \(got float\)"),

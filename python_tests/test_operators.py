@@ -329,7 +329,7 @@ BAD_INDICES = [
 
 
 @every_backend
-@pytest.mark.parametrize(("operator", "arguments", "message"), BAD_CALLS + BAD_INDICES)
+@pytest.mark.parametrize("operator, arguments, message", BAD_CALLS + BAD_INDICES)
 def test_a_bad_call_gets_one_sentence(backend: Backend, operator: str, arguments: Callable, message: str) -> None:
     if backend.device == "cuda" and any(message == indices[2] for indices in BAD_INDICES):
         pytest.skip("indices on a device are not read")
@@ -338,7 +338,7 @@ def test_a_bad_call_gets_one_sentence(backend: Backend, operator: str, arguments
     assert str(error.value) == f"{operator}: {message}"
 
 
-@pytest.mark.parametrize(("operator", "arguments", "message"), BAD_CALLS)
+@pytest.mark.parametrize("operator, arguments, message", BAD_CALLS)
 def test_a_fake_says_the_same(operator: str, arguments: Callable, message: str) -> None:
     with pytest.raises(RuntimeError) as error:
         getattr(ops, operator)(*(moved(a, "meta") for a in arguments()))

@@ -204,7 +204,7 @@ def test_an_image_alone_meets_the_weights_as_given():
     model = small_network()
     seen = []
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), module.weight.stride())))
-    images, relevance = images_and_maps(2)
+    images, _ = images_and_maps(2)
     given = model[0].weight.stride()
     passes = PlainPasses(model)
     passes.begin()

@@ -10,7 +10,7 @@ import torch
 from backends import Backend, every_backend, native_backend
 from tensors import SHAPES, TOLERANCE, every_dtype, every_layout, normal, same
 
-import apem_fast.ops as ops
+from apem_fast import ops
 from apem_fast.ops import reference
 
 

@@ -38,7 +38,7 @@ def search(policy, curves, room=1, part=None):
             # A stack of three points forgets the farthest, and may come to ask for it again.
             assert pair not in seen or getattr(policy, "depth", 16) < 16, f"{policy} asked twice for {pair}"
             seen.add(pair)
-        assert (1 <= step).all() and (step <= state.last_step).all()
+        assert (step >= 1).all() and (step <= state.last_step).all()
         np.add.at(probes, row, 1)
         margin = curves[row, step]
         before = state
@@ -158,7 +158,7 @@ def test_equals_the_scan_on_smooth_curves(start, knots, flat, last):
     curve = start * (0.5 * np.exp(-steps / flat) + wave - wave[0] + 0.5)
     exact, _ = search(Exhaustive(), [curve])
     assert exact[0] == first_flip_by_hand(curve)
-    fast, probes = search(Isolate(safety=4), [curve])
+    fast, _ = search(Isolate(safety=4), [curve])
     if fast[0] != exact[0]:
         # What the bound does not promise: a dip between two measured points that is shallower than their noise.
         hidden = curve[exact[0] : (fast[0] if fast[0] != CENSORED else last + 1)]

@@ -46,7 +46,7 @@ def test_tessellation_takes_the_maximum_of_each_super_pixel() -> None:
         for region, maximum in enumerate(maxima):
             assert float(maximum) == float(values[0][label == region].max())
     tiles = tessellate(images, saliency, 12, opacity=1.0)
-    assert tiles.shape == (2, 3, 24, 24) and 0 <= float(tiles.min()) and float(tiles.max()) <= 1
+    assert tiles.shape == (2, 3, 24, 24) and float(tiles.min()) >= 0 and float(tiles.max()) <= 1
     assert len(tiles[0].flatten(1).T.unique(dim=0)) <= len(superpixel_maximum(labels, saliency)[0])
 
 

@@ -20,7 +20,7 @@ FEW = TrainingOptions(steps=6, images=8, pairs=12, progress=False)
 
 
 @pytest.mark.parametrize(
-    ("make", "shape", "size"),
+    "make, shape, size",
     [
         (SiameseRanker.for_mnist, (1, 28, 28), 7),
         (SiameseRanker.for_mnist_mirroring, (1, 28, 28), 10),
@@ -63,7 +63,7 @@ def test_targets_of_equations_13_15_32_and_37() -> None:
 def test_digits_and_pairs() -> None:
     data = pairs.digits()
     assert data.images.shape == (1797, 1, 28, 28)
-    assert 0 <= float(data.images.min()) and 0.9 < float(data.images.max()) <= 1
+    assert float(data.images.min()) >= 0 and 0.9 < float(data.images.max()) <= 1
     dataset = pairs.PairDataset(data, 50, torch.Generator().manual_seed(0))
     for (a, b, target), i, j in zip(dataset, dataset.first, dataset.second, strict=True):
         assert torch.equal(a, data.images[i]) and torch.equal(b, data.images[j])
@@ -105,7 +105,7 @@ def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="utkface: folder must be a folder of images"):
         pairs.utkface(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="utkface: folder must hold images named age_gender_race_date.jpg"):
+    with pytest.raises(ValueError, match=r"utkface: folder must hold images named age_gender_race_date.jpg"):
         pairs.utkface(tmp_path / "empty")
     with pytest.raises(ValueError, match="mnist: folder must hold torchvision's MNIST"):
         pairs.mnist(tmp_path)
@@ -256,7 +256,8 @@ def test_a_similarity_ranker_tells_like_from_unlike() -> None:
     regimes.train_contrastive(ranker, data, options, within=1)
     score = ranker.rank(data.batch(slice(0, 100)), data.batch(slice(100, 200))).detach()
     apart = (data.values[:100] - data.values[100:]).abs()
-    assert float(score[apart == 0].mean()) > 0.7 > 0.2 > float(score[apart >= 4].mean())
+    assert float(score[apart == 0].mean()) > 0.7
+    assert float(score[apart >= 4].mean()) < 0.2
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Small untrained classifiers of 24-pixel photographs, as a user's functions return them, and folders of photographs."""
+"""Small untrained classifiers of 24-pixel photographs, as a user's functions return them, and folders of
+photographs."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import typer
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
 
 
-class user_errors:
+class user_errors:  # noqa: N801 - reads as a function where it is used
     """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
 
     Of many processes the first speaks for all, but for one that fails alone.

@@ -1,4 +1,5 @@
-"""`apem-fast evaluate`: a run, its table and its page. It imports what it needs only when it runs: help does not wait."""
+"""`apem-fast evaluate`: a run, its table and its page. It imports what it needs only when it runs: help does not
+wait."""
 
 from __future__ import annotations
 
@@ -25,9 +26,9 @@ def evaluate(
         str,
         typer.Option(
             metavar="NAME",
-            help="The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model "
-            "of torchvision, such as resnet18, with --weights; or package.module:function, a function of yours that "
-            "returns an nn.Module (224 pixels, ImageNet's mean and deviation) or an "
+            help="The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification "
+            "model of torchvision, such as resnet18, with --weights; or package.module:function, a function of yours "
+            "that returns an nn.Module (224 pixels, ImageNet's mean and deviation) or an "
             "apem_fast.experiment.inputs.networks.Network.",
         ),
     ] = "efficientnet-lite0",
@@ -74,7 +75,8 @@ def evaluate(
             "gradient,smooth-grad:samples=50. May be given several times; commas and colons within brackets or quotes "
             "belong to an option's value. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
             "guided-grad-cam, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
-            "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, smooth-grad and the baselines]",
+            "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, "
+            "smooth-grad and the baselines]",
         ),
     ] = None,
     stages: Annotated[

@@ -101,7 +101,7 @@ def from_captum(
     Raises:
         TypeError: a method that is not callable: hand over the class, not an object made with a model.
     """
-    if not callable(method) or hasattr(method, "attribute") and not isinstance(method, type):
+    if not callable(method) or (hasattr(method, "attribute") and not isinstance(method, type)):
         raise TypeError(
             f"from_captum: method must be a class of captum.attr or make one of a model (got {type(method).__name__})"
         )

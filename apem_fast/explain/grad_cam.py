@@ -123,7 +123,9 @@ class _LastFeatureMaps(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.dim() == 4 and result.requires_grad:
             size = result.shape[2:]
-            if function in CONVOLUTIONS and size.numel() > 1 or self.maps is not None and size == self.maps.shape[2:]:
+            if (function in CONVOLUTIONS and size.numel() > 1) or (
+                self.maps is not None and size == self.maps.shape[2:]
+            ):
                 self.maps = result
         return result
 

@@ -17,7 +17,7 @@ from apem_fast.seeding import generators_for
 def logit_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, name: str, *, labels_are_known: bool = False
 ) -> Tensor:
-    """d logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
+    """D logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
     from captum.attr import Saliency
 
     def logits(inputs: Tensor) -> Tensor:

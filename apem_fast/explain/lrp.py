@@ -166,7 +166,8 @@ class LRP(Explainer):
         difference = float((logits - expected).abs().max())
         if not difference <= tolerance:
             raise ValueError(
-                f"{self.name}: model must compute the same logits each time it runs (got a difference of {difference:.3g})"
+                f"{self.name}: model must compute the same logits each time it runs (got a difference of "
+                f"{difference:.3g})"
             )
 
 

@@ -271,9 +271,9 @@ def _has_rule(node_name: str, inputs_that_depend: int) -> bool:
     if node_name in _OWN_NODES:
         return True
     operation = _operation(node_name)
-    return operation in _PLAIN_NODES or operation in _PLAIN_IF_CONSTANT and inputs_that_depend == 1
+    return operation in _PLAIN_NODES or (operation in _PLAIN_IF_CONSTANT and inputs_that_depend == 1)
 
 
 def _operation(node_name: str) -> str:
-    """ "MulBackward0" -> "Mul"."""
+    """`MulBackward0` -> `Mul`."""
     return node_name.rsplit("::", 1)[-1].rstrip("0123456789").removesuffix("Backward")

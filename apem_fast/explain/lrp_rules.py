@@ -93,8 +93,8 @@ class EpsilonRule(Rule):
 class AlphaBetaRule(Rule):
     """R_i = sum_j (alpha z_ij^+ / sum_i' z_i'j^+ + beta z_ij^- / sum_i' z_i'j^-) R_j, with alpha + beta = 1.
 
-    Where all contributions to a unit have one sign, the other quotient is 0 / 0; its share then goes to the sign that is
-    there, as alpha + beta = 1 demands: otherwise each such layer would multiply the relevance by alpha.
+    Where all contributions to a unit have one sign, the other quotient is 0 / 0; its share then goes to the sign that
+    is there, as alpha + beta = 1 demands: otherwise each such layer would multiply the relevance by alpha.
 
     Args:
         alpha, beta: the weights of the two signs; alpha > 0, beta <= 0.

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
 # A margin so close that it was run alone is the same in any batch, but from one level to the next it still jumps by
-# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise` allows.
+# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise`
+# allows.
 JUMP = 1 / 4
 LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
 SPARE = (

@@ -99,7 +99,8 @@ class Curve:
         return len(held) if held.all() else int(held.argmin())
 
     def lowered(self, points: int, allowance: float) -> Curve:
-        """The first points alone (at least the one at 0), their margins lower by `allowance`: as known at another level."""
+        """The first points alone (at least the one at 0), their margins lower by `allowance`: as known at another
+        level."""
         points = max(points, 1)
         fallen = self.fallen[:points] + allowance
         fallen[0] = 0  # the unperturbed image, whatever the level

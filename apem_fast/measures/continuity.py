@@ -154,7 +154,8 @@ def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | No
         still = (images == 0).flatten(1).all(dim=1)
         if bool(still.any()):
             raise ValueError(
-                f"apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index {int(still.nonzero()[0])})"
+                "apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index "
+                f"{int(still.nonzero()[0])})"
             )
         return None
     n, c, h, w = images.shape

@@ -77,7 +77,7 @@ def _index_in(op: str, name: str, index: Tensor, size: int, of: str) -> None:
     """Only where reading the values costs no synchronisation."""
     if index.device.type == "cpu" and index.numel() and not _is_fake(index):
         low, high = int(index.min()), int(index.max())
-        _require(0 <= low and high < size, op, name, f"lie in [0, {size}), {of}", f"min={low}, max={high}")
+        _require(low >= 0 and high < size, op, name, f"lie in [0, {size}), {of}", f"min={low}, max={high}")
 
 
 def _is_fake(tensor: Tensor) -> bool:

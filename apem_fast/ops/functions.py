@@ -41,7 +41,7 @@ def perturb(
     lower: float | None = None,
     upper: float | None = None,
 ) -> Tensor:
-    """x' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
+    """X' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
 
     Args:
         images: (N, C, H, W).

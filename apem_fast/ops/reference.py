@@ -65,7 +65,7 @@ def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = 
 def directed_relevance_backward(
     grad_direction: Tensor, relevance: Tensor, gradient: Tensor, irrelevance: bool = False
 ) -> Tensor:
-    """d = v / sum|v| * s, so dL/dv = (s g - sign(v) * sum(g d)) / sum|v|, summed over broadcast channels."""
+    """D = v / sum|v| * s, so dL/dv = (s g - sign(v) * sum(g d)) / sum|v|, summed over broadcast channels."""
     checks.directed_relevance_backward(grad_direction, relevance, gradient)
     if gradient.numel() == 0:
         return relevance.new_zeros(relevance.shape)

@@ -43,7 +43,8 @@ def find_flips(
     last_step: int,
     progress: Progress | None = None,
 ) -> Flips:
-    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes `rays`."""
+    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes
+    `rays`."""
     search = _SharedSearch(prober, rays, policy, step, last_step, progress)
     in_turns([search.lane(number) for number in range(prober.lanes)])
     flipped = search.first_flip != CENSORED
@@ -87,7 +88,7 @@ class _SharedSearch:
             ray_of_row, state = self.filled(ray_of_row, state)
             self.rows[number] = len(ray_of_row)
             last = len(self.rows) == 1
-            if self.cedes(ray_of_row, state) or not (len(ray_of_row) or last and self.decided):
+            if self.cedes(ray_of_row, state) or not (len(ray_of_row) or (last and self.decided)):
                 del self.rows[number]
                 return
             if len(ray_of_row):
@@ -110,7 +111,8 @@ class _SharedSearch:
         return ray_of_row, state
 
     def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
-        """Leaves these rays to another lane where all that there are would fit one pass: two half-empty ones cost more."""
+        """Leaves these rays to another lane where all that there are would fit one pass: two half-empty ones cost
+        more."""
         if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
             return False
         self.left.append((ray_of_row, state))

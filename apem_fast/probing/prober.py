@@ -119,7 +119,8 @@ class Prober:
 
     @property
     def lanes(self) -> int:
-        """How many searches should go on side by side, so that a GPU computes for one while the host thinks for another."""
+        """How many searches should go on side by side, so that a GPU computes for one while the host thinks for
+        another."""
         return 1 if self._device.type == "cpu" else 2
 
     def __call__(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
@@ -300,10 +301,8 @@ def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -
         one_shape: whether every new shape is expensive: then the first guess stays.
     """
     device = images.device.type
-    if images.shape[1] == 1:
-        formats = (torch.contiguous_format,)  # with one channel the formats are the same
-    else:
-        formats = (torch.channels_last, torch.contiguous_format)
+    # With one channel the formats are the same.
+    formats = (torch.channels_last, torch.contiguous_format)[images.shape[1] == 1 :]
     if one_shape:
         batch_size = batch_size or first_size(device)
     return BatchTuner(formats, device, batch_size)

@@ -194,7 +194,8 @@ class ScreeningProber(Prober):
     def _screened(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], wanted: NDArray[np.int64]
     ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
-        """What the screen says of these of the probes: margins, NaN elsewhere, their rounding, and passes it took, all (M,).
+        """What the screen says of these of the probes: margins, NaN elsewhere, their rounding, and passes it took, all
+        (M,).
 
         Unperturbed images that are new are screened with them, so that the difference at epsilon 0 is known.
         """

@@ -35,7 +35,8 @@ class BatchPlan:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own, behind another one where a capture was on; the CPU's allocator only a message."""
+    """CUDA has an exception of its own, behind another one where a capture was on; the CPU's allocator only a
+    message."""
     return (
         isinstance(error, torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

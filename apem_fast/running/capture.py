@@ -19,8 +19,8 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
     Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
     compute belongs to the stream. Those that never do may share a memory pool.
     """
-    # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of libraries
-    # with streams of their own, would leave the right answer where it is, and it would never change again.
+    # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of
+    # libraries with streams of their own, would leave the right answer where it is, and it would never change again.
     static = torch.zeros_like(example)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(example.device):  # a capture waits for the current device, and may not wake up another one

@@ -82,8 +82,8 @@ class Gradients:
 
 
 class GraphedGradients(Gradients):
-    """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which takes
-    far longer to start the kernels of both passes one by one."""
+    """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which
+    takes far longer to start the kernels of both passes one by one."""
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -115,7 +115,7 @@ class GraphedGradients(Gradients):
         try:
             while len(self._lanes) < wanted:
                 self._lanes.append(self._lane(images[:1]))
-        except Exception as error:  # noqa: BLE001 - whatever a capture raises, the plain passes still run
+        except Exception as error:
             if isinstance(error, ModelOutputError) or is_out_of_memory(error):
                 raise
             self._given_up = True
@@ -137,7 +137,8 @@ def gradients_for(model: nn.Module, device: torch.device) -> Gradients:
 
 
 def run_clean(model: nn.Module, images: Tensor, gradients: Gradients | None = None) -> Clean:
-    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1)."""
+    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq.
+    1)."""
     gradients = gradients or Gradients(model)
     logits: list[Tensor] = [torch.empty(0)] * len(images)
     sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)

@@ -129,7 +129,8 @@ class _PreparedPasses(PlainPasses, ABC):
         self._ready.clear()
 
     def _compared(self, batch: Tensor, tolerance: float | None) -> Forward | None:
-        """The model prepared for batches like this one, whose logits may be off by so much of the greatest; if it can be."""
+        """The model prepared for batches like this one, whose logits may be off by so much of the greatest; if it can
+        be."""
         try:
             ready = self.prepare(batch)
             if tolerance is not None:
@@ -137,7 +138,7 @@ class _PreparedPasses(PlainPasses, ABC):
                 off = float((plain - prepared).abs().max() / plain.abs().max())
                 if not off <= tolerance:
                     raise RuntimeError(f"its logits are off by {off:.1e} of the greatest")
-        except Exception as error:  # noqa: BLE001 - whatever a compiler or a capture raises, the plain model still runs
+        except Exception as error:
             if is_out_of_memory(error):
                 raise
             warn_of_way_back(self.doing, error)
@@ -171,7 +172,8 @@ class GraphedPasses(_PreparedPasses):
         self._pool: object = None  # one memory for all graphs: they run one after the other, and answers are copied out
 
     def shapes(self, size: int) -> tuple[int, ...]:
-        """Also a quarter and a sixteenth: the last rays of a search fill no batch, but a graph takes its time for it."""
+        """Also a quarter and a sixteenth: the last rays of a search fill no batch, but a graph takes its time for
+        it."""
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
     def prepare(self, example: Tensor) -> Forward:

@@ -1,4 +1,5 @@
-"""Work that waits for a device, written so that other work can go on meanwhile: generators that yield where they wait."""
+"""Work that waits for a device, written so that other work can go on meanwhile: generators that yield where they
+wait."""
 
 from __future__ import annotations
 

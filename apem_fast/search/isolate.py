@@ -23,8 +23,8 @@ def lowest_margin(
     Piyavskii's bound, with a range of slopes in place of one steepest slope. Three falls a step are known: of the
     interval itself, of the one to its `left` and of the one to its `right` (NaN: not known). Within the interval the
     fall is taken to lie within these, and further out on either side by the larger of `safety` times their spread and
-    half the steepest of them. So a margin that falls evenly to a positive value is known not to have been negative on the
-    way, while one that bends could have been.
+    half the steepest of them. So a margin that falls evenly to a positive value is known not to have been negative on
+    the way, while one that bends could have been.
     """
     fall = (start - end) / length
     least, most = np.fmin.reduce([fall, left, right]), np.fmax.reduce([fall, left, right])

@@ -102,12 +102,12 @@ class AttackResult:
 
     @property
     def score_before(self) -> Tensor:
-        """(N,)"""
+        """(N,)."""
         return self.score[:, 0]
 
     @property
     def score_after(self) -> Tensor:
-        """(N,)"""
+        """(N,)."""
         return self.score[:, -1]
 
 
@@ -202,7 +202,8 @@ def attack(
 
 
 def mid_point_attack(ranker: Ranker, first: Tensor, second: Tensor, **options) -> AttackResult:
-    """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), stopping there. Arguments as `attack`'s."""
+    """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), stopping there. Arguments as
+    `attack`'s."""
     return attack(ranker, first, second, 0.5, **{"stop_when_reached": True} | options)
 
 
@@ -336,8 +337,8 @@ def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOpti
 def _stop(
     ranker: Ranker, embed: Callable, pairs: _Underway, score: Tensor, point: Tensor, precision: float
 ) -> tuple[Tensor, int, Tensor, Tensor]:
-    """Which pairs stop here, how many these are, and the scores and points of all: where a step crossed the target, those
-    at the crossing."""
+    """Which pairs stop here, how many these are, and the scores and points of all: where a step crossed the target,
+    those at the crossing."""
     near = (score - pairs.target).abs() <= precision
     crossed = torch.zeros_like(near)
     if pairs.score is not None:

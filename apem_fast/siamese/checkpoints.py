@@ -1,8 +1,8 @@
-"""Files of trained and half-trained rankers. Everything loads with `weights_only=True`: a checkpoint cannot run code."""
+"""Files of trained and half-trained rankers. Everything loads with `weights_only=True`: a checkpoint cannot run
+code."""
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read(path: Path, kind: str, of: str) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def compare_one_and_many_steps(
 def compare_mid_point_and_boundary(
     ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, step_size: float, **options
 ) -> AttackComparison:
-    """The mid-point attack, and the attack to the end of the range that lies beyond the mid-point (P3 section 5.3.6)."""
+    """The mid-point attack, and the attack to the end of the range that lies beyond the mid-point (P3 section
+    5.3.6)."""
     middle = mid_point_attack(ranker, first, second, steps=steps, step_size=step_size, **options)
     beyond = (middle.score_before < 0.5).to(first.dtype)
     return _compare(first, middle, attack(ranker, first, second, beyond, steps=steps, step_size=step_size, **options))
@@ -144,7 +145,8 @@ def masking_importance(
 def masking_agreement(
     ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float = 0.0
 ) -> Tensor:
-    """(N,), on the CPU: Spearman's correlation, over the regions of each image, of their greatest saliency with their importance.
+    """(N,), on the CPU: Spearman's correlation, over the regions of each image, of their greatest saliency with their
+    importance.
 
     Two independent measures of the same thing: one follows the gradient, the other only asks for rankings.
     """

@@ -1,4 +1,5 @@
-"""One-step attacks: the same procedure with a single step, so that every gradient belongs to the original (P3 section 4.5)."""
+"""One-step attacks: the same procedure with a single step, so that every gradient belongs to the original (P3 section
+4.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Images with an ordered attribute, and the pairs and targets that a ranker learns from (P3 sections 3.2, 5.2.1, 5.3.1).
+"""Images with an ordered attribute, and the pairs and targets that a ranker learns from (P3 sections 3.2, 5.2.1,
+5.3.1).
 
 Three sources: scikit-learn's handwritten digits at 28 pixels (always there), torchvision's MNIST and a folder of
 UTKFace (where the user has them).
@@ -138,7 +139,8 @@ class PairDataset(Dataset):
 
 
 def digits(pixels: int = 28) -> RankedImages:
-    """scikit-learn's 1797 handwritten digits, enlarged bilinearly from 8 to `pixels` pixels: white on black in [0, 1]."""
+    """scikit-learn's 1797 handwritten digits, enlarged bilinearly from 8 to `pixels` pixels: white on black in [0,
+    1]."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -148,7 +150,7 @@ def digits(pixels: int = 28) -> RankedImages:
 
 
 def mnist(folder: str | Path, train: bool = True) -> RankedImages:
-    """torchvision's MNIST in `folder`, which is not downloaded: 28 pixels, white on black (P3 equation 32)."""
+    """Torchvision's MNIST in `folder`, which is not downloaded: 28 pixels, white on black (P3 equation 32)."""
     from torchvision.datasets import MNIST
 
     try:

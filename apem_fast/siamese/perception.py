@@ -1,4 +1,5 @@
-"""What the network sees: perception visualizations, and the straight path between two of them to compare with (P3 4.2, 4.8.2)."""
+"""What the network sees: perception visualizations, and the straight path between two of them to compare with (P3 4.2,
+4.8.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def perceive(ranker: Ranker, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PerceptionChange:
-    """Perceptions (N, C, H, W) before and after an attack, and the map of where they differ (N, 1, H, W), equation 31."""
+    """Perceptions (N, C, H, W) before and after an attack, and the map of where they differ (N, 1, H, W), equation
+    31."""
 
     before: Tensor
     after: Tensor

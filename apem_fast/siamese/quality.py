@@ -14,12 +14,11 @@ __all__ = ["RankerQuality", "measure_quality"]
 
 @dataclass(frozen=True)
 class RankerQuality:
-    """
-    Attributes:
-        mean_deviation: mean of |ranking - target|, on [0, 1]; P3 wants at most .05.
-        order_accuracy: share of the pairs without a tie that come out on the right side of 1/2.
-        reconstruction_error: root mean square error of the reconstructions, in pixel values; None without a decoder.
-        pairs: how many pairs were ranked.
+    """Attributes:
+    mean_deviation: mean of |ranking - target|, on [0, 1]; P3 wants at most .05.
+    order_accuracy: share of the pairs without a tie that come out on the right side of 1/2.
+    reconstruction_error: root mean square error of the reconstructions, in pixel values; None without a decoder.
+    pairs: how many pairs were ranked.
     """
 
     mean_deviation: float

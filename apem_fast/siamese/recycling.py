@@ -1,4 +1,5 @@
-"""Perturbation recycling: what the network's own perception of an attack does when it is put back in (P3 Algorithm 4)."""
+"""Perturbation recycling: what the network's own perception of an attack does when it is put back in (P3 Algorithm
+4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The training regimes of P3, each a named function. Every one trains `ranker` in place and leaves it in evaluation mode."""
+"""The training regimes of P3, each a named function. Every one trains `ranker` in place and leaves it in evaluation
+mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sanity checks: an explanation has to change with the model's parameters and with what it learnt (P3 section 5.3.9)."""
+"""Sanity checks: an explanation has to change with the model's parameters and with what it learnt (P3 section
+5.3.9)."""
 
 from __future__ import annotations
 

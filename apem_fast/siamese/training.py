@@ -77,8 +77,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,). All of it is on
-    the ranker's device, wherever the images come from."""
+    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,). All of it is
+    on the ranker's device, wherever the images come from."""
 
     images: Tensor
     values: Tensor
@@ -185,8 +185,8 @@ def _resume(path, regime, device, modules, optimiser, schedule, options) -> list
     for name, value in _decisive(options).items():
         if content["options"][name] != value:
             raise ValueError(
-                f"{regime}: {name} must be that of the checkpoint, {content['options'][name]} (got {value}; {path} goes "
-                f"on where it was, another file would start afresh)"
+                f"{regime}: {name} must be that of the checkpoint, {content['options'][name]} (got {value}; {path} "
+                "goes on where it was, another file would start afresh)"
             )
     checkpoints.require_same_architecture(modules, content["state"], regime, path)
     modules.load_state_dict(content["state"])

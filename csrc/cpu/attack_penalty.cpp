@@ -120,8 +120,8 @@ template <typename A>
 APEM_FAST_VECTOR_VERSIONS void mark_changed_pixels(int32_t* changed, const A* value, int64_t pixels, int64_t channels) {
   if (channels == 3) {
     for (int64_t p = 0; p < pixels; ++p) {
-      changed[p] = (value[3 * p] != A(0) ? 1 : 0) | (value[3 * p + 1] != A(0) ? 1 : 0) |
-                   (value[3 * p + 2] != A(0) ? 1 : 0);
+      changed[p] =
+          (value[3 * p] != A(0) ? 1 : 0) | (value[3 * p + 1] != A(0) ? 1 : 0) | (value[3 * p + 2] != A(0) ? 1 : 0);
     }
     return;
   }
@@ -182,8 +182,8 @@ std::tuple<Tensor, Tensor> attack_penalty(const Tensor& perturbed, const Tensor&
       std::vector<int32_t> changed(rows.band * rows.width);
       for (int64_t b = first; b < last; ++b) {
         const int64_t at = b / bands * rows.image_size(), begin = b % bands * rows.band;
-        partial[b] = band_terms(from + at, start + at, rows, begin, std::min(begin + rows.band, rows.height), band,
-                                changed);
+        partial[b] =
+            band_terms(from + at, start + at, rows, begin, std::min(begin + rows.band, rows.height), band, changed);
       }
     });
   });

@@ -160,8 +160,8 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
       checks::attack_step(perturbed, gradient, previous, region, lower, upper, original, zero);
   const MemoryFormat format = image_format(perturbed);
   const int64_t n = perturbed.size(0), channels = perturbed.size(1), pixels = perturbed.size(2) * perturbed.size(3);
-  Tensor out = empty_output(perturbed, {n, channels, perturbed.size(2), perturbed.size(3)}, perturbed.scalar_type(),
-                            format);
+  Tensor out =
+      empty_output(perturbed, {n, channels, perturbed.size(2), perturbed.size(3)}, perturbed.scalar_type(), format);
   if (out.numel() == 0) {
     return out;
   }

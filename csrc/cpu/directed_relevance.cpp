@@ -17,7 +17,7 @@ Tensor directed_relevance(const Tensor& relevance, const Tensor& gradient, bool 
   const MemoryFormat format = image_format(gradient);
   const int64_t images = gradient.size(0);
   Tensor out = empty_output(relevance, {images, gradient.size(1), gradient.size(2), gradient.size(3)},
-                           relevance.scalar_type(), format);
+                            relevance.scalar_type(), format);
   if (out.numel() == 0) {
     return out;
   }
@@ -70,7 +70,7 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
   const MemoryFormat format = image_format(relevance);
   const int64_t images = gradient.size(0);
   Tensor out = empty_output(relevance, {images, relevance.size(1), relevance.size(2), relevance.size(3)},
-                           relevance.scalar_type(), format);
+                            relevance.scalar_type(), format);
   if (gradient.numel() == 0) {
     return torch::stable::zero_(out);
   }
@@ -105,8 +105,8 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
             directed_grad += static_cast<A>(grads[j]) * sign_of<A>(signs[j]);
           }
           const A v = applied_relevance(static_cast<A>(maps[i]), irrelevance);
-          grad_relevance[i] = static_cast<T>(relevance_gradient(
-              directed_grad, v, static_cast<A>(along[n]), static_cast<A>(shared), norms[n], irrelevance));
+          grad_relevance[i] = static_cast<T>(relevance_gradient(directed_grad, v, static_cast<A>(along[n]),
+                                                                static_cast<A>(shared), norms[n], irrelevance));
         }
       });
     });

@@ -67,12 +67,12 @@ void for_each_row(const Tensor& logits, const Tensor& labels, const F& f) {
     using T = decltype(value);
     torch::stable::parallel_for(0, logits.size(0), std::max<int64_t>(1, kGrainValues / classes),
                                 [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const T* row = data_of<T>(values) + n * classes;
-        const int64_t own = data_of<int64_t>(label)[n];
-        f(n, row, own, margin_state<arithmetic_t<T>>(row, classes, own));
-      }
-    });
+                                  for (int64_t n = begin; n < end; ++n) {
+                                    const T* row = data_of<T>(values) + n * classes;
+                                    const int64_t own = data_of<int64_t>(label)[n];
+                                    f(n, row, own, margin_state<arithmetic_t<T>>(row, classes, own));
+                                  }
+                                });
   });
 }
 

@@ -1,5 +1,5 @@
-// Where the CPU kernels write. A large output is fresh memory, and its first touch, page by page, takes several times as
-// long as writing it: huge pages are asked for, where the system grants them on request.
+// Where the CPU kernels write. A large output is fresh memory, and its first touch, page by page, takes several times
+// as long as writing it: huge pages are asked for, where the system grants them on request.
 #pragma once
 
 #include "../compat.h"

@@ -76,9 +76,9 @@ APEM_FAST_VECTOR_VERSIONS void add_gradients(A* grad_image, A* grad_direction, c
   }
 }
 
-std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const Tensor& images,
-                                            const Tensor& direction, const Tensor& epsilon,
-                                            std::optional<double> lower, std::optional<double> upper) {
+std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const Tensor& images, const Tensor& direction,
+                                            const Tensor& epsilon, std::optional<double> lower,
+                                            std::optional<double> upper) {
   const checks::Bounds bounds = checks::perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper);
   const MemoryFormat format = image_format(images);
   const int64_t n = images.size(0), k = epsilon.size(epsilon.dim() - 1);
@@ -107,9 +107,8 @@ std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const 
         const int64_t at = image * size + first;
         std::fill(sums.begin(), sums.end(), A(0));
         for (int64_t step = image * k; step < (image + 1) * k; ++step) {
-          add_gradients(sums.data(), sums.data() + kTileValues, grads + step * size + first, from + at,
-                        directions + at, count, epsilons[step], static_cast<A>(bounds.lower),
-                        static_cast<A>(bounds.upper));
+          add_gradients(sums.data(), sums.data() + kTileValues, grads + step * size + first, from + at, directions + at,
+                        count, epsilons[step], static_cast<A>(bounds.lower), static_cast<A>(bounds.upper));
         }
         for (int64_t j = 0; j < count; ++j) {
           to_images[at + j] = static_cast<T>(sums[j]);

@@ -173,7 +173,7 @@ Tensor relevance_map(const Tensor& attribution, const std::optional<Tensor>& ima
   if (attribution.numel() == 0) {
     return torch::stable::zero_(out);
   }
-  const Tensor a = torch::stable::contiguous(attribution, format);  // [N, C, H, W]
+  const Tensor a = torch::stable::contiguous(attribution, format);           // [N, C, H, W]
   const Tensor x = images ? torch::stable::contiguous(*images, format) : a;  // [N, 1 or C, H, W]
   const bool image_has_channels = x.size(1) == c;
   const int64_t image_size = x.size(1) * pixels;
@@ -199,8 +199,8 @@ Tensor relevance_map(const Tensor& attribution, const std::optional<Tensor>& ima
       std::vector<A> values(out_size);
       for (int64_t i = begin; i < end; ++i) {
         const T* attributed = data_of<T>(a) + i * size;
-        const A limit = percentile ? magnitude_percentile(attributed, size, *percentile)
-                                   : std::numeric_limits<A>::infinity();
+        const A limit =
+            percentile ? magnitude_percentile(attributed, size, *percentile) : std::numeric_limits<A>::infinity();
         combine(values.data(), attributed, data_of<T>(x) + i * image_size, limit);
         rescale(mutable_data_of<T>(out) + i * out_size, values.data(), out_size, extent_of(values.data(), out_size));
       }

@@ -23,11 +23,11 @@ std::vector<double> sums_of_rows(int64_t rows, int64_t count, const ChunkSum& ch
   std::vector<double> partial(rows * chunks), sums(rows);
   torch::stable::parallel_for(0, rows * chunks, std::max<int64_t>(1, kGrainValues / kSumChunk),
                               [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % chunks * kSumChunk;
-      partial[i] = chunk_sum(i / chunks, first, std::min(first + kSumChunk, count));
-    }
-  });
+                                for (int64_t i = begin; i < end; ++i) {
+                                  const int64_t first = i % chunks * kSumChunk;
+                                  partial[i] = chunk_sum(i / chunks, first, std::min(first + kSumChunk, count));
+                                }
+                              });
   for (int64_t i = 0; i < rows * chunks; ++i) {
     sums[i / chunks] += partial[i];
   }

@@ -12,7 +12,7 @@ namespace apem_fast {
 
 template <typename T>
 struct AttackPenaltyArguments {
-  const T* perturbed;         // [N, cover.image_size()], as original
+  const T* perturbed;  // [N, cover.image_size()], as original
   const T* original;
   PenaltyTerms* chunk_terms;  // [N, chunks], written and read
   PenaltyTerms* terms;        // [N]

@@ -37,8 +37,7 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
         AttackStepArguments<T>{data_of<T>(x), data_of<T>(g), before ? data_of<T>(*before) : nullptr,
                                start ? data_of<T>(*start) : nullptr, mask ? data_of<uint8_t>(*mask) : nullptr,
                                mutable_data_of<T>(out), n, mask && mask->size(0) > 1 ? mask->numel() / n : 0, cover,
-                               mask_has_channels, step_size, damping, bounds.lower, bounds.upper,
-                               2 * step_size * zero},
+                               mask_has_channels, step_size, damping, bounds.lower, bounds.upper, 2 * step_size * zero},
         device.stream);
   });
   device.check_launches();

@@ -8,7 +8,7 @@ namespace apem_fast {
 
 template <typename T>
 struct AttackStepArguments {
-  const T* perturbed;     // [N, cover.image_size()], as gradient, previous, original and out
+  const T* perturbed;  // [N, cover.image_size()], as gradient, previous, original and out
   const T* gradient;
   const T* previous;      // nullptr in the first step
   const T* original;      // nullptr where no pixel is put back
@@ -23,8 +23,8 @@ struct AttackStepArguments {
 // Values that the step has moved, before any is put back.
 template <typename Access, Walk kWalk, typename T>
 __device__ __forceinline__ Pixels<Access, kWalk, arithmetic_t<T>> moved_pixels(const AttackStepArguments<T>& a,
-                                                                              int64_t at,
-                                                                              const Pixels<Access, kWalk, T>& value) {
+                                                                               int64_t at,
+                                                                               const Pixels<Access, kWalk, T>& value) {
   using A = arithmetic_t<T>;
   constexpr int kValues = Pixels<Access, kWalk, A>::kCount;
   const A step_size = static_cast<A>(a.step_size), damping = static_cast<A>(a.damping);
@@ -48,8 +48,8 @@ __device__ __forceinline__ Pixels<Access, kWalk, arithmetic_t<T>> moved_pixels(c
 
 // A kernel of its own where pixels are put back: it needs more registers, as does a pack of three channels.
 template <typename Access, Walk kWalk, bool kPutsBack, typename T>
-__global__ void __launch_bounds__(Access::kBlock, kPutsBack || kTogether<kWalk> > 1 ? Access::kBlocksOf128
-                                                                                    : Access::kBlocksOf64)
+__global__ void __launch_bounds__(Access::kBlock,
+                                  kPutsBack || kTogether<kWalk> > 1 ? Access::kBlocksOf128 : Access::kBlocksOf64)
     attack_step_kernel(AttackStepArguments<T> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements, kValues = Pixels<Access, kWalk, A>::kCount;

@@ -62,10 +62,10 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
     dispatch_gradient<T>(gradient.scalar_type(), [&](auto gradient_value) {
       using G = decltype(gradient_value);
       launch_directed_relevance_backward APEM_FAST_BLOCK(
-          DirectedRelevanceBackwardArguments<T, G>{
-              data_of<T>(grad), data_of<T>(r), data_of<G>(g), mutable_data_of<T>(out),
-              mutable_data_of<double>(norm_chunks), mutable_data_of<double>(along_chunks), n, chunks, cover,
-              irrelevance},
+          DirectedRelevanceBackwardArguments<T, G>{data_of<T>(grad), data_of<T>(r), data_of<G>(g),
+                                                   mutable_data_of<T>(out), mutable_data_of<double>(norm_chunks),
+                                                   mutable_data_of<double>(along_chunks), n, chunks, cover,
+                                                   irrelevance},
           device.stream);
     });
   });

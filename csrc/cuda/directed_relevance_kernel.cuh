@@ -29,8 +29,7 @@ struct MapNormArguments {
 };
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
-    map_norm_kernel(MapNormArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) map_norm_kernel(MapNormArguments<T> a) {
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
     for (int64_t chunk = blockIdx.x; chunk < a.chunks; chunk += gridDim.x) {
       double sum = 0;
@@ -105,8 +104,8 @@ void launch_directed_relevance(const DirectedRelevanceArguments<T, G>& arguments
                              stream);
   const auto run = [&](auto access, auto walk) {
     using Access = decltype(access);
-    launch(directed_relevance_kernel<Access, walk(), T, G>,
-           ceil_div(items_of<Access, walk()>(arguments.cover), kBlock), arguments.N, 1, kBlock, stream, arguments);
+    launch(directed_relevance_kernel<Access, walk(), T, G>, ceil_div(items_of<Access, walk()>(arguments.cover), kBlock),
+           arguments.N, 1, kBlock, stream, arguments);
   };
   choose_walk<T, kBlock>(arguments.cover, run, arguments.relevance, arguments.gradient, arguments.direction);
 }
@@ -210,15 +209,15 @@ template <int kBlock = 256, typename T, typename G>
 void launch_directed_relevance_backward(const DirectedRelevanceBackwardArguments<T, G>& arguments,
                                         cudaStream_t stream) {
   const Cover& cover = arguments.cover;
-  launch_map_norm<kBlock, T>({arguments.relevance, arguments.norm_chunks, arguments.N, cover.pixels, arguments.chunks,
-                              arguments.irrelevance},
-                             stream);
+  launch_map_norm<kBlock, T>(
+      {arguments.relevance, arguments.norm_chunks, arguments.N, cover.pixels, arguments.chunks, arguments.irrelevance},
+      stream);
   const auto run = [&](auto access, auto walk) {
     using Access = decltype(access);
     launch(grad_along_direction_kernel<Access, walk(), T, G>, arguments.chunks, arguments.N, 1, kBlock, stream,
            arguments);
-    launch(directed_relevance_backward_kernel<Access, walk(), T, G>,
-           ceil_div(items_of<Access, walk()>(cover), kBlock), arguments.N, 1, kBlock, stream, arguments);
+    launch(directed_relevance_backward_kernel<Access, walk(), T, G>, ceil_div(items_of<Access, walk()>(cover), kBlock),
+           arguments.N, 1, kBlock, stream, arguments);
   };
   using Vector = Access<T, kBlock, true>;
   if (!cover.interleaved && fits_vectors(Vector::kElements, cover.pixels, arguments.grad_direction, arguments.relevance,

@@ -16,8 +16,7 @@ struct FirstFlipArguments {
 };
 
 template <typename Access, typename E>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
-    first_flip_kernel(FirstFlipArguments<E> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) first_flip_kernel(FirstFlipArguments<E> a) {
   for (int64_t r = first_row<Access::kBlock>(); r < a.R; r += all_warps<Access::kBlock>()) {
     const int64_t label = a.labels[r];
     E first = std::numeric_limits<E>::infinity();

@@ -47,8 +47,7 @@ __device__ __forceinline__ MarginState<arithmetic_t<T>> state_of_row(const T* ro
 }
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
-    label_margin_kernel(LabelMarginArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128) label_margin_kernel(LabelMarginArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = first_row<Access::kBlock>(); n < a.N; n += all_warps<Access::kBlock>()) {
     const T* row = a.logits + n * a.classes;
@@ -57,8 +56,7 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
     if (threadIdx.x % kWarp == 0) {
       // Reading the labels on the host would wait for the device, so one that is out of range shows as NaN.
       const bool exists = 0 <= label && label < a.classes;
-      const A margin =
-          exists ? margin_of(state, static_cast<A>(row[label])) : std::numeric_limits<A>::quiet_NaN();
+      const A margin = exists ? margin_of(state, static_cast<A>(row[label])) : std::numeric_limits<A>::quiet_NaN();
       a.margin[n] = static_cast<T>(margin);
       a.predicted[n] = state.any.index;
     }

@@ -14,9 +14,8 @@ struct Epsilons {
   int64_t K, stride;
 
   Epsilons(const Tensor& epsilon, const Tensor& images)
-      : values(torch::stable::contiguous(epsilon.scalar_type() == images.scalar_type()
-                                             ? epsilon
-                                             : torch::stable::to(epsilon, ScalarType::Double))),
+      : values(torch::stable::contiguous(
+            epsilon.scalar_type() == images.scalar_type() ? epsilon : torch::stable::to(epsilon, ScalarType::Double))),
         K(epsilon.size(epsilon.dim() - 1)),
         stride(epsilon.dim() == 2 ? K : 0) {}
 
@@ -57,9 +56,9 @@ Tensor perturb(const Tensor& images, const Tensor& direction, const Tensor& epsi
   return result;
 }
 
-std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const Tensor& images,
-                                            const Tensor& direction, const Tensor& epsilon,
-                                            std::optional<double> lower, std::optional<double> upper) {
+std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const Tensor& images, const Tensor& direction,
+                                            const Tensor& epsilon, std::optional<double> lower,
+                                            std::optional<double> upper) {
   const checks::Bounds bounds = checks::perturb_backward(grad_perturbed, images, direction, epsilon, lower, upper);
   const OnDeviceOf device(images);
   const MemoryFormat format = image_format(images);

@@ -11,17 +11,16 @@ constexpr int kStepsPerRead = 16;
 
 template <typename T, typename E>
 struct PerturbArguments {
-  const T* images;     // [N, size], as direction
+  const T* images;  // [N, size], as direction
   const T* direction;
-  const E* epsilon;    // row n at n * epsilon_stride, of K values; a stride of 0 shares one row
-  T* out;              // [N, K, size]
+  const E* epsilon;  // row n at n * epsilon_stride, of K values; a stride of 0 shares one row
+  T* out;            // [N, K, size]
   int64_t N, K, size, epsilon_stride;
   double lower, upper;
 };
 
 template <typename Access, typename T, typename E>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
-    perturb_kernel(PerturbArguments<T, E> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) perturb_kernel(PerturbArguments<T, E> a) {
   using A = arithmetic_t<T>;
   constexpr int kElements = Access::kElements;
   const A lower = static_cast<A>(a.lower), upper = static_cast<A>(a.upper);
@@ -39,8 +38,8 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
           typename Access::template Vector<T> result;
 #pragma unroll
           for (int e = 0; e < kElements; ++e) {
-            result[e] = static_cast<T>(
-                clamped(perturbed(static_cast<A>(x[e]), step, static_cast<A>(d[e])), lower, upper));
+            result[e] =
+                static_cast<T>(clamped(perturbed(static_cast<A>(x[e]), step, static_cast<A>(d[e])), lower, upper));
           }
           store<Access>(a.out + (n * a.K + k) * a.size + i, result);
         }
@@ -71,7 +70,7 @@ struct PerturbBackwardArguments {
   const T* direction;
   T* grad_images;
   T* grad_direction;
-  const E* epsilon;         // as in PerturbArguments
+  const E* epsilon;  // as in PerturbArguments
   int64_t N, K, size, epsilon_stride;
   double lower, upper;
 };

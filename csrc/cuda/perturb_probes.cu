@@ -10,9 +10,9 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
                       const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
                       const Tensor& probe_epsilon, const Tensor& probe_level, std::optional<double> lower,
                       std::optional<double> upper, std::optional<ScalarType> dtype) {
-  const checks::Bounds bounds = checks::perturb_probes(images, relevance, gradient, norm, probe_image, probe_map,
-                                                       probe_irrelevance, probe_epsilon, probe_level, lower, upper,
-                                                       dtype);
+  const checks::Bounds bounds =
+      checks::perturb_probes(images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                             probe_epsilon, probe_level, lower, upper, dtype);
   const OnDeviceOf device(images);
   const MemoryFormat format = image_format(images);
   const int64_t probes = norm.size(0), channels = images.size(1), pixels = images.size(2) * images.size(3);

@@ -9,16 +9,16 @@ namespace apem_fast {
 
 template <typename T, typename G, typename O>
 struct PerturbProbesArguments {
-  const T* images;                 // [image_count, cover.image_size()]
-  const T* relevance;              // [map_count, cover.pixels]
-  const G* gradient;               // as images
-  const double* norm;              // [probes], as the five below
+  const T* images;     // [image_count, cover.image_size()]
+  const T* relevance;  // [map_count, cover.pixels]
+  const G* gradient;   // as images
+  const double* norm;  // [probes], as the five below
   const int64_t* probe_image;
   const int64_t* probe_map;
   const bool* probe_irrelevance;
   const double* probe_epsilon;
   const double* probe_level;
-  O* out;                          // [probes, cover.image_size()]
+  O* out;  // [probes, cover.image_size()]
   int64_t probes, image_count, map_count;
   Cover cover;
   double lower, upper;
@@ -86,8 +86,8 @@ void launch_perturb_probes(const PerturbProbesArguments<T, G, O>& arguments, cud
     launch(perturb_probes_kernel<Access, walk(), T, G, O>, tiles, std::min(runs, arguments.probes), 1, kBlock, stream,
            arguments);
   };
-  choose_walk<narrower_t<T, O>, kBlock>(arguments.cover, run, arguments.relevance, arguments.images,
-                                        arguments.gradient, arguments.out);
+  choose_walk<narrower_t<T, O>, kBlock>(arguments.cover, run, arguments.relevance, arguments.images, arguments.gradient,
+                                        arguments.out);
 }
 
 }  // namespace apem_fast

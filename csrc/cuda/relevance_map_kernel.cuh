@@ -154,8 +154,7 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
       }
     });
     // This also keeps the next image's selection from clearing what this one's still reads.
-    extent = block_reduce<Access::kBlock>(
-        extent, [](const Extent<A>& x, const Extent<A>& y) { return merged(x, y); });
+    extent = block_reduce<Access::kBlock>(extent, [](const Extent<A>& x, const Extent<A>& y) { return merged(x, y); });
     T* out = a.out + n * (a.keep ? a.cover.image_size() : a.cover.pixels);
     visit_products<Access>(a, n, limit, [&](int64_t offset, const Pack<A, Access::kElements>& values) {
       typename Access::template Vector<T> result;
@@ -174,8 +173,8 @@ void launch_relevance_map(const RelevanceMapArguments<T>& arguments, cudaStream_
     launch(relevance_map_kernel<decltype(access), T>, arguments.N, 1, 1, kBlock, stream, arguments);
   };
   using Vector = Access<T, kBlock, true>;
-  if (!arguments.cover.interleaved && fits_vectors(Vector::kElements, arguments.cover.pixels, arguments.attribution,
-                                                   arguments.images, arguments.out)) {
+  if (!arguments.cover.interleaved &&
+      fits_vectors(Vector::kElements, arguments.cover.pixels, arguments.attribution, arguments.images, arguments.out)) {
     run(Vector{});
   } else {
     run(Access<T, kBlock, false>{});

@@ -25,8 +25,8 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
     using A = arithmetic_t<T>;
     const int64_t at_once = images_at_once<T>(cover, n);
     const int64_t extent_bytes = at_once * chunks * static_cast<int64_t>(sizeof(Extent<A>));
-    Tensor distance = torch::stable::new_empty(
-        a, {at_once, h * w}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+    Tensor distance = torch::stable::new_empty(a, {at_once, h * w},
+                                               std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
     Tensor chunk_extents = torch::stable::new_empty(a, {extent_bytes}, ScalarType::Byte);
     launch_saliency_map APEM_FAST_BLOCK(
         SaliencyMapArguments<T>{data_of<T>(a), data_of<T>(b), mutable_data_of<A>(distance),

@@ -11,7 +11,7 @@ namespace apem_fast {
 
 template <typename T>
 struct SaliencyMapArguments {
-  const T* original;                       // [N, cover.image_size()], as perturbed
+  const T* original;  // [N, cover.image_size()], as perturbed
   const T* perturbed;
   arithmetic_t<T>* distance;               // [at once, cover.pixels], written and read
   Extent<arithmetic_t<T>>* chunk_extents;  // [at once, chunks], written and read
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(Access::kBlock, kTogether<kWalk> > 1 ? Access:
         }
         store<Access>(a.distance + n * a.cover.pixels + pixel, distance);
       });
-      extent = block_reduce<Access::kBlock>(
-          extent, [](const Extent<A>& x, const Extent<A>& y) { return merged(x, y); });
+      extent =
+          block_reduce<Access::kBlock>(extent, [](const Extent<A>& x, const Extent<A>& y) { return merged(x, y); });
       if (threadIdx.x == 0) {
         a.chunk_extents[n * a.chunks + chunk] = extent;
       }
@@ -57,8 +57,7 @@ __global__ void __launch_bounds__(Access::kBlock, kTogether<kWalk> > 1 ? Access:
 }
 
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
-    saliency_map_kernel(SaliencyMapArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) saliency_map_kernel(SaliencyMapArguments<T> a) {
   using A = arithmetic_t<T>;
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
     Extent<A> extent = no_values<A>();

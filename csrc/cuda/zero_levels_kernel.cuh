@@ -8,10 +8,10 @@ namespace apem_fast {
 
 template <typename T, typename E>
 struct ZeroLevelsArguments {
-  const T* relevance;   // [N, size]
-  const E* threshold;   // map n's at n * threshold_stride, of L values; a stride of 0 shares one row
-  T* out;               // [N, L, size]
-  double* norms;        // [N, L, 2]
+  const T* relevance;  // [N, size]
+  const E* threshold;  // map n's at n * threshold_stride, of L values; a stride of 0 shares one row
+  T* out;              // [N, L, size]
+  double* norms;       // [N, L, 2]
   int64_t N, L, size, threshold_stride;
 };
 

@@ -112,8 +112,8 @@ def _development_kit(path: Path, least: int, classes: Classes) -> dict[int, int]
     meta = path.with_name("meta.mat")
     if not meta.exists():
         raise ValueError(
-            f"ground-truth: {path} must lie beside the ILSVRC2012 development kit's meta.mat, which says what its numbers "
-            f"mean, or hold lines 'NAME INDEX' (from 0) or 'NAME SYNSET' (got numbers from {least})"
+            f"ground-truth: {path} must lie beside the ILSVRC2012 development kit's meta.mat, which says what its "
+            f"numbers mean, or hold lines 'NAME INDEX' (from 0) or 'NAME SYNSET' (got numbers from {least})"
         )
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError

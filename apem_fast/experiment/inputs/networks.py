@@ -151,8 +151,8 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such as "
-            "resnet18 with --weights FILE, and package.module:function"
+            f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such "
+            "as resnet18 with --weights FILE, and package.module:function"
         )
     network.model.eval().requires_grad_(False).to(device)
     _check_outputs(network, device)
@@ -204,7 +204,9 @@ def _of_function(name: str, weights: str | Path | None) -> Network:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"network {name!r} cannot be imported: {error}") from None
     if not isinstance(made, nn.Module | Network):
-        raise ValueError(f"network: {name} must return a torch.nn.Module or a Network (got {type(made).__name__})")
+        raise ValueError(  # noqa: TRY004 - of the command line's: a user's mistake is a ValueError there
+            f"network: {name} must return a torch.nn.Module or a Network (got {type(made).__name__})"
+        )
     model = made.model if isinstance(made, Network) else made
     if weights is not None:
         load_weights(model, read_weights(weights), name, weights)
@@ -245,6 +247,6 @@ def _check_outputs(network: Network, device: str | torch.device) -> None:
     outputs = _outputs(network, device)
     if outputs != len(network.categories):
         raise ValueError(
-            f"network: {network.name} must have as many categories as outputs (got {len(network.categories)} categories, "
-            f"{outputs} outputs)"
+            f"network: {network.name} must have as many categories as outputs (got {len(network.categories)} "
+            f"categories, {outputs} outputs)"
         )

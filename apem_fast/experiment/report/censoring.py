@@ -48,7 +48,8 @@ class Estimate:
 
     @property
     def mark(self) -> str:
-        """What to write before `value`: nothing where it is exact, ≥ or ≤ where it is a bound, ≈ where it is neither."""
+        """What to write before `value`: nothing where it is exact, ≥ or ≤ where it is a bound, ≈ where it is
+        neither."""
         if np.isnan(self.value) or self.low == self.high:
             return ""
         if self.low == self.value:

@@ -28,7 +28,7 @@ _STYLE = {
     "svg.hashsalt": "apem_fast",
     "font.family": "sans-serif",
     "font.size": 9,
-    **{name: INK for name in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 
 

@@ -143,8 +143,8 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
 
 
 def differences(found: Mapping[str, Mapping[str, Differences]], first: str, second: str) -> str:
-    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences: a row for each choice
-    of images, by what it is called, a panel a stage."""
+    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences: a row for each
+    choice of images, by what it is called, a panel a stage."""
     with page_style():
         figure, axes = panels(len(found), len(next(iter(found.values()))), 3.6, 2.0, sharex="col")
         for row, (title, by_stage) in zip(axes, found.items()):

@@ -204,7 +204,7 @@ def _filtered(store: RunStore) -> dict[str, Any] | None:
         picture = data_uri(picture.convert("RGB"), FILTER_SIDE, quality=85)
     lines = []
     if (folder / "filtered.csv").exists():
-        with open(folder / "filtered.csv", newline="", encoding="utf-8") as file:
+        with (folder / "filtered.csv").open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
     columns, lines = (lines[0], lines[1:]) if lines else ([], [])
     cells = tuple(tuple(map(_filter_cell, line)) for line in lines)

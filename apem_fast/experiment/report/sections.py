@@ -86,7 +86,7 @@ def explainer_names(store: RunStore) -> dict[str, str]:
 
 
 def is_baseline(key: str) -> bool:
-    return key.split(":")[0] in BASELINES
+    return key.split(":", maxsplit=1)[0] in BASELINES
 
 
 def sections(store: RunStore, rows: pandas.DataFrame, seed: int = 0) -> list[Section]:
@@ -138,9 +138,9 @@ class _Run:
             "How much the scores differ from photograph to photograph: a method with a high median may still fail on "
             "some.",
             figure=Markup(figures.boxplots(self.rows, self.names, self.stages)),
-            caption="One dot for each photograph (where there are no more than 300), the box from the first quartile to "
-            "the third with the median across it. A hollow dot is censored. The axes are linear to ±10 and logarithmic "
-            "beyond. P1 Figure 3, P2 Figures 4.2, 4.3 and 4.7.",
+            caption="One dot for each photograph (where there are no more than 300), the box from the first quartile "
+            "to the third with the median across it. A hollow dot is censored. The axes are linear to ±10 and "
+            "logarithmic beyond. P1 Figure 3, P2 Figures 4.2, 4.3 and 4.7.",
         )
 
     def comparisons(self) -> Section | None:
@@ -181,8 +181,8 @@ class _Run:
         best = max(wins, key=wins.__getitem__)
         others = len(self.names) - 1
         return (
-            f"At the {self.stages[0]} stage {self.names[best]} wins more photographs than it loses against {wins[best]} "
-            f"of {others} others."
+            f"At the {self.stages[0]} stage {self.names[best]} wins more photographs than it loses against "
+            f"{wins[best]} of {others} others."
         )
 
     def simplification(self) -> Section | None:
@@ -251,8 +251,8 @@ class _Run:
             f"To the right of 0 the irrelevance of {self.names[first]} is the better one.",
             figure=Markup(figures.differences(found, self.names[first], self.names[second])),
             caption="Histogram of the differences photograph by photograph and its kernel density estimate, where "
-            "neither ε⁺ is censored: of all photographs (P1 Figure 8), and of those on which the first has the lower ε⁻ "
-            "(P2 Figure 5.1).",
+            "neither ε⁺ is censored: of all photographs (P1 Figure 8), and of those on which the first has the lower "
+            "ε⁻ (P2 Figure 5.1).",
             tables=(("", Table(columns, tuple(lines))),),
         )
 
@@ -311,8 +311,8 @@ class _Run:
         return Section(
             "correctness",
             "Correct and misclassified",
-            "An uncertain network is moved by less, so scores of misclassified photographs are expected to be lower, but "
-            "the order of the methods the same.",
+            "An uncertain network is moved by less, so scores of misclassified photographs are expected to be lower, "
+            "but the order of the methods the same.",
             finding=f"{images['correct']:,} photographs are classified correctly, {images['misclassified']:,} are not."
             + (" With so few of one kind, take the test lightly." if min(images.values()) < 10 else ""),
             figure=figure,
@@ -346,8 +346,8 @@ class _Run:
             "Score and loss",
             "Does a high score go with a low loss? Spearman’s rank correlation: −1, always; 0, no connection. "
             "The network’s confidence is there for comparison.",
-            caption=f"Photographs whose truth is known: {sizes}. †: p < 0.01, from Student’s t, or from 4,999 permutations "
-            "for fewer than 500 photographs. P1 Table IV, P2 Table 5.3.",
+            caption=f"Photographs whose truth is known: {sizes}. †: p < 0.01, from Student’s t, or from 4,999 "
+            "permutations for fewer than 500 photographs. P1 Table IV, P2 Table 5.3.",
             tables=(("", Table(columns, tuple(lines))),),
         )
 
@@ -438,9 +438,9 @@ class _Run:
         return Section(
             "measures",
             "Other measures",
-            "Selectivity: the area under the network’s output while the most relevant features are taken away, the lower "
-            "the better (P2 Algorithm 1). Continuity: how much a map changes at most where the photograph hardly does, the "
-            "lower the better, to be compared at the same stage only (P2 section 2.3.1).",
+            "Selectivity: the area under the network’s output while the most relevant features are taken away, the "
+            "lower the better (P2 Algorithm 1). Continuity: how much a map changes at most where the photograph hardly "
+            "does, the lower the better, to be compared at the same stage only (P2 section 2.3.1).",
             tables=(("", Table(columns, tuple(lines))),),
         )
 

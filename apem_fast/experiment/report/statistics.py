@@ -342,8 +342,8 @@ def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetit
     """How well the ranking by median score repeats itself: 1, the same on both halves; 0, no agreement.
 
     Each repetition halves the images at random; tau is the mean over them. The interval resamples each half with
-    replacement before ranking, so that no image is ever in both. Censored scores enter as observed. Only images that every explainer scored take part;
-    None where there are fewer than two explainers or four such images.
+    replacement before ranking, so that no image is ever in both. Censored scores enter as observed. Only images that
+    every explainer scored take part; None where there are fewer than two explainers or four such images.
     """
     scores = rows[rows["stage"] == stage].pivot(index="image", columns="explainer", values="score").dropna()
     images, explainers = scores.shape
@@ -377,8 +377,8 @@ def sanity(rows: pandas.DataFrame, baselines: tuple[str, ...], step: float, seed
     """The median score of the baseline maps, with its 95 % bootstrap interval.
 
     Near 0 means that the interval comes within one step of the grid of 0. It is asked only of maps that know nothing:
-    random and uniform ones that are not multiplied by the photograph, and shuffled maps where the run has them. Censored
-    scores enter as observed.
+    random and uniform ones that are not multiplied by the photograph, and shuffled maps where the run has them.
+    Censored scores enter as observed.
 
     Returns:
         stage, explainer, shuffled (bool), images, median, low, high, expected (bool: must be near 0), near (bool).

@@ -92,7 +92,8 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
 
 
 def write_csv(store: RunStore) -> None:
-    """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers unrounded."""
+    """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers
+    unrounded."""
     store.write_file(store.folder / "table.csv", summary(store).to_csv(index=False))
     results = store.results().merge(store.images(), on="image", how="left")
     store.write_file(store.folder / "results.csv", results.to_csv(index=False))

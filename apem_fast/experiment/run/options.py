@@ -83,7 +83,7 @@ class RunOptions:
     block: int | None = None
     pictures: int | None = _resumable(100)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901, PLR0912 - one line for each option
         if self.images != "photographs" and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
             raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
         for name, word in (

@@ -28,7 +28,7 @@ class RankFailed(ValueError):
 
 def rank_of_process() -> tuple[int, int]:
     """(rank, number of processes), as torchrun tells; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class OtherRankFailed(ValueError):
@@ -113,15 +113,15 @@ class Ranks:
         raise own or OtherRankFailed(sentences[failed[0]])
 
     def _gather(self, value: Any) -> list[Any]:
-        import torch.distributed as distributed
+        from torch import distributed
 
         values: list[Any] = [None] * self.count
         try:
             distributed.all_gather_object(values, value, group=self.group)
         except RuntimeError:
             raise OtherRankFailed(
-                f"another of the {self.count} processes ended before its share was done; what is finished is kept, and the "
-                "same command goes on from there"
+                f"another of the {self.count} processes ended before its share was done; what is finished is kept, and "
+                "the same command goes on from there"
             ) from None
         return values
 
@@ -133,7 +133,7 @@ def torchrun_ranks() -> Iterator[Ranks]:
     if count == 1:
         yield Ranks()
         return
-    import torch.distributed as distributed
+    from torch import distributed
 
     joined = distributed.is_initialized()  # by the program that calls
     if not joined:

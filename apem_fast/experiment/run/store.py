@@ -278,7 +278,7 @@ def _write(path: Path, contents: bytes | str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(neighbour, "wb") as file:
+            with neighbour.open("wb") as file:
                 file.write(contents.encode("utf-8") if isinstance(contents, str) else contents)
                 file.flush()
                 os.fsync(file.fileno())

@@ -83,7 +83,8 @@ def _progression(result: AttackResult) -> list[Tile]:
 def progression_section(
     ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
 ) -> Section:
-    """Both ways out of one pair, through the embedding and through the input, beside a straight line (Figures 33-35, 40)."""
+    """Both ways out of one pair, through the embedding and through the input, beside a straight line (Figures 33-35,
+    40)."""
     a, b = data.batch(first[:1]), data.batch(second[:1])
     steps_shown = _shown(steps)
     rows = [Row("the pair", [Tile(a[0], value_of(data, first)[0]), Tile(b[0], value_of(data, second)[0])])]
@@ -142,8 +143,8 @@ def maps_section(
         "Why this pair ranks as it does",
         "The least change that the gradient finds to make the network call the two images equal: a mid-point attack. "
         "Bright pixels of the saliency map moved most (equations 28 and 29); it is laid over the image in two flavours "
-        "for colour-blind readers (equation 30) and gathered in SLIC super-pixels by their greatest value. On the left, "
-        "the ranking before and after; distances are l2, in pixel values.",
+        "for colour-blind readers (equation 30) and gathered in SLIC super-pixels by their greatest value. On the "
+        "left, the ranking before and after; distances are l2, in pixel values.",
         rows,
         {
             "ranking before": result.score_before.tolist(),
@@ -158,7 +159,8 @@ def maps_section(
 def advanced_section(
     ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
 ) -> Section:
-    """Equation 25's three forces at equal score (P3 section 5.3.8, Figure 48), ZeroForce with and without its surrogate."""
+    """Equation 25's three forces at equal score (P3 section 5.3.8, Figure 48), ZeroForce with and without its
+    surrogate."""
     a, b = data.batch(first), data.batch(second)
     kinds: list[tuple[str, dict]] = [
         ("none", {}),
@@ -196,9 +198,9 @@ def advanced_section(
         rows.append(Row(name, [Tile(m, f"{int(p)} pixels") for m, p in zip(maps, counts, strict=False)]))
     return Section(
         "What the forces do",
-        f"The same mid-point attacks on {len(a)} pairs with each force of equation 25, so at equal score (to 0.01). The "
-        "number of changed pixels has no gradient, and P3 found its force useless; by its proximal operator it leaves a pixel "
-        "alone unless changing it is worth the price.",
+        f"The same mid-point attacks on {len(a)} pairs with each force of equation 25, so at equal score (to 0.01). "
+        "The number of changed pixels has no gradient, and P3 found its force useless; by its proximal operator it "
+        "leaves a pixel alone unless changing it is worth the price.",
         [
             Table(
                 ["force", "reached 0.5", "changed pixels", "total variation", "distance"],
@@ -299,11 +301,11 @@ def face_sections(
     return [
         Section(
             "Who is older? A network that was never Siamese",
-            f"A face-age network with its published weights becomes a ranker by equation 15. It takes the {names[0]} for "
-            f"{ages[0]:.0f} and the {names[1]} for {ages[1]:.0f}, so the {older} for the older one. A mid-point attack asks "
-            "what would have to change in a face for it to look as old as the other, to a year. Super-pixels show which "
-            "regions say so by the attack and, independently, by blacking each of them out: from blue for the least to red "
-            "for the greatest.",
+            f"A face-age network with its published weights becomes a ranker by equation 15. It takes the {names[0]} "
+            f"for {ages[0]:.0f} and the {names[1]} for {ages[1]:.0f}, so the {older} for the older one. A mid-point "
+            "attack asks what would have to change in a face for it to look as old as the other, to a year. "
+            "Super-pixels show which regions say so by the attack and, independently, by blacking each of them out: "
+            "from blue for the least to red for the greatest.",
             [
                 *rows,
                 Table(

@@ -24,10 +24,9 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
   grad.fill([&](int64_t) { return static_cast<float>(random.centred()); });
   gradient.fill([&](int64_t) { return static_cast<float>(random.below(3) - 1); });
 
-  launch_directed_relevance<kBlock>(
-      DirectedRelevanceArguments<T, G>{map.data(), gradient.data(), direction.data(), norm_chunks.data(), n, chunks,
-                                       cover, irrelevance},
-      nullptr);
+  launch_directed_relevance<kBlock>(DirectedRelevanceArguments<T, G>{map.data(), gradient.data(), direction.data(),
+                                                                     norm_chunks.data(), n, chunks, cover, irrelevance},
+                                    nullptr);
   launch_directed_relevance_backward<kBlock>(
       DirectedRelevanceBackwardArguments<T, G>{grad.data(), map.data(), gradient.data(), grad_map.data(),
                                                norm_chunks.data(), along_chunks.data(), n, chunks, cover, irrelevance},

@@ -13,7 +13,7 @@ struct Arguments {
   const unsigned* values;  // one for each thread of the grid, as the two below
   unsigned* before;
   double* sums;
-  int* rounds;             // of blocks
+  int* rounds;  // of blocks
 };
 
 template <int kThreads>
@@ -57,7 +57,7 @@ void test_vectors_where_they_fit() {
   alignas(16) static float floats[64];
   alignas(16) static int8_t bytes[64];
   EXPECT(fits_vectors(4, 12, floats, bytes));
-  EXPECT(!fits_vectors(4, 13, floats, bytes));      // the second row would not start on a boundary
+  EXPECT(!fits_vectors(4, 13, floats, bytes));  // the second row would not start on a boundary
   EXPECT(!fits_vectors(4, 12, floats + 1, bytes));
   EXPECT(fits_vectors(4, 12, floats + 4, bytes + 4));  // four bytes are read at once, not sixteen
   EXPECT(!fits_vectors(4, 12, floats, bytes + 2));

@@ -32,8 +32,8 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
   launch_perturb_probes<kBlock>(
       PerturbProbesArguments<T, G, O>{image.data(), map.data(), gradient.data(), norm.data(), row.data(),
                                       map_row.data(), irrelevance.data(), epsilon.data(), level.data(), out.data(),
-                                      probes, images, maps, Cover(channels, pixels, map_channels, channels_last),
-                                      -0.75, 0.75},
+                                      probes, images, maps, Cover(channels, pixels, map_channels, channels_last), -0.75,
+                                      0.75},
       nullptr);
   for (int64_t m = 0; m < probes; ++m) {
     for (int64_t i = 0; i < size; ++i) {
@@ -43,8 +43,8 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
         continue;
       }
       const int64_t at = map_channels == channels ? i : channels_last ? i / channels : i % pixels;
-      const A relevance = probe_relevance(static_cast<A>(map[map_row[m] * map_size + at]), static_cast<A>(level[m]),
-                                          irrelevance[m]);
+      const A relevance =
+          probe_relevance(static_cast<A>(map[map_row[m] * map_size + at]), static_cast<A>(level[m]), irrelevance[m]);
       const A direction = directed(relevance, static_cast<A>(norm[m]), sign_of<A>(gradient[row[m] * size + i]));
       const A value = perturbed(static_cast<A>(image[row[m] * size + i]), static_cast<A>(epsilon[m]), direction);
       EXPECT(same(written, static_cast<O>(clamped(value, A(-0.75), A(0.75)))));
