@@ -369,8 +369,8 @@ def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
     squared = difference[:, :1] * difference[:, :1]
     for c in range(1, channels):  # in order, so that every backend rounds alike
         squared = squared + difference[:, c : c + 1] * difference[:, c : c + 1]
-    # Rounded once, like the kernels' square root: torch's own in float32 may be off in the last place on some processors,
-    # and on a map that is nearly flat the rescaling would make much of that.
+    # Rounded once, like the kernels' square root: torch's own in float32 may be off in the last place on some
+    # processors, and on a map that is nearly flat the rescaling would make much of that.
     distance = squared.double().sqrt().to(arithmetic)
     low = distance.reshape(n, -1).amin(dim=1)[:, None, None, None]  # NaN where a pixel is NaN
     high = distance.reshape(n, -1).amax(dim=1)[:, None, None, None]
