@@ -162,7 +162,7 @@ class Evaluator:
 
     def _look_at(self, images: Tensor, labels: Tensor | None) -> None:
         self._images = images.detach()
-        with undisturbed(self._model):
+        with undisturbed(self._model, self._images):
             self._clean: Clean = run_clean(self._model, self._images, self._gradients)
         validation.labels(labels, self._clean.labels)
 
@@ -216,7 +216,7 @@ class Evaluator:
             prober = Prober(self._model, rays, self._tuner, self._passes)
         else:
             prober = ScreeningProber(self._model, rays, self._tuner, self._passes, precision, self._screen_tuner)
-        with undisturbed(self._model), prober:
+        with undisturbed(self._model, self._images), prober:
             yield prober
 
     def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:

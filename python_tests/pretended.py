@@ -15,6 +15,7 @@ captured graph is a list of what was done, and its replay does it again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -138,6 +139,14 @@ class PretendedGPU(TorchDispatchMode):
         copy."""
         self.graph: PretendedGraph | None = None  # that is being captured
         self.graphs: list[PretendedGraph] = []
+        self.stream: Any = None
+        """The current one."""
+        self.capture_is_invalid = False
+        self.pools_under_way: list[Any] = []
+        """Memory pools of captures that the allocator believes to be under way."""
+        self.captures_random = False
+        """Whether the random generators are in capture mode."""
+        self.refuses_waits = False
         self.under_way: list[tuple[Tensor, Tensor]] = []
         """Copies to pinned memory that were started, and come when the host waits for them: target and source."""
         self.autocast: torch.dtype | None = None  # in which products are computed
@@ -159,7 +168,10 @@ class PretendedGPU(TorchDispatchMode):
 
     def waited(self, reason: str) -> None:
         if self.graph is not None:
+            self.capture_is_invalid = True
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({reason})")
+        if self.refuses_waits and reason != "synchronisation":
+            raise RuntimeError("called a synchronizing CUDA operation")
         self.waits[_line_of_program(), reason] += 1
         for target, source in self.under_way:
             target.copy_(source)
@@ -176,6 +188,9 @@ class PretendedGPU(TorchDispatchMode):
         if not here and not to_device:
             return func(*args, **kwargs)
         self._refuse_mixtures(func, args, kwargs, tensors, to_device)
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
+        if is_random and to_device and self.graph is None and self.captures_random:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         if func is aten.copy_.default and _is_started_only(*args, **kwargs):
             self.under_way.append((args[0], args[1].inner.clone()))
             return args[0].fill_(torch.nan) if args[0].is_floating_point() else args[0]
@@ -228,7 +243,10 @@ class PretendedGPU(TorchDispatchMode):
                 self.waited("copy to the host")
             elif not isinstance(source, OnGPU) and target_on_gpu and not getattr(source, "pretends_pinned", False):
                 if self.graph is not None:
+                    self.capture_is_invalid = True
                     raise RuntimeError("CUDA error: operation not permitted when stream is capturing (upload)")
+                if self.refuses_waits:
+                    raise RuntimeError("called a synchronizing CUDA operation")
                 self.uploads[_line_of_program()] += 1
 
 
@@ -259,7 +277,7 @@ class _DevicesByName(TorchFunctionMode):
                 index = args[1] if isinstance(args[1], tuple) else (args[1],)
                 index = tuple(torch.tensor(part, device="cpu") if isinstance(part, list) else part for part in index)
                 args = (first, index, *args[2:])
-            if func is Tensor.data.__set__:
+            if func == Tensor.data.__set__:  # bound anew at every look
                 first.inner = args[1].inner
                 return func(*args)
         if func in PRODUCTS and self._gpu.autocast is not None and first.is_floating_point():
@@ -277,6 +295,8 @@ class PretendedGraph:
     def __init__(self) -> None:
         self.steps: list[tuple[Any, Any, Any, Any]] = []
         self.replays = 0
+        self.pool: Any = None
+        self.stream: Any = None
 
     def record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.steps.append((func, args, kwargs, result))
@@ -327,26 +347,64 @@ def _line_of_program() -> str:
 def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
     """`torch.cuda` as far as the program uses it."""
 
-    @contextlib.contextmanager
-    def capturing(graph: PretendedGraph, **_: Any) -> Iterator[None]:
-        gpu.graph = graph
-        gpu.graphs.append(graph)
-        try:
-            yield
-        finally:
-            gpu.graph = None
-
     class Stream:
-        def __init__(self, device: Any = None) -> None: ...
+        def __init__(self, device: Any = None, priority: int = 0) -> None:
+            self.device, self.priority = GPU, priority
+
         def wait_stream(self, other: Stream) -> None: ...
+        def wait_event(self, event: Event) -> None: ...
         def synchronize(self) -> None:
             gpu.waited("synchronisation")
 
     class Event:
         def record(self, stream: Stream | None = None) -> None: ...
+        def query(self) -> bool:
+            return False
+
         def synchronize(self) -> None:
             gpu.waited("synchronisation")
 
+    @contextlib.contextmanager
+    def on_stream(stream: Stream) -> Iterator[None]:
+        before, gpu.stream = gpu.stream, stream
+        try:
+            yield
+        finally:
+            gpu.stream = before
+
+    def set_stream(stream: Stream) -> None:
+        gpu.stream = stream
+
+    @contextlib.contextmanager
+    def capturing(
+        graph: PretendedGraph, pool: Any = None, stream: Stream | None = None, capture_error_mode: str = "global"
+    ) -> Iterator[None]:
+        """Leaves behind what torch leaves where CUDA has declared a capture invalid."""
+        before, pool = gpu.stream, pool or object()
+        gpu.stream, gpu.graph, gpu.captures_random = stream or Stream(), graph, True
+        gpu.pools_under_way.append(pool)
+        gpu.graphs.append(graph)
+        graph.pool, graph.stream = pool, gpu.stream
+        try:
+            yield
+        finally:
+            gpu.graph = None
+            if gpu.capture_is_invalid:
+                gpu.capture_is_invalid = False
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            gpu.pools_under_way.remove(pool)
+            gpu.captures_random, gpu.stream = False, before
+
+    def end_allocate_to_pool(device: int, pool: Any) -> None:
+        if pool not in gpu.pools_under_way:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        gpu.pools_under_way.remove(pool)
+
+    def set_sync_debug_mode(mode: int | str) -> None:
+        gpu.refuses_waits = mode in (2, "error")
+
+    pools = itertools.count(1)
+    gpu.stream = Stream()
     real_autocast = torch.autocast
 
     @contextlib.contextmanager
@@ -379,12 +437,16 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         "default_generators": gpu.generators,
         "empty_cache": lambda: None,
         "Stream": Stream,
-        "current_stream": Stream,
+        "current_stream": lambda device=None: gpu.stream,
+        "set_stream": set_stream,
+        "is_current_stream_capturing": lambda: gpu.graph is not None,
+        "get_sync_debug_mode": lambda: 2 if gpu.refuses_waits else 0,
+        "set_sync_debug_mode": set_sync_debug_mode,
         "Event": Event,
-        "stream": lambda stream: contextlib.nullcontext(),
+        "stream": on_stream,
         "CUDAGraph": PretendedGraph,
         "graph": capturing,
-        "graph_pool_handle": lambda: (0, 1),
+        "graph_pool_handle": lambda: (0, next(pools)),
         "get_device_name": lambda device=None: "a pretended GPU",
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
@@ -393,6 +455,7 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         for name, stand_in in stand_ins.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
         stack.enter_context(mock.patch.object(torch, "autocast", autocast))
+        stack.enter_context(mock.patch.object(torch._C, "_cuda_endAllocateToPool", end_allocate_to_pool, create=True))
         check = "_accelerator_graph_capture_health_check"  # asks the driver
         stack.enter_context(mock.patch.object(torch.optim.Optimizer, check, return_value=None))
         yield

@@ -8,7 +8,7 @@ A CPU and a GPU round differently, so they are compared in float64, where no mar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from test_metric import assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.running.clean import GraphedGradients, run_clean
-from apem_fast.running.passes import GraphedPasses
+from apem_fast.running.passes import KEPT, GraphedPasses
 from apem_fast.running.undisturbed import undisturbed
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -102,6 +102,113 @@ def test_passes_are_captured_and_stay_so() -> None:
     assert_equal(evaluator.on(images).apem({"maps": relevance})["maps"], af.apem(model, images, relevance, **GRID))
     model[9].weight = torch.nn.Parameter(model[9].weight * 2)
     assert_equal(evaluator.on(images).apem({"maps": relevance})["maps"], first)
+
+
+class Scaled(torch.nn.Module):
+    """A network whose answer depends on more than its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.scale, self.options = small_network().cuda(), 1.0, {"power": [1]}
+        self.offset = torch.zeros(10, device="cuda")  # neither a parameter nor a buffer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x * self.scale).sign() * self.network(x).abs() ** self.options["power"][0] + self.offset
+
+
+def _softplus(model: Scaled) -> None:
+    model.network[2] = torch.nn.Softplus().eval()
+
+
+def _scale(model: Scaled) -> None:
+    model.scale = 0.9
+
+
+def _power(model: Scaled) -> None:
+    model.options["power"][0] = 2
+
+
+def _offset(model: Scaled) -> None:
+    model.offset = torch.linspace(-0.2, 0.2, 10, device="cuda")
+
+
+def _hook(model: Scaled) -> None:
+    model.network[2].register_forward_hook(lambda module, args, output: output * 0.9)
+
+
+def _forward(model: Scaled) -> None:
+    model.network[2].forward = torch.nn.functional.silu
+
+
+def _strides(model: Scaled) -> None:
+    last = model.network[-1].weight
+    last.data = last.data.as_strided(last.shape, (1, last.shape[0]))
+
+
+CHANGES = {change.__name__[1:]: change for change in (_softplus, _scale, _power, _offset, _hook, _forward, _strides)}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_graphs_of_a_model_that_has_changed_are_captured_anew(change: str) -> None:
+    _, images, relevance = on_gpu(16)
+    model = Scaled().eval()
+    evaluator = af.Evaluator(model, images, batch_size=8, **GRID)
+    before = evaluator.apem({"maps": relevance})["maps"]
+    graphs = list(evaluator._passes._ready.values())
+    evaluator.on(images).apem({"maps": relevance})
+    assert graphs and list(evaluator._passes._ready.values()) == graphs
+    CHANGES[change](model)
+    expected = af.apem(model, images, relevance, batch_size=8, **GRID)
+    assert not torch.equal(expected.epsilon_minus, before.epsilon_minus), "the change should be one that matters"
+    assert_equal(evaluator.on(images).apem({"maps": relevance})["maps"], expected)
+
+
+def test_the_graph_used_longest_ago_is_dropped() -> None:
+    model, images, _ = on_gpu(1)
+    passes = GraphedPasses(model)
+    with undisturbed(model, images), torch.no_grad():
+        passes.begin()
+        used = [*range(1, KEPT + 1), 1, KEPT + 1]
+        for size in used:
+            passes(images.expand(size, -1, -1, -1).contiguous(), size, True)
+        passes.end()
+    kept = [shape for shape, *_ in passes._ready]
+    assert kept == [*range(3, KEPT + 1), 1, KEPT + 1]
+
+
+class Waiting(torch.nn.Module):
+    """A network that makes the host wait in every forward pass, which no capture survives."""
+
+    def __init__(self, wait: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.wait = small_network().cuda(), wait
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.wait(x)
+        return self.network(x)
+
+
+WAITS: dict[str, Callable[[torch.Tensor], object]] = {
+    "for a value": lambda x: x.sum().item(),
+    "for an upload": lambda x: x - torch.tensor([0.5, 0.5], device=x.device).sum(),
+    "unseen by torch": lambda x: torch.cuda.synchronize(),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_model_that_cannot_be_captured_leaves_the_process_as_it_was(wait: str) -> None:
+    model, images, relevance = on_gpu(16)
+    expected = af.apem(model, images, relevance, batch_size=8, **GRID)
+    stream = torch.cuda.current_stream()
+    with pytest.warns(RuntimeWarning, match="in a CUDA graph failed"):
+        result = af.apem(Waiting(WAITS[wait]).eval(), images, relevance, batch_size=8, **GRID)
+    assert_equal(result, expected)
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.randn(3, device="cuda"), torch.rand_like(images)
+    evaluator = af.Evaluator(model, images, batch_size=8, **GRID)  # another capture, and nothing is given up
+    assert_equal(evaluator.apem({"maps": relevance})["maps"], expected)
+    assert evaluator._passes._ready
 
 
 def test_gradients_side_by_side_are_those_of_the_plain_model() -> None:

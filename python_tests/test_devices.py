@@ -28,6 +28,7 @@ from apem_fast.explain import EXPLAINERS
 from apem_fast.margin_curve import RayView
 from apem_fast.ops import load, reference
 from apem_fast.relevance import STAGES, irrelevance, shuffled
+from apem_fast.running.undisturbed import undisturbed
 
 LIMITS = {"max_epsilon": 256.0, "step": 1.0}
 
@@ -321,6 +322,19 @@ CUDA_ENGINE: dict[str, Callable[[], None]] = {
     "batches": lambda: test_cuda_engine.test_batches_change_nothing(5, torch.channels_last),
     "precision": lambda: test_cuda_engine.test_low_precision_changes_nothing("tf32"),
     "captures": lambda: test_cuda_engine.test_passes_are_captured_and_stay_so(),
+    **{
+        f"a wait {wait}": lambda wait=wait: (
+            test_cuda_engine.test_a_model_that_cannot_be_captured_leaves_the_process_as_it_was(wait)
+        )
+        for wait in test_cuda_engine.WAITS
+    },
+    **{
+        f"a changed {change}": lambda change=change: (
+            test_cuda_engine.test_graphs_of_a_model_that_has_changed_are_captured_anew(change)
+        )
+        for change in test_cuda_engine.CHANGES
+    },
+    "dropped graphs": lambda: test_cuda_engine.test_the_graph_used_longest_ago_is_dropped(),
     "gradients": lambda: test_cuda_engine.test_gradients_side_by_side_are_those_of_the_plain_model(),
     "random state": lambda: test_cuda_engine.test_nothing_of_the_users_is_changed(),
     "shuffles": lambda: test_cuda_engine.test_shuffles_are_those_of_a_cpu(),
@@ -333,6 +347,7 @@ def test_what_is_tested_on_a_gpu_holds_on_a_pretended_one(name: str) -> None:
     """So that a GPU's time is not lost to mistakes that need none."""
     with PretendedGPU() as gpu:
         CUDA_ENGINE[name]()
+        assert not gpu.pools_under_way and not gpu.captures_random
     assert any(graph.replays for graph in gpu.graphs)
 
 
@@ -358,6 +373,16 @@ def test_batches_of_selectivity_do_not_wait() -> None:
     assert waits(5) == waits(50)
 
 
+def test_graphs_that_take_turns_share_a_stream_and_a_pool() -> None:
+    with PretendedGPU() as gpu:
+        c = classifier("cuda")
+        evaluator = af.Evaluator(c.model, c.images, batch_size=32, max_epsilon=40.0)
+        del gpu.graphs[:]
+        evaluator.apem({"relevance": c.relevance})
+    assert len(gpu.graphs) > 1
+    assert len({graph.stream for graph in gpu.graphs}) == len({graph.pool for graph in gpu.graphs}) == 1
+
+
 # -- random numbers ----------------------------------------------------------------------------------------------
 
 
@@ -377,4 +402,6 @@ def test_no_random_state_is_changed() -> None:
         af.explain.SmoothGrad(samples=2)(c.model, c.images)
         af.parameter_randomisation(c.model, c.images, drawn)
         af.data_randomisation(c.model, lambda network: network, c.images, drawn)
+        with undisturbed(nn.Identity(), c.images):  # without a parameter that would name the device
+            torch.cuda.default_generators[0].manual_seed(5)
         assert states() == before

@@ -142,8 +142,33 @@ def test_a_graph_runs_what_was_captured(gpu: PretendedGPU) -> None:
     graph.replay()
     assert y.cpu().tolist() == [1, 3, 5]
     for host in (lambda: x.sum().item(), lambda: x + CPU[0, :3].to("cuda")):
-        with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with pytest.raises(RuntimeError, match="previous error during capture"):
+            with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                with pytest.raises(RuntimeError, match="capturing"):
+                    host()
+
+
+def test_a_failed_capture_leaves_behind_what_it_leaves_in_cuda(gpu: PretendedGPU) -> None:
+    here, stream, pool = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool, stream=stream):
+            on_gpu(3).sum().item()
+    assert torch.cuda.current_stream() is stream is not here and gpu.pools_under_way == [pool]
+    with pytest.raises(RuntimeError, match="outside graph capture"):
+        torch.randn(3, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        pass
+    torch.randn(3, device="cuda")
+
+
+def test_waits_can_be_refused(gpu: PretendedGPU) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    for host in (lambda: on_gpu(3).sum().item(), lambda: CPU[0, :3].to("cuda")):
+        with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation"):
             host()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode(0)
+    assert on_gpu(3).sum().item() == 3
 
 
 def test_nothing_is_left_behind() -> None:

@@ -117,5 +117,5 @@ class Apem:
 
 
 def _predictions(model: nn.Module, images: Tensor) -> Tensor:
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model, images), torch.no_grad():
         return torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)

@@ -121,7 +121,7 @@ def continuity(
         if relevance is not None and not callable(relevance):
             raise TypeError(f"apem: relevance must be a function or None (got {type(relevance).__name__})")
     images = images.detach()
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model, images), torch.no_grad():
         if labels is None:
             labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
         change, apart = [], []

@@ -186,7 +186,7 @@ class _Original:
             raise TypeError(f"apem: relevance must be a function (got {type(relevance).__name__})")
         self.relevance = relevance
         self.images = images.detach()
-        with undisturbed(model):
+        with undisturbed(model, images):
             with torch.no_grad():
                 predictions = torch.cat([logits_of(model, image) for image in self.images.split(1)]).argmax(dim=1)
             self.labels = predictions if labels is None else labels.to(self.images.device)
@@ -196,7 +196,7 @@ class _Original:
         self.score = self._score(self.map)
 
     def compared_with(self, randomised: nn.Module) -> _Row:
-        with undisturbed(randomised):
+        with undisturbed(randomised, self.images):
             other = self.explainer(randomised, self.images, self.labels)
         map_ = self.relevance(other)
         return _Row(

@@ -123,7 +123,7 @@ def selectivity(
         left = torch.where(rank[image] < until[:, None, None, None], filling[image], images[image])
         return left.contiguous(memory_format=torch.channels_last)  # convolutions are fastest so
 
-    with undisturbed(model), torch.no_grad():
+    with undisturbed(model, images), torch.no_grad():
         if labels is None:
             labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
         of_input = labels.to(images.device).repeat_interleave(parts + 1)

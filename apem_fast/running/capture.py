@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 Function = Callable[[Tensor], tuple[Tensor, ...]]
+Pool = tuple[int, int]
 
-WARM_UPS = 2  # what the first calls allocate and choose must not be captured
 
+def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Function:
+    """The function for tensors laid out like the example, captured on `stream` with its memory in `pool`.
 
-def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: object = None) -> Function:
-    """The function for tensors laid out like the example, captured on a stream of its own.
+    Graphs that are to run side by side need a stream and a pool each: what the libraries scratch in while they compute
+    belongs to the stream. Those that never do should share both; memory that one stream has used serves no other.
 
-    Graphs that are to run side by side need a stream each to be captured on: what the libraries scratch in while they
-    compute belongs to the stream. Those that never do may share a memory pool.
+    Raises whatever the function raises, or RuntimeError where it cannot be captured. The process is as before then: its
+    current stream, its random generators and its allocator do not stay in capture mode.
     """
     # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of
     # libraries with streams of their own, would leave the right answer where it is, and it would never change again.
@@ -27,12 +30,19 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
         here = torch.cuda.current_stream()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            function(static)  # what a first call allocates, chooses and loads must not be captured
+            with _waits_refused():  # a capture that fails leaves more behind than a call that does
                 function(static)
         here.wait_stream(stream)
-        # Other threads of the process may go on using the device meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            results = function(static)
+        try:
+            # Other threads of the process may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                results = function(static)
+        except BaseException:
+            _leave_capture_mode(graph, stream, pool)
+            raise
+        finally:
+            torch.cuda.set_stream(here)  # `torch.cuda.graph` does not where a capture fails
 
     def replay(values: Tensor) -> tuple[Tensor, ...]:
         static.copy_(values)
@@ -40,6 +50,42 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
         return tuple(result.clone() for result in results)  # the next replay overwrites them
 
     return replay
+
+
+@contextmanager
+def _waits_refused() -> Iterator[None]:
+    """Inside, it is an error where the host waits for a GPU, as `.item()` does."""
+    before = torch.cuda.get_sync_debug_mode()
+    _set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        _set_sync_debug_mode(before)
+
+
+def _set_sync_debug_mode(mode: int | str) -> None:
+    with warnings.catch_warnings():  # that it is a prototype which does not see every wait
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def _leave_capture_mode(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Pool) -> None:
+    """Undoes what a failed capture leaves behind.
+
+    Where CUDA declares a capture invalid, some versions of torch stop there: the allocator goes on as if a capture were
+    under way, and the random generators refuse to draw. The allocator is told; the generators leave capture mode at the
+    end of any capture that succeeds, so an empty one is made.
+    """
+    torch.cuda.set_stream(stream)
+    if torch.cuda.is_current_stream_capturing():  # the function had changed the current stream
+        with suppress(RuntimeError):
+            graph.capture_end()
+    with suppress(RuntimeError, AttributeError):  # "not currently recording": nothing was left behind
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    with suppress(RuntimeError):
+        nothing = torch.zeros(1, device=stream.device)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+            nothing.zero_()
 
 
 def warn_of_way_back(doing: str, error: Exception) -> None:

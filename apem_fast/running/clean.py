@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from apem_fast import ops
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.capture import Function, captured, warn_of_way_back
+from apem_fast.running.fingerprint import Fingerprint
 
 LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
 IMAGES_A_LANE = 8  # for which it pays to capture one
@@ -88,7 +89,7 @@ class GraphedGradients(Gradients):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         self._lanes: list[tuple[torch.cuda.Stream, Function]] = []
-        self._laid_out: tuple[object, ...] = ()
+        self._captured_for: tuple[object, ...] = ()
         self._given_up = False
 
     def of_each(self, images: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> None:
@@ -105,12 +106,11 @@ class GraphedGradients(Gradients):
             here.wait_stream(stream)
 
     def _prepare(self, images: Tensor) -> None:
-        """As many lanes as these images are worth, of the weights where they are now."""
-        tensors = (*self._model.parameters(), *self._model.buffers())
-        laid_out = (images.shape[1:], images.dtype, *(t.data_ptr() for t in tensors))
-        if laid_out != self._laid_out:
+        """As many lanes as these images are worth, of the model as it is now."""
+        captured_for = (images.shape[1:], images.dtype, images.device, Fingerprint(self._model))
+        if captured_for != self._captured_for:
             self._lanes.clear()
-            self._laid_out = laid_out
+            self._captured_for = captured_for
         wanted = 0 if self._given_up else min(LANES, len(images) // IMAGES_A_LANE)
         try:
             while len(self._lanes) < wanted:
@@ -124,7 +124,7 @@ class GraphedGradients(Gradients):
 
     def _lane(self, image: Tensor) -> tuple[torch.cuda.Stream, Function]:
         stream = torch.cuda.Stream(image.device)
-        replay = captured(self, image.contiguous(), stream)
+        replay = captured(self, image.contiguous(), stream, torch.cuda.graph_pool_handle())
         for plain, prepared in zip(self(image), replay(image)):
             if not torch.equal(plain, prepared):
                 raise RuntimeError("the graph's answer is not the model's to the bit")

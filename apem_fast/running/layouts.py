@@ -21,6 +21,7 @@ class WeightLayouts:
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         self._copies: dict[torch.memory_format, list[Tensor]] = {}
         self._places: list[tuple[object, ...]] = []
+        self._held: list[Tensor] = []  # what lies there, so that nothing else can
         self._format: torch.memory_format | None = None
 
     def begin(self) -> bool:
@@ -29,11 +30,11 @@ class WeightLayouts:
             return True
         self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
         tensors = (*self._model.parameters(), *self._model.buffers())
-        places = [(t.data_ptr(), t.shape, t.dtype, t.device) for t in tensors]
+        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         same = places == self._places and self._copies_are_true()
         if not same:
             self._copies.clear()
-        self._places = places
+        self._places, self._held = places, [t.detach() for t in tensors]
         return same
 
     def _copies_are_true(self) -> bool:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from apem_fast.running.batching import BatchPlan, is_out_of_memory
-from apem_fast.running.capture import captured, warn_of_way_back
+from apem_fast.running.capture import Pool, captured, warn_of_way_back
+from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.layouts import WeightLayouts
 
 Forward = Callable[[Tensor], Tensor]
 
 NOISE_OVER_SEEN = 8.0  # what a few differences that were seen say of those that were not
-KEPT = 8  # shapes that stay prepared
+KEPT = 8  # shapes that stay prepared, the last that were used
 WANTED = 3  # times a smaller shape is wanted before it is prepared
 LEAST = 8  # images; a GPU takes hardly less time for fewer
 
@@ -108,7 +109,8 @@ class _PreparedPasses(PlainPasses, ABC):
             if key not in self._ready and self._is_worthwhile(key, len(inputs), size):
                 self._prepare(key, batch)
             if key in self._ready:
-                return self._ready[key](batch)[: len(inputs)]
+                self._ready[key] = ready = self._ready.pop(key)  # the last of those that were used
+                return ready(batch)[: len(inputs)]
         return self._model(inputs)
 
     def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
@@ -118,7 +120,7 @@ class _PreparedPasses(PlainPasses, ABC):
 
     def _prepare(self, key: tuple[object, ...], batch: Tensor) -> None:
         while len(self._ready) >= KEPT:
-            del self._ready[next(iter(self._ready))]
+            del self._ready[next(iter(self._ready))]  # used longest ago
         ready = self._compared(batch, self.noise if key[-1] else None)
         if ready is None:
             self._given_up = True
@@ -169,7 +171,16 @@ class GraphedPasses(_PreparedPasses):
     def __init__(self, model: Forward):
         super().__init__(model)
         self._alone: dict[tuple[object, ...], Forward] = {}
-        self._pool: object = None  # one memory for all graphs: they run one after the other, and answers are copied out
+        self._captured_of: Fingerprint | None = None
+        # One memory for all graphs: they run one after the other, and answers are copied out.
+        self._place: tuple[torch.cuda.Stream, Pool] | None = None
+
+    def begin(self) -> None:
+        super().begin()
+        now = Fingerprint(self._model)
+        if now != self._captured_of:
+            self.forget()
+        self._captured_of = now
 
     def shapes(self, size: int) -> tuple[int, ...]:
         """Also a quarter and a sixteenth: the last rays of a search fill no batch, but a graph takes its time for
@@ -177,10 +188,9 @@ class GraphedPasses(_PreparedPasses):
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
     def prepare(self, example: Tensor) -> Forward:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        stream = torch.cuda.Stream(example.device)
-        replay = captured(lambda batch: (self._model(batch),), example, stream, self._pool)
+        if self._place is None:
+            self._place = torch.cuda.Stream(example.device), torch.cuda.graph_pool_handle()
+        replay = captured(lambda batch: (self._model(batch),), example, *self._place)
         return lambda batch: replay(batch)[0]
 
     def alone(self, image: Tensor) -> Tensor:
@@ -193,7 +203,7 @@ class GraphedPasses(_PreparedPasses):
     def forget(self) -> None:
         super().forget()
         self._alone.clear()
-        self._pool = None
+        self._place = None
 
 
 def passes_for(model: Forward, device: torch.device, compile: bool) -> PlainPasses:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Every place where torch keeps what it may make of float32 products. On a CPU too: "bf16" there is bfloat16.
 PRODUCTS = (
@@ -81,10 +81,11 @@ def same_algorithms() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards."""
+def undisturbed(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
+    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards, the random state
+    of their devices too."""
     required = [(p, p.requires_grad) for p in model.parameters()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = sorted({t.device.index for t in (*model.parameters(), *inputs) if t.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(products_in("ieee"))

@@ -1,0 +1,69 @@
+"""What a model's answer depends on besides its input, so that a graph captured of it is known when it is out of date.
+
+A graph repeats what the model did when it was captured. It sees new values in the tensors that it reads where they lie,
+and nothing else: not another module in an old one's place, not a hook, not a number that an attribute holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as modules_of_torch
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, type)
+DEEP = 4  # containers and objects within a module's attribute; what lies deeper counts as the same while it is the same object
+
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+
+
+class Fingerprint:
+    """The modules of a model, their types, forward functions, hooks, modes and attributes, and where their tensors lie.
+
+    It keeps what it has seen alive, so that nothing new can come to lie at an old address. Equal fingerprints mean that
+    graphs of the one model are graphs of the other. An object that is neither a module, a tensor, a number, a text nor a
+    container is looked into for such.
+    """
+
+    def __init__(self, model: object):
+        self._held: list[object] = []
+        self._seen: dict[int, int] = {}
+        hooks = [getattr(modules_of_torch, name, None) for name in _GLOBAL_HOOKS]
+        self._values = (self._of(model, DEEP), self._of(hooks, DEEP))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _of(self, value: object, deep: int) -> object:
+        if isinstance(value, PLAIN):
+            return type(value), value
+        if isinstance(value, Tensor):
+            return self._of_tensor(value)
+        if isinstance(value, (Mapping, list, tuple, set, frozenset)) and not value:
+            return type(value)
+        if id(value) in self._seen:
+            return "seen", self._seen[id(value)]
+        self._seen[id(value)] = len(self._seen)
+        self._held.append(value)
+        if isinstance(value, nn.Module):
+            forward = getattr(type(value), "forward", None)
+            return id(value), type(value), id(forward), self._of(vars(value), DEEP)
+        if deep == 0:
+            return id(value)
+        if isinstance(value, Mapping):
+            return type(value), tuple((self._of(key, 0), self._of(held, deep - 1)) for key, held in value.items())
+        if isinstance(value, (list, tuple)):
+            return type(value), tuple(self._of(held, deep - 1) for held in value)
+        if callable(value) or isinstance(value, (set, frozenset)):
+            return id(value), len(value) if isinstance(value, (set, frozenset)) else None
+        return id(value), self._of(getattr(value, "__dict__", None), deep - 1)
+
+    def _of_tensor(self, tensor: Tensor) -> object:
+        if tensor.layout != torch.strided:
+            self._held.append(tensor)
+            return id(tensor), tensor._version
+        self._held.append(tensor.detach())  # its storage; a parameter may be given another one
+        return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
