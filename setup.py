@@ -1,7 +1,7 @@
 """Builds the operators on libtorch's stable ABI: always for the CPU, and for CUDA where torch and a toolkit have it.
 
-NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured (default: sm_80,
-sm_90 and PTX). Without a C++ compiler the install still succeeds and the reference backend serves; with one, a build
+NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured; where it is not set,
+the build is for the GPUs of this machine or, without one, for all from T4 to Blackwell. Without a C++ compiler the install still succeeds and the reference backend serves; with one, a build
 that fails is an error and not a silent fall back.
 """
 
@@ -19,7 +19,8 @@ from setuptools import setup
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # 2.11: one binary serves this torch and every later one
-CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# One for each major version: its machine code also runs on the later GPUs of that version (8.0: A10, L4, RTX 40 ...).
+CUDA_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 
 def flag(name: str) -> bool:
@@ -37,6 +38,19 @@ def find_cuda_home() -> str | None:
     said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.*)$", said.stderr + said.stdout, re.MULTILINE)
     return str(Path(top.group(1)).resolve()) if top else None
+
+
+def architectures(nvcc: Path) -> str:
+    """What to compile for, as TORCH_CUDA_ARCH_LIST: the GPUs here, else every one that this nvcc knows; later ones compile
+    the PTX of the last when they first run it."""
+    import torch
+
+    if torch.cuda.is_available():
+        here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(here))
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    some = [name for name in CUDA_ARCHITECTURES if f"sm_{name.replace('.', '')}" in known]
+    return ";".join(some or CUDA_ARCHITECTURES[:3]) + "+PTX"
 
 
 def missing_for_compiling() -> str | None:
@@ -64,11 +78,13 @@ def wants_cuda(cuda_home: str | None) -> bool:
 
 
 def extension(cuda_home: str | None):
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    os.environ.setdefault("MAX_JOBS", str(min(4, os.cpu_count() or 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("MAX_JOBS", str(cores))
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     cuda = wants_cuda(cuda_home)
+    if cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(Path(cuda_home) / "bin" / "nvcc")
     sources = [
         "csrc/ops.cpp",
         "csrc/python.cpp",
@@ -98,7 +114,8 @@ def extension(cuda_home: str | None):
         flags["cxx"] = [*host, "-DUSE_CUDA"]
     headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
     kind = CUDAExtension if cuda else CppExtension
-    print(f"apem_fast: building the operators for the CPU{' and CUDA' if cuda else ''}", file=sys.stderr)
+    where = f" and CUDA ({os.environ['TORCH_CUDA_ARCH_LIST']})" if cuda else ""
+    print(f"apem_fast: building the operators for the CPU{where}", file=sys.stderr)
     return kind("apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers)
 
 
@@ -119,9 +136,17 @@ def build_options() -> dict:
         os.environ["CUDA_HOME"] = cuda_home  # torch looks for itself when cpp_extension is first imported
     from torch.utils.cpp_extension import BuildExtension
 
+    class Build(BuildExtension):
+        """Says how large the binary is."""
+
+        def build_extension(self, ext) -> None:
+            super().build_extension(ext)
+            built = Path(self.get_ext_fullpath(ext.name))
+            print(f"apem_fast: {built.name} has {built.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
+
     return {
         "ext_modules": [extension(cuda_home)],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
