@@ -1,8 +1,9 @@
 """Builds the operators on libtorch's stable ABI: always for the CPU, and for CUDA where torch and a toolkit have it.
 
-NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured; where it is not set,
-the build is for the GPUs of this machine or, without one, for all from T4 to Blackwell. Without a C++ compiler the install still succeeds and the reference backend serves; with one, a build
-that fails is an error and not a silent fall back.
+NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured; where it is not
+set, the build is for the GPUs of this machine or, without one, for all from T4 to Blackwell. Without a C++ compiler the
+install still succeeds and the reference backend serves; with one, a build that fails is an error and not a silent fall
+back.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def find_cuda_home() -> str | None:
 
 
 def architectures(nvcc: Path) -> str:
-    """What to compile for, as TORCH_CUDA_ARCH_LIST: the GPUs here, else every one that this nvcc knows; later ones compile
-    the PTX of the last when they first run it."""
+    """What to compile for, as TORCH_CUDA_ARCH_LIST: the GPUs that are present, else every one that this nvcc knows.
+    Later ones compile the PTX of the last when they first run it."""
     import torch
 
     if torch.cuda.is_available():
         here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         return ";".join(f"{major}.{minor}" for major, minor in sorted(here))
-    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    known = subprocess.run([nvcc, "--list-gpu-code"], check=False, capture_output=True, text=True).stdout.split()
     some = [name for name in CUDA_ARCHITECTURES if f"sm_{name.replace('.', '')}" in known]
     return ";".join(some or CUDA_ARCHITECTURES[:3]) + "+PTX"
 

@@ -177,6 +177,9 @@ class PretendedGPU(TorchDispatchMode):
             target.copy_(source)
         self.under_way.clear()
 
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.refuses_waits = mode in (2, "error")
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = [t for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)]
@@ -343,9 +346,8 @@ def _line_of_program() -> str:
     return "elsewhere"
 
 
-@contextlib.contextmanager
-def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
-    """`torch.cuda` as far as the program uses it."""
+def _streams_and_graphs(gpu: PretendedGPU) -> dict[str, Callable[..., Any] | type]:
+    """Those of `torch.cuda` in which work is put in order and captured."""
 
     class Stream:
         def __init__(self, device: Any = None, priority: int = 0) -> None:
@@ -395,16 +397,32 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
             gpu.pools_under_way.remove(pool)
             gpu.captures_random, gpu.stream = False, before
 
+    pools = itertools.count(1)
+    gpu.stream = Stream()
+    return {
+        "Stream": Stream,
+        "current_stream": lambda device=None: gpu.stream,
+        "set_stream": set_stream,
+        "is_current_stream_capturing": lambda: gpu.graph is not None,
+        "get_sync_debug_mode": lambda: 2 if gpu.refuses_waits else 0,
+        "set_sync_debug_mode": gpu.set_sync_debug_mode,
+        "Event": Event,
+        "stream": on_stream,
+        "CUDAGraph": PretendedGraph,
+        "graph": capturing,
+        "graph_pool_handle": lambda: (0, next(pools)),
+    }
+
+
+@contextlib.contextmanager
+def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
+    """`torch.cuda` as far as the program uses it."""
+
     def end_allocate_to_pool(device: int, pool: Any) -> None:
         if pool not in gpu.pools_under_way:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         gpu.pools_under_way.remove(pool)
 
-    def set_sync_debug_mode(mode: int | str) -> None:
-        gpu.refuses_waits = mode in (2, "error")
-
-    pools = itertools.count(1)
-    gpu.stream = Stream()
     real_autocast = torch.autocast
 
     @contextlib.contextmanager
@@ -430,23 +448,13 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         "device_count": lambda: len(gpu.generators),
         "current_device": lambda: 0,
         "device": lambda device: contextlib.nullcontext(),
+        **_streams_and_graphs(gpu),
         "synchronize": lambda device=None: gpu.waited("synchronisation"),
         "get_rng_state": lambda device=GPU: gpu.generators[_index(device)].get_state(),
         "set_rng_state": lambda state, device=GPU: gpu.generators[_index(device)].set_state(state),
         "manual_seed_all": seed_all,
         "default_generators": gpu.generators,
         "empty_cache": lambda: None,
-        "Stream": Stream,
-        "current_stream": lambda device=None: gpu.stream,
-        "set_stream": set_stream,
-        "is_current_stream_capturing": lambda: gpu.graph is not None,
-        "get_sync_debug_mode": lambda: 2 if gpu.refuses_waits else 0,
-        "set_sync_debug_mode": set_sync_debug_mode,
-        "Event": Event,
-        "stream": on_stream,
-        "CUDAGraph": PretendedGraph,
-        "graph": capturing,
-        "graph_pool_handle": lambda: (0, next(pools)),
         "get_device_name": lambda device=None: "a pretended GPU",
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,

@@ -142,17 +142,21 @@ def test_a_graph_runs_what_was_captured(gpu: PretendedGPU) -> None:
     graph.replay()
     assert y.cpu().tolist() == [1, 3, 5]
     for host in (lambda: x.sum().item(), lambda: x + CPU[0, :3].to("cuda")):
-        with pytest.raises(RuntimeError, match="previous error during capture"):
-            with torch.cuda.graph(torch.cuda.CUDAGraph()):
-                with pytest.raises(RuntimeError, match="capturing"):
-                    host()
+        with (
+            pytest.raises(RuntimeError, match="previous error during capture"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+            pytest.raises(RuntimeError, match="capturing"),
+        ):
+            host()
 
 
 def test_a_failed_capture_leaves_behind_what_it_leaves_in_cuda(gpu: PretendedGPU) -> None:
     here, stream, pool = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-    with pytest.raises(RuntimeError, match="previous error during capture"):
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool, stream=stream):
-            on_gpu(3).sum().item()
+    with (
+        pytest.raises(RuntimeError, match="previous error during capture"),
+        torch.cuda.graph(torch.cuda.CUDAGraph(), pool=pool, stream=stream),
+    ):
+        on_gpu(3).sum().item()
     assert torch.cuda.current_stream() is stream is not here and gpu.pools_under_way == [pool]
     with pytest.raises(RuntimeError, match="outside graph capture"):
         torch.randn(3, device="cuda")

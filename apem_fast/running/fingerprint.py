@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.memory_format, type)
-DEEP = 4  # containers and objects within a module's attribute; what lies deeper counts as the same while it is the same object
+DEEP = 4  # containers and objects within a module's attribute; what lies deeper is only known by its identity
+CONTAINERS = (Mapping, list, tuple, set, frozenset)
 
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
@@ -21,9 +22,8 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_
 class Fingerprint:
     """The modules of a model, their types, forward functions, hooks, modes and attributes, and where their tensors lie.
 
-    It keeps what it has seen alive, so that nothing new can come to lie at an old address. Equal fingerprints mean that
-    graphs of the one model are graphs of the other. An object that is neither a module, a tensor, a number, a text nor a
-    container is looked into for such.
+    It keeps what it has seen alive, so that nothing new can come to lie at an old address. Where two fingerprints are
+    equal, graphs of the one model are graphs of the other. Other objects are looked into for such.
     """
 
     def __init__(self, model: object):
@@ -42,7 +42,7 @@ class Fingerprint:
             return type(value), value
         if isinstance(value, Tensor):
             return self._of_tensor(value)
-        if isinstance(value, (Mapping, list, tuple, set, frozenset)) and not value:
+        if isinstance(value, CONTAINERS) and not value:
             return type(value)
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
@@ -51,15 +51,15 @@ class Fingerprint:
         if isinstance(value, nn.Module):
             forward = getattr(type(value), "forward", None)
             return id(value), type(value), id(forward), self._of(vars(value), DEEP)
-        if deep == 0:
-            return id(value)
+        return id(value), self._within(value, deep - 1) if deep > 0 else None
+
+    def _within(self, value: object, deep: int) -> object:
+        """What a container or another object holds; of a function nothing, which is known by its identity."""
         if isinstance(value, Mapping):
-            return type(value), tuple((self._of(key, 0), self._of(held, deep - 1)) for key, held in value.items())
-        if isinstance(value, (list, tuple)):
-            return type(value), tuple(self._of(held, deep - 1) for held in value)
-        if callable(value) or isinstance(value, (set, frozenset)):
-            return id(value), len(value) if isinstance(value, (set, frozenset)) else None
-        return id(value), self._of(getattr(value, "__dict__", None), deep - 1)
+            return tuple((self._of(key, 0), self._of(held, deep)) for key, held in value.items())
+        if isinstance(value, CONTAINERS):
+            return tuple(self._of(held, deep) for held in value)
+        return None if callable(value) else self._of(getattr(value, "__dict__", None), deep)
 
     def _of_tensor(self, tensor: Tensor) -> object:
         if tensor.layout != torch.strided:

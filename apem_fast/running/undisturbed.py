@@ -82,8 +82,8 @@ def same_algorithms() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
-    """Float32 means float32 inside, no gradient reaches the parameters, and all is as before afterwards, the random state
-    of their devices too."""
+    """Inside, float32 means float32 and no gradient reaches the parameters; afterwards all is as it was, the random
+    state of the devices of model and inputs too."""
     required = [(p, p.requires_grad) for p in model.parameters()]
     devices = sorted({t.device.index for t in (*model.parameters(), *inputs) if t.device.type == "cuda"})
     with ExitStack() as stack:
