@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_batch_size
+from apem_fast.explain.feature_maps import FeatureMaps, Watch
 from apem_fast.explain.guided import guided_gradient
-from apem_fast.explain.intercepted import CONVOLUTIONS, require_visible, running_under
+from apem_fast.explain.intercepted import require_visible, running_under
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,38 @@ class GradCAM(Explainer):
     its unit: after the batch norm, the skip connection and the ReLU that follow at the same resolution. That is
     relu5_3 of VGG-16 and the output of layer4 of a ResNet, the places where Grad-CAM is usually read.
 
+    Where attention follows, as in a vision transformer, it takes the tokens that enter the last attention, laid out on
+    their grid without class, distillation and register tokens: the first norm of a ViT's last block. It never takes
+    the patch embedding, and refuses a model whose last tokens cannot be read as maps.
+
     Args:
-        layer: the path of the module to read instead, as in `model.named_modules()` ("features.28", "layer4.1.conv2"):
-            its bare output. None finds the place as described.
+        layer: the path of the module to read instead, as in `model.named_modules()` ("features.28", "layer4.1.conv2",
+            "blocks.11.norm1"): its bare output, the first tensor of several. None finds the place as described.
+        reshape: makes maps (N, channels, h, w) of that layer's output, for outputs that are neither such maps nor
+            tokens (N, tokens, channels) or maps (N, h, w, channels) of a grid that a convolution gave, row by row. It
+            may move values and leave some out: `lambda tokens: tokens[:, 1:].mT.unflatten(2, (14, 14))`.
         batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
-        ValueError: on a call, for a layer that is not there or gives no feature maps, or a model without convolution.
+        ValueError: on a call, for a layer that is not there or whose output cannot be read as maps, or a model without
+            convolution.
     """
 
     name: ClassVar[str] = "Grad-CAM"
     layer: str | None = None
     batch_size: int | None = None
+    reshape: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         require_batch_size(self.name, self.batch_size)
+        _require_layer_of(self.reshape, self.layer, self.name)
 
     @property
     def passes_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return class_activation_map(model, images, labels, self.layer, self.name)
+        return class_activation_map(model, images, labels, self.layer, self.name, self.reshape)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class GuidedGradCAM(Explainer):
     """Grad-CAM times Guided Backpropagation, element by element (P1 section IV-A), signed.
 
     Args:
-        layer: as in `GradCAM`.
+        layer, reshape: as in `GradCAM`.
         batch_size: the most images in one forward and backward pass; None for what usually runs well there.
 
     Raises:
@@ -66,9 +76,11 @@ class GuidedGradCAM(Explainer):
     name: ClassVar[str] = "Guided Grad-CAM"
     layer: str | None = None
     batch_size: int | None = None
+    reshape: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         require_batch_size(self.name, self.batch_size)
+        _require_layer_of(self.reshape, self.layer, self.name)
 
     @property
     def passes_per_image(self) -> float:
@@ -76,21 +88,49 @@ class GuidedGradCAM(Explainer):
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         guided = guided_gradient(model, images, labels, self.name)
-        return guided * class_activation_map(model, images, labels, self.layer, self.name)
+        return guided * class_activation_map(model, images, labels, self.layer, self.name, self.reshape)
 
 
-def class_activation_map(model: nn.Module, images: Tensor, labels: Tensor, layer: str | None, name: str) -> Tensor:
+def _require_layer_of(reshape: Callable[[Tensor], Tensor] | None, layer: str | None, name: str) -> None:
+    if reshape is None:
+        return
+    if not callable(reshape):
+        raise TypeError(f"{name}: reshape must be callable (got {type(reshape).__name__})")
+    if layer is None:
+        raise ValueError(f"{name}: reshape goes with a layer, whose output it rearranges (got no layer)")
+
+
+def class_activation_map(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    layer: str | None,
+    name: str,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Grad-CAM, enlarged to the images: (N, C, H, W), at least 0."""
     inputs = images.detach().requires_grad_()
     if layer is None:
-        logits, maps = _maps_of_last_convolution(model, inputs, labels, name)
+        logits, candidates = _last_maps(model, inputs, labels, name)
     else:
-        logits, maps = _maps_of_layer(model, inputs, labels, layer, name)
-    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), maps, allow_unused=True)
-    if gradient is None:
-        raise ValueError(f"{name}: layer must lie between the images and the logits (got {layer!r})")
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    return enlarged((weights * maps.detach()).sum(dim=1, keepdim=True).relu(), images)
+        logits, candidates = _maps_of_layer(model, inputs, labels, layer, name, reshape)
+    gradients = torch.autograd.grad(
+        logits.gather(1, labels[:, None]).sum(), [one.edge for one in candidates], allow_unused=True
+    )
+    found, gradient = next(
+        ((one, gradient) for one, gradient in zip(candidates, gradients) if gradient is not None), (None, None)
+    )
+    if found is None or gradient is None:
+        came = "maps that the logits do not depend on" if layer is None else repr(layer)
+        raise ValueError(f"{name}: layer must lie between the images and the logits (got {came})")
+    maps, of_maps = found.read(found.values), found.read(gradient)
+    if found.of_tokens and not bool(of_maps.any()) and bool(gradient.any()):
+        raise ValueError(
+            f"{name}: layer must be one after which the picture's tokens still reach the logits, such as the first "
+            f"norm of the last block (got {layer!r}, of which only other tokens do)"
+        )
+    weights = of_maps.mean(dim=(2, 3), keepdim=True)
+    return enlarged((weights * maps).sum(dim=1, keepdim=True).relu(), images)
 
 
 def enlarged(map_: Tensor, images: Tensor) -> Tensor:
@@ -100,56 +140,85 @@ def enlarged(map_: Tensor, images: Tensor) -> Tensor:
     return map_.expand(images.shape).contiguous()
 
 
-def _maps_of_last_convolution(model: nn.Module, inputs: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _last_maps(model: nn.Module, inputs: Tensor, labels: Tensor, name: str) -> tuple[Tensor, list[FeatureMaps]]:
     require_visible(model, name)
-    watch = _LastFeatureMaps()
-    with running_under(watch):
+    watch = Watch(inputs)
+    with watch.over(model), running_under(watch):
         logits = explainable_logits(model, inputs, labels, name)
-    if watch.maps is None:
+    if watch.unread is not None:
+        raise ValueError(
+            f"{name}: layer must be named, and with reshape= how its output lies on the picture, for a model whose "
+            f"last layers work on tokens that cannot be read as maps (got such a layer in {watch.unread})"
+        )
+    found = watch.found
+    if not found:
         raise ValueError(
             f"{name}: model must have a convolution whose output has more than one pixel, or name a layer (got none)"
         )
-    return logits, watch.maps
+    return logits, found
 
 
-class _LastFeatureMaps(TorchFunctionMode):
-    """Holds on to the latest result that has the size of the last convolution's output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maps: Tensor | None = None
-
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dim() == 4 and result.requires_grad:
-            size = result.shape[2:]
-            if (function in CONVOLUTIONS and size.numel() > 1) or (
-                self.maps is not None and size == self.maps.shape[2:]
-            ):
-                self.maps = result
-        return result
-
-
-def _maps_of_layer(model: nn.Module, inputs: Tensor, labels: Tensor, layer: str, name: str) -> tuple[Tensor, Tensor]:
+def _maps_of_layer(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    layer: str,
+    name: str,
+    reshape: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, list[FeatureMaps]]:
     modules = dict(getattr(model, "named_modules", tuple)())
     if layer not in modules:
         close = difflib.get_close_matches(layer, modules, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{name}: layer must be the path of a module of the model (got {layer!r}{hint})")
-    outputs = []
+    outputs: list[Any] = []
 
     def keep(module: nn.Module, arguments: tuple, output: Any) -> Any:
-        outputs.append(output)
+        outputs.append(_first_tensor(output))
         # The model goes on with a copy, so that a ReLU that works in place leaves this output as it is.
-        return output.clone() if isinstance(output, Tensor) else output
+        if isinstance(output, Tensor):
+            return output.clone()
+        if type(output) in (tuple, list) and isinstance(output[0], Tensor):
+            return type(output)([output[0].clone(), *output[1:]])
+        return output
 
+    watch = Watch(inputs)
     handle = modules[layer].register_forward_hook(keep)
     try:
-        logits = explainable_logits(model, inputs, labels, name)
+        with running_under(watch):
+            logits = explainable_logits(model, inputs, labels, name)
     finally:
         handle.remove()
-    if not outputs or not isinstance(outputs[-1], Tensor) or outputs[-1].dim() != 4 or not outputs[-1].requires_grad:
-        came = "no call" if not outputs else getattr(outputs[-1], "shape", type(outputs[-1]).__name__)
-        came = tuple(came) if isinstance(came, torch.Size) else came
+    output = outputs[-1] if outputs else None
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        came = "no call" if not outputs else "an output without a gradient"
         raise ValueError(f"{name}: layer {layer!r} must give feature maps of shape (N, channels, h, w) (got {came})")
-    return logits, outputs[-1]
+    read = reshape or watch.reading(output.shape)
+    if read is None:
+        raise ValueError(
+            f"{name}: layer {layer!r} must give feature maps of shape (N, channels, h, w) (got {tuple(output.shape)}), "
+            "or tokens on a grid that a convolution gave; reshape= says how other outputs become maps"
+        )
+    if reshape is not None:
+        _require_rearrangement(reshape, output.detach(), name)
+    return logits, [FeatureMaps.of(output, read, of_tokens=output.dim() == 3 or reshape is not None)]
+
+
+def _first_tensor(output: Any) -> Any:
+    """A layer's output, or the first tensor of several (a tuple, or a record as of Hugging Face's models)."""
+    several = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return next((value for value in several if isinstance(value, Tensor)), output)
+
+
+def _require_rearrangement(reshape: Callable[[Tensor], Tensor], output: Tensor, name: str) -> None:
+    maps = reshape(output)
+    if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[0] != output.shape[0]:
+        came = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise ValueError(
+            f"{name}: reshape must make maps (N, channels, h, w) of the layer's output {tuple(output.shape)} "
+            f"(got {came})"
+        )
+    # The gradient is rearranged in the same way, which is right only where values are moved or left out.
+    scaled = reshape(output * 2)
+    if not torch.equal(scaled, maps * 2) or maps.numel() > output.numel():
+        raise ValueError(f"{name}: reshape must do no more than move values, or leave some out (got other values)")

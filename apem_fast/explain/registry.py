@@ -12,6 +12,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
+from torch import Tensor
+
 from apem_fast.explain.adapted import Adapted, from_callable, from_captum
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
@@ -126,6 +128,15 @@ def _imported(path: str, texts: dict[str, str]) -> Explainer:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _function(path: str) -> Callable:
+    """What "package.module.function" or "package.module:function" names."""
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
@@ -134,6 +145,11 @@ def _literal(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
+    if callable(value):
+        name = getattr(value, "__qualname__", "<")
+        if "<" in name:
+            raise ValueError(f"a function must be importable to have a name (got {name.rpartition('.')[2]})")
+        return f"{value.__module__}.{name}"
     plain = isinstance(value, str) and _literal(value) == value and not set(value) & set(":,'\"()[]{}")
     return value if plain else repr(value)
 
@@ -144,6 +160,7 @@ _readers: dict[Any, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     str: (str, "a word"),
     str | None: (str, "a word"),
+    Callable[[Tensor], Tensor] | None: (_function, "the path of a function"),
     bool: ({"True": True, "true": True, "False": False, "false": False}.__getitem__, "True or False"),
 }
 
