@@ -191,7 +191,7 @@ def test_an_explainer_without_any_score_is_left_out(finished, tmp_path):
     store.write(0, "gradient", [row | {"score": float("nan"), "flag": "no ray"} for row in rows])
     shown = sections(store, scored_rows(store)[0])
     assert [one.key for one in shown][:3] == ["spread", "pairs", "simplification"]
-    assert "Random" in shown[0].figure and "Gradient" not in shown[0].figure
+    assert "Random" in shown[0].figures[0][1] and "Gradient" not in shown[0].figures[0][1]
 
 
 def test_filtered_maps_are_shown(finished, tmp_path, without_sections):

@@ -16,7 +16,7 @@ from apem_fast.experiment.report import statistics
 from apem_fast.experiment.report.censoring import (
     Estimate,
     Intervals,
-    bootstrap_median,
+    bootstrap_interval,
     compared,
     intervals,
     mean_of,
@@ -160,11 +160,11 @@ def test_comparing_two(first, second, verdict):
 
 def test_a_bootstrap_interval_is_seeded_and_right():
     values = np.random.default_rng(5).normal(10, 1, 400)
-    low, high = bootstrap_median(values, seed=1)
-    assert (low, high) == bootstrap_median(values, seed=1) != bootstrap_median(values, seed=2)
+    low, high = bootstrap_interval(values, seed=1)
+    assert (low, high) == bootstrap_interval(values, seed=1) != bootstrap_interval(values, seed=2)
     # The median's standard error is 1.2533 sigma / sqrt(n).
     assert low < np.median(values) < high and 2 < (high - low) / (1.2533 / 20) < 6
-    assert bootstrap_median([3.0] * 5) == (3, 3) and np.isnan(bootstrap_median([])).all()
+    assert bootstrap_interval([3.0] * 5) == (3, 3) and np.isnan(bootstrap_interval([])).all()
 
 
 # -- comparisons -----------------------------------------------------------------------------------------------------

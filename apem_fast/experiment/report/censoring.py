@@ -8,11 +8,13 @@ intervals do not overlap. Everything else is marked as the bound that it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 QUANTITIES = ("score", "epsilon_minus", "epsilon_plus")
 
@@ -128,16 +130,26 @@ def compared(first: Intervals, second: Intervals) -> NDArray[np.str_]:
     )
 
 
-def bootstrap_median(values: ArrayLike, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the median of `values` (N,) by resampling them with replacement (percentile bootstrap)."""
+def bootstrap_interval(
+    values: ArrayLike, statistic: Callable[..., NDArray[np.float64]] = np.median, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float]:
+    """The 95 % interval of a statistic of `values` (N,) by resampling them with replacement (percentile bootstrap).
+
+    Args:
+        statistic: `numpy.median`, `numpy.mean`, or another function of (values, axis=).
+    """
     values = np.asarray(values, np.float64)
     if not len(values):
         return np.nan, np.nan
-    generator = np.random.default_rng(seed)
-    at_once = max(1, 4_000_000 // len(values))
-    medians = [
-        np.median(values[generator.integers(len(values), size=(min(at_once, resamples - start), len(values)))], axis=1)
-        for start in range(0, resamples, at_once)
-    ]
-    low, high = np.percentile(np.concatenate(medians), [2.5, 97.5])
-    return float(low), float(high)
+    if np.ptp(values) == 0:  # SciPy warns of these
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (values,),
+        statistic,
+        n_resamples=resamples,
+        batch=max(1, 4_000_000 // len(values)),
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -11,10 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
+from apem_fast.experiment.report.findings import leader_sentences
 from apem_fast.experiment.report.published import paper_tables
 from apem_fast.experiment.report.sections import Cell, Table, explainer_names, is_baseline, number, sections
+from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
-from apem_fast.experiment.report.summary import marked, summary, totals
+from apem_fast.experiment.report.summary import interval, marked, summary, totals
 from apem_fast.experiment.run.pictures import coloured, data_uri
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
@@ -61,14 +63,17 @@ def write_page(
             | {"baseline": is_baseline(row["explainer"])}
             | {f"{name}_text": marked(row, name).replace("-", "−") for name in ("median", "mean")}
             | {f"{name}_range": _range(row, name) for name in ("median", "mean")}
+            | {f"{name}_interval": _interval(row, name) for name in ("median", "mean")}
+            | {"set_title": TITLES[row["set"]]}
             for row in table.to_dict("records")
         ],
-        best={stage: part["median"].max() for stage, part in table.groupby("stage")},
+        best={key: part["median"].max() for key, part in table.groupby(["set", "stage"])},
+        apart=len(set(table["set"])) > 1,
         notes=_notes(store),
         flagged=_flagged(store, flagged),
         totals=totals(table),
         duration=_duration(totals(table)["seconds"]),
-        findings=_findings(table),
+        findings=_findings(table, rows),
         image_count=len(store.images()),
         correct_count=int(correct.sum()),
         truth_known=bool(correct.notna().any()),
@@ -79,22 +84,33 @@ def write_page(
     return store.write_file(Path(output) if output is not None else store.folder / "index.html", page)
 
 
-def _findings(table: pandas.DataFrame) -> list[str]:
-    """What the table says, in sentences: who scores highest, how the baselines do, and what readability costs."""
+def _findings(table: pandas.DataFrame, rows: pandas.DataFrame) -> list[str]:
+    """What the table says, in sentences: who scores highest and from whom it is told apart, how the baselines do, and
+    what readability costs. Of the correctly classified images, where the page shows these apart."""
+    which, of_set = next(iter(image_sets(rows).items()))
+    table = table[table["set"] == which]
     stages = list(dict.fromkeys(table["stage"]))
-    first = table[table["stage"] == stages[0]]
-    best = first.loc[first["median"].idxmax()]
-    sentences = [f"At the {stages[0]} stage {best['name']} has the highest median score, {number(best['median'])}."]
+    first = table[table["stage"] == stages[0]].sort_values("median", ascending=False, kind="stable")
+    lines = {row["explainer"]: row for row in first.to_dict("records")}
+    names = {key: row["name"] for key, row in lines.items()}
+    medians = {key: f"{number(row['median'])} (95 % interval {_interval(row, 'median')})" for key, row in lines.items()}
+    sentences = [f"Of the {TITLES[which]} images:"] if TITLES[which] else []
+    sentences += leader_sentences(of_set, stages[0], names, medians, list(lines))
     baselines = first[[is_baseline(key) for key in first["explainer"]]]
     if len(baselines) and len(baselines) < len(first):
         low, high = baselines["median"].min(), baselines["median"].max()
         span = f"score {number(low)}" if low == high else f"score between {number(low)} and {number(high)}"
         sentences.append(f"The baselines, which know nothing of the network, {span}.")
     if len(stages) > 1:
-        medians = table[table["explainer"] == best["explainer"]].set_index("stage")["median"]
-        course = ", ".join(f"{number(medians[stage])} at {stage}" for stage in stages if stage in medians)
-        sentences.append(f"{best['name']}, stage by stage: {course}.")
+        best = next(iter(lines))
+        course = table[table["explainer"] == best].set_index("stage")["median"]
+        said = ", ".join(f"{number(course[stage])} at {stage}" for stage in stages if stage in course)
+        sentences.append(f"The median of {names[best]}, stage by stage: {said}.")
     return sentences
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return interval(row, name).replace("-", "−")
 
 
 def _range(row: dict[str, Any], name: str) -> str:

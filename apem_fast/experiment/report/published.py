@@ -16,12 +16,12 @@ import numpy as np
 import pandas
 
 from apem_fast.experiment.report.sections import number
+from apem_fast.experiment.report.sets import in_set
 from apem_fast.experiment.report.statistics import (
     by_correctness,
     centres,
     exceptions,
     has_shuffles,
-    in_set,
     loss_correlation,
     shuffled,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from markupsafe import Markup
 
 from apem_fast.experiment.report import figures
 from apem_fast.experiment.report import statistics as st
+from apem_fast.experiment.report.findings import sign_test, told_apart
+from apem_fast.experiment.report.sets import FEWEST, SETS, TITLES, image_sets, in_set
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import BASELINES
 from apem_fast.relevance import STAGES
@@ -42,8 +45,8 @@ class Section:
         title: its heading.
         reading: one sentence or two on what it shows and how to read it.
         finding: what it says of this run; "" if nothing.
-        figure: SVG or None.
-        caption: below the figure.
+        figures: (title, SVG), the first open and the others folded.
+        caption: below the first figure.
         tables: shown below, the first open, each further one folded under its heading.
     """
 
@@ -51,7 +54,7 @@ class Section:
     title: str
     reading: str
     finding: str = ""
-    figure: Markup | None = None
+    figures: tuple[tuple[str, Markup], ...] = ()
     caption: str = ""
     tables: tuple[tuple[str, Table], ...] = field(default=())
 
@@ -121,6 +124,8 @@ class _Run:
         self.names = {key: name for key, name in explainer_names(store).items() if key in set(rows["explainer"])}
         self.stages = [stage for stage in STAGES if stage in set(rows["stage"])]
         self.rows = rows.sort_values("stage", key=lambda column: column.map(self.stages.index), kind="stable")
+        self.sets = image_sets(self.rows)
+        self.main = next(iter(self.sets.values()))  # the papers' figures are of correctly classified images
         self.methods = [key for key in self.names if not is_baseline(key)] or list(self.names)
 
     def named(self, row: dict[str, Any]) -> tuple[Cell, Cell]:
@@ -131,32 +136,55 @@ class _Run:
         """A stage sorts by its place."""
         return Cell(name, self.stages.index(name), is_name=True)
 
+    def by_set(self, draw: Callable[[pandas.DataFrame], str]) -> tuple[tuple[str, Markup], ...]:
+        """A figure of each set of images, under its name where there are two."""
+        return tuple((TITLES[name], Markup(draw(part))) for name, part in self.sets.items())
+
+    def set_cells(self, name: str) -> tuple[Cell, ...]:
+        """The first cell of a table's row: which images it is of, where there are two sets."""
+        return (Cell(TITLES[name]),) if len(self.sets) > 1 else ()
+
+    @property
+    def set_columns(self) -> tuple[str, ...]:
+        return ("photographs",) if len(self.sets) > 1 else ()
+
     def spread(self) -> Section:
         return Section(
             "spread",
             "Spread over the photographs",
             "How much the scores differ from photograph to photograph: a method with a high median may still fail on "
             "some.",
-            figure=Markup(figures.boxplots(self.rows, self.names, self.stages)),
+            figures=self.by_set(lambda rows: figures.boxplots(rows, self.names, self.stages)),
             caption="One dot for each photograph (where there are no more than 300), the box from the first quartile "
             "to the third with the median across it. A hollow dot is censored. The axes are linear to ±10 and "
             "logarithmic beyond. P1 Figure 3, P2 Figures 4.2, 4.3 and 4.7.",
         )
 
     def comparisons(self) -> Section | None:
-        table = st.pairwise(self.rows)
-        if table.empty:
+        tables = {name: st.pairwise(part) for name, part in self.sets.items()}
+        if all(table.empty for table in tables.values()):
             return None
-        methods = table[table["first"].isin(self.methods) & table["second"].isin(self.methods)]
-        shown = methods if len(methods) else table
-        bars = {
-            stage: [
-                (f"{self.names[row['first']]} : {self.names[row['second']]}", row) for row in part.to_dict("records")
-            ]
-            for stage, part in shown.groupby("stage", sort=False)
-        }
+
+        def bars(rows: pandas.DataFrame) -> str:
+            table = st.pairwise(rows)
+            methods = table[table["first"].isin(self.methods) & table["second"].isin(self.methods)]
+            shown = methods if len(methods) else table
+            return figures.pairwise_bars(
+                {
+                    stage: [(f"{self.names[row['first']]} : {self.names[row['second']]}", row) for row in records]
+                    for stage, records in _by(shown, "stage")
+                }
+            )
+
         lines = [
-            (self.stage(row["stage"]), Cell(self.names[row["first"]]), Cell(self.names[row["second"]]), *_shares(row))
+            (
+                *self.set_cells(name),
+                self.stage(row["stage"]),
+                Cell(self.names[row["first"]]),
+                Cell(self.names[row["second"]]),
+                *_shares(row),
+            )
+            for name, table in tables.items()
             for row in table.to_dict("records")
         ]
         return Section(
@@ -164,12 +192,12 @@ class _Run:
             "Pair by pair",
             "On the same photograph, which of two methods scores higher? This does not depend on how large scores are. "
             "Undecided: censoring hides which.",
-            finding=self._dominance(table),
-            figure=Markup(figures.pairwise_bars(bars)),
+            finding=self._dominance(next(iter(tables.values()))),
+            figures=self.by_set(bars),
             caption="Each bar is one pair of methods, first : second, in percent of the photographs: better, the first "
             "scores higher. P1 Figure 4, P2 Figure 4.4."
-            + (" The baselines are in the table." if 0 < len(methods) < len(table) else ""),
-            tables=(("All pairs", Table(("stage", "first", "second", *_SHARES), tuple(lines))),),
+            + (" The baselines are in the table." if 1 < len(self.methods) < len(self.names) else ""),
+            tables=(("All pairs", Table((*self.set_columns, "stage", "first", "second", *_SHARES), tuple(lines))),),
         )
 
     def _dominance(self, table: pandas.DataFrame) -> str:
@@ -179,33 +207,49 @@ class _Run:
             if row["better"] != row["worse"]:
                 wins[row["first"] if row["better"] > row["worse"] else row["second"]] += 1
         best = max(wins, key=wins.__getitem__)
-        others = len(self.names) - 1
+        others = [key for key in self.names if key != best]
+        tests = [sign_test(self.main, self.stages[0], best, other) for other in others]
+        sure = sum(apart and test.better > test.worse for apart, test in zip(told_apart(tests), tests))
         return (
             f"At the {self.stages[0]} stage {self.names[best]} wins more photographs than it loses against "
-            f"{wins[best]} of {others} others."
+            f"{wins[best]} of {len(others)} others; chance does not explain {sure} of these "
+            "(sign test at 5 %, Holm’s procedure)."
         )
 
     def simplification(self) -> Section | None:
-        table = st.pairwise_stages(self.rows)
-        shown = table[table["explainer"].isin(self.methods)]
-        if shown.empty:
+        tables = {name: st.pairwise_stages(part) for name, part in self.sets.items()}
+        if not any(table["explainer"].isin(self.methods).any() for table in tables.values()):
             return None
-        bars: dict[str, list] = {}
-        for row in shown.to_dict("records"):
-            bars.setdefault(f"{row['first']} : {row['second']}", []).append((self.names[row["explainer"]], row))
+
+        def bars(rows: pandas.DataFrame) -> str:
+            table = st.pairwise_stages(rows)
+            shown = table[table["explainer"].isin(self.methods)]
+            shown = shown.assign(pair=[f"{one} : {other}" for one, other in zip(shown["first"], shown["second"])])
+            return figures.pairwise_bars(
+                {pair: [(self.names[row["explainer"]], row) for row in records] for pair, records in _by(shown, "pair")}
+            )
+
         lines = [
-            (Cell(self.names[row["explainer"]]), self.stage(row["first"]), self.stage(row["second"]), *_shares(row))
+            (
+                *self.set_cells(name),
+                Cell(self.names[row["explainer"]]),
+                self.stage(row["first"]),
+                self.stage(row["second"]),
+                *_shares(row),
+            )
+            for name, table in tables.items()
             for row in table.to_dict("records")
         ]
+        columns = (*self.set_columns, "explanation", "first", "second", *_SHARES)
         return Section(
             "simplification",
             "What readability costs",
             "Each stage makes a map easier on the eye. On how many photographs does the easier map of the same method "
             "score lower?",
-            figure=Markup(figures.pairwise_bars(bars)),
+            figures=self.by_set(bars),
             caption="Each bar compares two stages of one method, in percent of the photographs: better, the earlier "
             "stage scores higher. P1 Table II, P2 Figure 4.7 j–l.",
-            tables=(("All methods", Table(("explanation", "first", "second", *_SHARES), tuple(lines))),),
+            tables=(("All methods", Table(columns, tuple(lines))),),
         )
 
     def irrelevance(self) -> Section | None:
@@ -213,30 +257,36 @@ class _Run:
         if pair is None:
             return None
         first, second = pair
-        found = {
-            title: {
-                stage: st.epsilon_plus_differences(self.rows, stage, first, second, only_better_minus=only)
-                for stage in self.stages
+
+        def found(rows: pandas.DataFrame) -> dict[str, dict[str, st.Differences]]:
+            return {
+                title: {
+                    stage: st.epsilon_plus_differences(rows, stage, first, second, only_better_minus=only)
+                    for stage in self.stages
+                }
+                for title, only in (("all photographs", False), (f"{self.names[first]} has the lower ε⁻", True))
             }
-            for title, only in (("all photographs", False), (f"{self.names[first]} has the lower ε⁻", True))
-        }
+
         lines = []
-        for title, by_stage in found.items():
-            for stage, one in by_stage.items():
-                known = np.median(one.exact) if len(one.exact) else np.nan
-                lines.append(
-                    (
-                        Cell(title),
-                        self.stage(stage),
-                        _count(one.images),
-                        Cell(percent(one.positive_share), one.positive_share),
-                        Cell(number(known), known),
-                        Cell(f"{one.above} / {one.below}", one.above + one.below),
-                        _count(one.unknown),
+        for name, part in self.sets.items():
+            for title, by_stage in found(part).items():
+                for stage, one in by_stage.items():
+                    known = float(np.median(one.exact)) if len(one.exact) else np.nan
+                    lines.append(
+                        (
+                            *self.set_cells(name),
+                            Cell(title),
+                            self.stage(stage),
+                            _count(one.images),
+                            Cell(percent(one.positive_share), one.positive_share),
+                            Cell(number(known), known),
+                            Cell(f"{one.above} / {one.below}", one.above + one.below),
+                            _count(one.unknown),
+                        )
                     )
-                )
         columns = (
-            "photographs",
+            *self.set_columns,
+            "of them",
             "stage",
             "images",
             "first is greater",
@@ -249,7 +299,7 @@ class _Run:
             f"ε⁺ of {self.names[first]} and of {self.names[second]}",
             "A method is also measured by what it calls irrelevant: ε⁺ falls when something that matters was left out. "
             f"To the right of 0 the irrelevance of {self.names[first]} is the better one.",
-            figure=Markup(figures.differences(found, self.names[first], self.names[second])),
+            figures=self.by_set(lambda rows: figures.differences(found(rows), self.names[first], self.names[second])),
             caption="Histogram of the differences photograph by photograph and its kernel density estimate, where "
             "neither ε⁺ is censored: of all photographs (P1 Figure 8), and of those on which the first has the lower "
             "ε⁻ (P2 Figure 5.1).",
@@ -263,7 +313,7 @@ class _Run:
             return kinds["lrp"], kinds["smooth-grad"]
         if len(self.methods) < 2:
             return None
-        first = self.rows[self.rows["stage"] == self.stages[0]]
+        first = self.main[self.main["stage"] == self.stages[0]]
         medians = first.groupby("explainer")["score"].median().reindex(self.methods)
         best = medians.sort_values(ascending=False, kind="stable").index
         return best[0], best[1]
@@ -274,15 +324,15 @@ class _Run:
             "How many predictions have changed",
             "The share of the photographs whose prediction has changed by each ε. A good map’s curve rises early along "
             "the relevance (above) and late along the irrelevance (below).",
-            figure=Markup(
-                figures.flip_curves(self.rows, self.names, self.stages, list(filter(is_baseline, self.names)))
+            figures=self.by_set(
+                lambda rows: figures.flip_curves(rows, self.names, self.stages, list(filter(is_baseline, self.names)))
             ),
             caption="Kaplan and Meier’s estimate: a ray without a flip counts as unchanged as far as it was followed. "
             "Baselines are dotted. The axis is linear to 10 and logarithmic beyond.",
         )
 
     def correctness(self) -> Section | None:
-        images = {name: st.in_set(self.rows, name)["image"].nunique() for name in st.SETS}
+        images = {name: in_set(self.rows, name)["image"].nunique() for name in SETS}
         if not images["correct"] or not images["misclassified"]:
             return None
         lines = []
@@ -305,9 +355,10 @@ class _Run:
             "Cliff’s delta",
             "p",
         )
-        wrong = st.in_set(self.rows, "misclassified")
-        drawn = images["misclassified"] >= 4  # a box of fewer says nothing
-        figure = Markup(figures.boxplots(wrong, self.names, self.stages)) if drawn else None
+        wrong = in_set(self.rows, "misclassified")
+        # A box of fewer says nothing; where the sets stand apart anyway, they are drawn above.
+        drawn = images["misclassified"] >= FEWEST and len(self.sets) == 1
+        figure = (("", Markup(figures.boxplots(wrong, self.names, self.stages))),) if drawn else ()
         return Section(
             "correctness",
             "Correct and misclassified",
@@ -315,7 +366,7 @@ class _Run:
             "but the order of the methods the same.",
             finding=f"{images['correct']:,} photographs are classified correctly, {images['misclassified']:,} are not."
             + (" With so few of one kind, take the test lightly." if min(images.values()) < 10 else ""),
-            figure=figure,
+            figures=figure,
             caption=("The misclassified photographs alone (P2 Figure 5.3). " if drawn else "")
             + "P1 Table III, P2 Table 5.2. Cliff’s delta is "
             "1 where every correct photograph scores higher than every misclassified one, −1 the other way round; p is "
@@ -331,7 +382,7 @@ class _Run:
         lines = []
         for stage, explainer in dict.fromkeys(zip(table["stage"], table["explainer"])):
             cells = []
-            for which in st.SETS:
+            for which in SETS:
                 row = found[stage, explainer, which]
                 text = number(row["coefficient"], 3) + ("†" if row["p_value"] < 0.01 else "")
                 cells += [Cell(text, row["coefficient"]), Cell(probability(row["p_value"]), row["p_value"])]
@@ -339,8 +390,8 @@ class _Run:
                 lines.append((self.stage(stage), Cell(self.names[explainer]), *cells))
             else:
                 lines.append((Cell("", len(self.stages), is_name=True), Cell("the network’s confidence"), *cells))
-        columns = ("stage", "explanation", *(c for which in st.SETS for c in (which, "p")))
-        sizes = ", ".join(f"{found['', '', which]['images']:,} {which}" for which in st.SETS)
+        columns = ("stage", "explanation", *(c for which in SETS for c in (which, "p")))
+        sizes = ", ".join(f"{found['', '', which]['images']:,} {which}" for which in SETS)
         return Section(
             "loss",
             "Score and loss",
@@ -355,18 +406,27 @@ class _Run:
         if not st.has_shuffles(self.rows):
             return None
         lines = []
-        for row in st.shuffled(self.rows).to_dict("records"):
-            centre = [Cell(number(row[n], 1, row[f"{n}_mark"]), row[n]) for n in ("median", "mean")]
-            norm = Cell(number(row["norm"], 2, "≈" if row["inexact"] else ""), row["norm"])
-            lines.append((*self.named(row), *centre, norm, _count(row["inexact"])))
+        for name, part in self.sets.items():
+            for row in st.shuffled(part).to_dict("records"):
+                centre = [Cell(number(row[n], 1, row[f"{n}_mark"]), row[n]) for n in ("median", "mean")]
+                norm = Cell(number(row["norm"], 2, "≈" if row["inexact"] else ""), row["norm"])
+                lines.append((*self.set_cells(name), *self.named(row), *centre, norm, _count(row["inexact"])))
         shown = next((key for key in self.methods if key.split(":")[0] == "gradient"), self.methods[0])
-        columns = ("stage", "explanation", "median, shuffled", "mean, shuffled", "APEM norm", "with a censored ray")
+        columns = (
+            *self.set_columns,
+            "stage",
+            "explanation",
+            "median, shuffled",
+            "mean, shuffled",
+            "APEM norm",
+            "with a censored ray",
+        )
         return Section(
             "shuffled",
             "Shuffled maps",
             "The same values in random order explain nothing, so their scores should lie around 0. APEM norm divides "
             "each ε by that of the shuffled map before the difference is taken.",
-            figure=Markup(figures.shuffled_histograms(self.rows, shown, self.stages)),
+            figures=self.by_set(lambda rows: figures.shuffled_histograms(rows, shown, self.stages)),
             caption=f"Scores of the shuffled maps of {self.names[shown]}. P2 section 5.2, Figure 5.2 and Table 5.1.",
             tables=(("", Table(columns, tuple(lines))),),
         )
@@ -443,6 +503,12 @@ class _Run:
             "does, the lower the better, to be compared at the same stage only (P2 section 2.3.1).",
             tables=(("", Table(columns, tuple(lines))),),
         )
+
+
+def _by(table: pandas.DataFrame, column: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The rows of each value of a column, in the order in which the values come."""
+    for value, part in table.groupby(column, sort=False):
+        yield str(value), part.to_dict("records")
 
 
 _SHARES = ("better", "equal", "worse", "undecided", "images")

@@ -22,17 +22,17 @@ from apem_fast.experiment.report.censoring import (
     UNDECIDED,
     WORSE,
     Estimate,
-    bootstrap_median,
+    bootstrap_interval,
     compared,
     intervals,
     mean_of,
     median_of,
 )
+from apem_fast.experiment.report.sets import SETS, in_set, with_truth
 from apem_fast.experiment.report.summary import has_score
 from apem_fast.experiment.run.store import RunStore
 
 REQUIRED = ("image", "explainer", "stage", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus")
-SETS = ("correct", "misclassified", "all")
 
 
 def scored_rows(store: RunStore) -> tuple[pandas.DataFrame, pandas.DataFrame]:
@@ -52,8 +52,8 @@ def scored_rows(store: RunStore) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     if missing:
         raise ValueError(f"{store.folder} was written by another version: its results lack {', '.join(missing)}")
     images = store.images()
+    results = with_truth(results, images)
     known = pandas.DataFrame({"image": images["image"]})
-    known["correct"] = images["correct"].astype("boolean") if "correct" in images else pandas.NA
     for name in ("loss", "confidence"):
         known[name] = images[name].astype(float) if name in images else np.nan
     results = results.merge(known, on="image", how="left")
@@ -212,13 +212,6 @@ def shuffled(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 # -- correctness and loss --------------------------------------------------------------------------------------------
-
-
-def in_set(rows: pandas.DataFrame, name: str) -> pandas.DataFrame:
-    """The rows of "correct" or "misclassified" images, or of all whose truth is known."""
-    known = rows["correct"].astype("boolean")
-    chosen = {"correct": known, "misclassified": ~known, "all": known.notna()}[name]
-    return rows[chosen.fillna(False).astype(bool)]
 
 
 def by_correctness(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -386,7 +379,7 @@ def sanity(rows: pandas.DataFrame, baselines: tuple[str, ...], step: float, seed
     table = []
 
     def add(stage: str, explainer: str, scores: NDArray[np.float64], is_shuffled: bool, expected: bool) -> None:
-        low, high = bootstrap_median(scores, seed)
+        low, high = bootstrap_interval(scores, seed=seed)
         table.append(
             {
                 "stage": stage,

@@ -4,58 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pandas
 
-from apem_fast.experiment.report.censoring import Estimate, intervals, mean_of, median_of
+from apem_fast.experiment.report.censoring import Estimate, bootstrap_interval, intervals, mean_of, median_of
+from apem_fast.experiment.report.sets import image_sets, with_truth
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
 
 def summary(store: RunStore) -> pandas.DataFrame:
-    """One row for each stage and explainer, in the order of the papers' stages and of the command.
+    """One row for each set of images, stage and explainer, in the papers' order of sets and stages.
 
-    Columns: stage, explainer (its key), name, images; flagged, how many more there are whose map leaves no ray;
-    mean and median of the score (APEM); median_low, median_high, mean_low, mean_high, between which these lie where
-    censoring hides their exact value; mean epsilon_minus and epsilon_plus; censored_minus and censored_plus, how many
-    rays reached max_epsilon without a flip (their epsilons enter as max_epsilon); seconds; probes, the forward passes
-    taken; scan_probes, those of a scan of every grid point up to each flip; saving, the ratio of the two.
+    Columns: set ("correct", "misclassified" or "all", see `sets.image_sets`), stage, explainer (its key), name, images;
+    flagged, how many more there are whose map leaves no ray; mean and median of the score (APEM); mean_low, mean_high,
+    median_low, median_high, between which these lie where censoring hides their exact value; mean_ci_low, mean_ci_high,
+    median_ci_low, median_ci_high, their 95 % bootstrap intervals over the images, censored scores as observed; mean
+    epsilon_minus and epsilon_plus; censored_minus and censored_plus, how many rays reached max_epsilon without a flip
+    (their epsilons enter as max_epsilon); seconds; probes, the model inputs that were run; scan_probes, those of a scan
+    of every grid point up to each flip; saving, the ratio of the two.
     """
     results = store.results()
     if results.empty:
         return pandas.DataFrame()
+    results = with_truth(results, store.images())
     rows = []
-    for stage in (stage for stage in STAGES if stage in set(results["stage"])):
-        for key in store.options.explainers:
-            every = results[(results["stage"] == stage) & (results["explainer"] == key)]
-            part = every[has_score(every)]
-            if part.empty:
-                continue
-            scores = intervals(part, "score")
-            mean, median = mean_of(scores), median_of(scores)
-            rows.append(
-                {
-                    "stage": stage,
-                    "explainer": key,
-                    "name": store.record["explainers"][key]["name"],
-                    "images": len(part),
-                    "flagged": len(every) - len(part),
-                    "mean": mean.value,
-                    "mean_low": mean.low,
-                    "mean_high": mean.high,
-                    "median": median.value,
-                    "median_low": median.low,
-                    "median_high": median.high,
-                    "epsilon_minus": part["epsilon_minus"].mean(),
-                    "epsilon_plus": part["epsilon_plus"].mean(),
-                    "censored_minus": int((~part["flipped_minus"].astype(bool)).sum()),
-                    "censored_plus": int((~part["flipped_plus"].astype(bool)).sum()),
-                    "seconds": every["attribution_seconds"].sum() + every["search_seconds"].sum(),
-                    "probes": int(every["probes"].sum()),
-                    "scan_probes": int(every["scan_probes"].sum()),
-                    "saving": every["scan_probes"].sum() / max(every["probes"].sum(), 1),
-                }
-            )
+    for which, of_set in image_sets(results).items():
+        for stage in (stage for stage in STAGES if stage in set(of_set["stage"])):
+            for key in store.options.explainers:
+                every = of_set[(of_set["stage"] == stage) & (of_set["explainer"] == key)]
+                if has_score(every).any():
+                    name = store.record["explainers"][key]["name"]
+                    rows.append({"set": which, "stage": stage, "explainer": key, "name": name} | _line(every))
     return pandas.DataFrame(rows)
+
+
+def _line(every: pandas.DataFrame) -> dict[str, object]:
+    """The numbers of one explainer at one stage."""
+    part = every[has_score(every)]
+    scores = intervals(part, "score")
+    line: dict[str, object] = {"images": len(part), "flagged": len(every) - len(part)}
+    for name, statistic, estimate in (("mean", np.mean, mean_of(scores)), ("median", np.median, median_of(scores))):
+        low, high = bootstrap_interval(scores.observed, statistic)
+        line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        line |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
+    return line | {
+        "epsilon_minus": part["epsilon_minus"].mean(),
+        "epsilon_plus": part["epsilon_plus"].mean(),
+        "censored_minus": int((~part["flipped_minus"].astype(bool)).sum()),
+        "censored_plus": int((~part["flipped_plus"].astype(bool)).sum()),
+        "seconds": every["attribution_seconds"].sum() + every["search_seconds"].sum(),
+        "probes": int(every["probes"].sum()),
+        "scan_probes": int(every["scan_probes"].sum()),
+        "saving": every["scan_probes"].sum() / max(every["probes"].sum(), 1),
+    }
 
 
 def has_score(results: pandas.DataFrame) -> pandas.Series:
@@ -70,9 +72,16 @@ def marked(row: dict, name: str) -> str:
     return mark + f"{round(row[name], 1) + 0.0:,.1f}"  # + 0: no negative zero
 
 
+def interval(row: dict, name: str) -> str:
+    """The 95 % interval of the mean or median of a row of `summary`."""
+    low, high = (round(row[f"{name}_ci_{end}"], 1) + 0.0 for end in ("low", "high"))
+    return f"{low:,.1f} to {high:,.1f}"
+
+
 COLUMNS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "name": ("explanation", lambda row: row["name"]),
     "median": ("median", lambda row: marked(row, "median")),
+    "interval": ("95 % interval", lambda row: interval(row, "median")),
     "mean": ("mean", lambda row: marked(row, "mean")),
     "epsilon_minus": ("epsilon-", lambda row: f"{row['epsilon_minus']:,.1f}"),
     "epsilon_plus": ("epsilon+", lambda row: f"{row['epsilon_plus']:,.1f}"),

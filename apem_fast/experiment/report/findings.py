@@ -1,0 +1,125 @@
+"""What a run says about its methods in sentences, and no more than its images can tell apart.
+
+Two methods are compared image by image, as in P1 Figure 4, by the sign test: of the images on which one of them surely
+scores higher, is it one of the two more often than a fair coin would have it? Censoring is heeded (an image that it
+leaves undecided counts for neither), and nothing is assumed of how scores are spread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from apem_fast.experiment.report.censoring import BETTER, WORSE, compared, intervals
+from apem_fast.experiment.report.statistics import paired
+
+LEVEL = 0.05
+POWER = 0.8
+MANY = 1_000_000  # more images than anybody has: two methods that far apart are alike
+
+
+@dataclass(frozen=True)
+class SignTest:
+    """How often the first of two scores higher than the second on the same images, and whether chance explains it."""
+
+    better: int
+    worse: int
+    images: int  # with equal and undecided ones
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, exact; 1 where no image decides."""
+        decided = self.better + self.worse
+        return float(stats.binomtest(self.better, decided).pvalue) if decided else 1.0
+
+    @property
+    def images_needed(self) -> float:
+        """About how many images would tell the two apart (5 %, two-sided, power 80 %) if the shares stay as they are;
+        infinite where they are alike."""
+        decided = self.better + self.worse
+        if self.better == self.worse:
+            return math.inf
+        share = max(self.better, self.worse) / decided
+        # All one way leaves the share's own spread at 0: a pseudo-count of one half keeps the figure honest.
+        share = min(share, (decided + 0.5) / (decided + 1))
+        chance, other = stats.norm.isf(LEVEL / 2) / 2, stats.norm.isf(1 - POWER) * math.sqrt(share * (1 - share))
+        return ((chance + other) / (share - 0.5)) ** 2 * self.images / decided
+
+
+def sign_test(rows: pandas.DataFrame, stage: str, first: str, second: str) -> SignTest:
+    """Compare two explainers at one stage, on the images that both have a score on.
+
+    Args:
+        rows: see `statistics.scored_rows`.
+    """
+    one, other = paired(rows[rows["stage"] == stage], "explainer", first, second)
+    if one.empty:
+        return SignTest(0, 0, 0)
+    verdicts = compared(intervals(one, "score"), intervals(other, "score"))
+    return SignTest(int((verdicts == BETTER).sum()), int((verdicts == WORSE).sum()), len(one))
+
+
+def told_apart(tests: Sequence[SignTest]) -> list[bool]:
+    """Which of several comparisons chance does not explain, by Holm's procedure at 5 % for all of them together."""
+    order = np.argsort([test.p_value for test in tests], kind="stable")
+    apart = [False] * len(tests)
+    for rank, index in enumerate(order):
+        if tests[index].p_value > LEVEL / (len(tests) - rank):
+            break
+        apart[index] = True
+    return apart
+
+
+def leader_sentences(
+    rows: pandas.DataFrame, stage: str, names: dict[str, str], medians: dict[str, str], order: Sequence[str]
+) -> list[str]:
+    """Who leads at a stage, from whom the images tell it apart, and from whom not.
+
+    Args:
+        rows: of the images that are spoken of.
+        names: what to call each explainer.
+        medians: the median of each with its interval, as text.
+        order: the explainers with a score, the highest median first.
+    """
+    best, *others = order
+    sentences = [f"At the {stage} stage {names[best]} has the highest median score, {medians[best]}."]
+    if not others:
+        return sentences
+    tests = {other: sign_test(rows, stage, best, other) for other in others}
+    apart = dict(zip(tests, told_apart(list(tests.values())), strict=True))
+    lower = [names[other] for other in others if apart[other] and tests[other].better > tests[other].worse]
+    higher = [names[other] for other in others if apart[other] and tests[other].better < tests[other].worse]
+    images = f"{rows['image'].nunique():,} images"
+    if lower:
+        sentences.append(f"On these {images} it scores higher than {listed(lower)} more often than chance explains.")
+    if higher:
+        sentences.append(f"But {listed(higher)} scores higher than it on most images, in spite of the lower median.")
+    alike = [(other, tests[other]) for other in others if not apart[other]]
+    if alike:
+        sentences.append(f"These {images} do not separate {names[best]} from {listed(_apart(alike, names))}.")
+    return sentences
+
+
+def _apart(alike: Iterable[tuple[str, SignTest]], names: dict[str, str]) -> list[str]:
+    words = []
+    for other, test in alike:
+        needed = test.images_needed
+        rough = "no number would" if needed > MANY else f"some {_roughly(needed):,} would"
+        words.append(f"{names[other]} (higher on {test.better}, lower on {test.worse}; as it stands, {rough})")
+    return words
+
+
+def _roughly(value: float) -> int:
+    """Two digits say all that such a figure knows."""
+    digits = max(0, math.floor(math.log10(max(value, 1))) - 1)
+    return int(math.ceil(value / 10**digits) * 10**digits)
+
+
+def listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
