@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apem_fast.siamese.networks import AsPixel, JointTail, SiameseRanker
+from apem_fast.siamese.networks import AsPixel, SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
+from apem_fast.siamese.tails import JointTail
 
 PIXELS = 12
 
@@ -21,6 +22,7 @@ def small_ranker(seed: int = 0, channels: int = 1, dtype: torch.dtype = torch.fl
         decoder = nn.Sequential(AsPixel(), nn.ConvTranspose2d(4, channels, PIXELS), nn.Sigmoid())
         tail = JointTail(4, 8)
         with torch.no_grad():  # so that the rankings of random images differ, and change within a few steps
+            tail.layers[0].weight.mul_(16)
             tail.layers[2].weight.mul_(12)
             tail.layers[2].bias.copy_(-tail.layers[2].weight.sum() / 2)
         ranker = SiameseRanker(branch, tail, decoder)

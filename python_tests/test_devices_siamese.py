@@ -115,15 +115,16 @@ def test_the_pages(tmp_path: Path) -> None:
         first, second = explanations.choose_pairs(data, 4, seed=0)
         a, b = data.batch(first), data.batch(second)
         short = {"steps": 3, "step_size": 2.0}
+        quality = measure_quality(ranker, data, pairs=50)
         sections = [
             explanations.perception_section(ranker, data, 3),
             explanations.progression_section(ranker, data, first, second, **short),
             explanations.maps_section(ranker, data, first, second, **short),
             explanations.advanced_section(ranker, data, first, second, **short),
             explanations.recycling_section(ranker, data, first, second, **short),
-            agreement.agreement_section(ranker, measure_quality(ranker, data, pairs=50), a, b, **short),
+            agreement.agreement_section(ranker, quality, a, b, **short),
             agreement.parameter_section(ranker, a, b, **short),
-            agreement.label_section(ranker, ranker, a, b, **short),
+            agreement.label_section(ranker, {"targets": agreement.Relabelled(ranker, quality, quality)}, a, b, **short),
         ]
         path = write_page(tmp_path / "page.html", "Title", "Lead", [], sections)
         return path.with_suffix(".json").read_text()

@@ -11,7 +11,7 @@ import torch
 from rankers import PIXELS, small_pairs, small_ranker
 from torch import Tensor
 
-from apem_fast.siamese import ScoreRanker, attack, mid_point_attack, one_step_attack, recycle
+from apem_fast.siamese import ScoreRanker, Verifier, attack, mid_point_attack, one_step_attack, recycle
 from apem_fast.siamese.networks import Ranker
 
 STEP = 3.0  # large enough for the rankings of these networks to move
@@ -331,9 +331,9 @@ BAD = [
         "region must be a bool mask of shape (12, 12) or (N or 1, C or 1, 12, 12) (got torch.float32 (12, 12))",
     ),
     (
-        {"second": torch.zeros(2, 1, 9, 9).double()},
-        "second must be of the shape, dtype and device of first, (2, 1, 12, 12) torch.float64 cpu (got (2, 1, 9, 9) "
-        "torch.float64 cpu)",
+        {"second": torch.zeros(2, 3, 12, 12).double()},
+        "second must be as many images as first, of its channels, dtype and device, (2, 1, H, W) torch.float64 cpu "
+        "(got (2, 3, 12, 12) torch.float64 cpu)",
     ),
     (
         {"first": torch.zeros(12, 12)},
@@ -370,5 +370,64 @@ def test_images_of_a_size_that_the_network_cannot_take() -> None:
 
 
 def test_a_network_that_is_no_ranker() -> None:
-    with pytest.raises(TypeError, match="attack: ranker must be a SiameseRanker or ScoreRanker"):
+    with pytest.raises(
+        TypeError, match="attack: ranker must be a SiameseRanker or another Ranker; a network becomes one as "
+    ):
         _call(ranker=torch.nn.Identity())
+
+
+# -- choices that P3 leaves open ---------------------------------------------------------------------------------
+
+
+def test_classical_momentum_adds_a_part_of_the_previous_change_and_the_formula_of_the_previous_gradient() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(3)
+    classical = attack(ranker, first, second, 0.1, steps=5, step_size=STEP, damping=0.6, momentum="classical")
+    for i in range(3):
+        b, a_m, change = second[i : i + 1], first[i : i + 1], torch.zeros_like(first[i : i + 1])
+        for _ in range(5):
+            a_m = a_m.detach().requires_grad_()
+            (d,) = torch.autograd.grad(((ranker.rank(a_m, b) - 0.1) ** 2).sum(), a_m)
+            change = -STEP * d + 0.6 * change
+            a_m = a_m.detach() + change
+        torch.testing.assert_close(classical.perturbed[i], a_m[0], rtol=0, atol=1e-12)
+    formula = attack(ranker, first, second, 0.1, steps=5, step_size=STEP, damping=0.6)
+    assert (classical.distance > formula.distance).all(), "classical momentum reaches farther"
+
+
+def test_the_diff_force_is_a_mean_or_a_sum_of_squares() -> None:
+    ranker, (first, second) = small_ranker(channels=3), small_pairs(2, channels=3)
+    options = {"steps": 4, "step_size": STEP}
+    summed = attack(ranker, first, second, 0.1, diff_force=1e-3, diff_reduction="sum", **options)
+    mean = attack(ranker, first, second, 0.1, diff_force=1e-3 * 3 * PIXELS**2, **options)
+    torch.testing.assert_close(summed.perturbed, mean.perturbed, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tail", ["distance", "cosine"])
+@pytest.mark.parametrize("far", [0.05, 0.9, 4.0, 10.0])
+@pytest.mark.parametrize("step_size", ["auto", 3.0, 20.0])
+def test_pairs_near_and_far_reach_the_threshold(tail: str, far: float, step_size: Any) -> None:
+    class Corners(torch.nn.Module):
+        """Embeds an image by the means of its quarters: a linear map of length 1 / 6."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.nn.functional.avg_pool2d(images, PIXELS // 2)
+
+    first, _ = small_pairs(2)
+    # So far apart are the embeddings, in thresholds; as angles, from nearly none to nearly opposite.
+    direction = torch.tensor([[1.0, -0.5], [-0.8, 0.3]]).double().repeat_interleave(6, 0).repeat_interleave(6, 1)
+    second = first + far * 0.5 * direction / 1.407
+    ranker = Verifier(Corners(), **({"distance": 0.5} if tail == "distance" else {"cosine": 0.9})).double().eval()
+    target = 0.5
+    result = attack(
+        ranker, first, second, target, steps=200, step_size=step_size, stop_when_reached=True, max_distance=1e3
+    )
+    assert result.reached.all(), result.outcome
+    assert (result.distance > 0).all()
+
+
+def test_an_image_and_itself_have_no_direction_apart() -> None:
+    ranker = Verifier(torch.nn.Flatten(), distance=1.0).eval()
+    images = torch.rand(2, 1, 4, 4)
+    assert ranker.rank(images, images).tolist() == [1.0, 1.0]
+    result = attack(ranker, images, images, 0.5)
+    assert result.outcome == ("no gradient",) * 2 and torch.equal(result.perturbed, images)

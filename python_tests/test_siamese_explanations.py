@@ -20,7 +20,9 @@ from apem_fast.ops import saliency_map
 from apem_fast.siamese import attack, checkpoints, sanity
 from apem_fast.siamese import comparisons as validation
 from apem_fast.siamese.networks import SiameseRanker
+from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.perception import interpolate_perceptions, perceive
+from apem_fast.siamese.report.explanations import choose_pairs
 from apem_fast.siamese.saliency import superimpose, superpixel_maximum, superpixels, tessellate
 
 
@@ -123,24 +125,34 @@ def test_cascading_randomisation_goes_up_from_the_deepest_layer() -> None:
         return _explain(randomised, a, b)
 
     random = torch.get_rng_state()
-    check = sanity.cascading_randomisation(ranker, first, second, explain)
-    assert check.stages == ("Conv2d 3", "BatchNorm2d 1", "Conv2d 0")
+    check = sanity.cascading_randomisation(ranker, first, second, explain, layers="branch")
+    assert check.stages == ("Conv2d 3", "BatchNorm2d 1", "Conv2d 0"), "P3's: from the deepest layer that embeds"
     assert seen[0] == set() and seen[1] == {"branch.3"} and seen[3] >= {"branch.3", "branch.0"}
     assert all("tail" not in name and "decoder" not in name for stage in seen for name in stage)
+    seen.clear()
+    check = sanity.cascading_randomisation(ranker, first, second, explain)
+    assert check.stages[:2] == ("Linear tail.layers.2", "Linear tail.layers.0") and len(check.stages) == 5
+    assert seen[1] == {"tail.layers.2"} and seen[5] >= {"tail.layers.2", "tail.layers.0", "branch.3", "branch.0"}
+    assert all("decoder" not in name for stage in seen for name in stage)
     assert all(torch.equal(v, before[n]) for n, v in ranker.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
-    assert check.correlation["attack"].shape == (3, 3)
+    assert check.correlation["attack"].shape == (5, 3)
+    with pytest.raises(ValueError, match='layers must be "all" or "branch"'):
+        sanity.cascading_randomisation(ranker, first, second, explain, layers="some")
 
 
 def test_the_verdict_follows_its_criterion() -> None:
-    alike = sanity.SanityCheck(("a", "b"), {"attack": torch.tensor([[0.2, 0.2], [0.9, 0.8]]).double()})
-    unlike = sanity.SanityCheck(("a", "b"), {"attack": torch.tensor([[0.2, 0.2], [0.1, -0.3]]).double()})
-    constant = sanity.SanityCheck(("a",), {"attack": torch.tensor([[math.nan, math.nan]]).double()})
-    assert not alike.passes("attack") and unlike.passes("attack") and not constant.passes("attack")
-    assert alike.verdict("attack").startswith("The attack map fails: mean rank correlation 0.85")
-    assert unlike.verdict("attack").startswith(
-        "The attack map passes from the first stage on: mean rank correlation -0.10"
-    )
+    def check(*stages: list[float]) -> sanity.SanityCheck:
+        return sanity.SanityCheck(tuple("abc"[: len(stages)]), {"attack": torch.tensor(stages).double()})
+
+    at_last, throughout = check([0.3, 0.2], [0.1, -0.1]), check([0.1, 0.1], [0.1, -0.3])
+    assert not at_last.passes("attack"), "P3: no significant correlation even at the first step"
+    assert at_last.verdict("attack").startswith("The attack map fails: mean rank correlation 0.25 after a, 0.00 with")
+    assert throughout.passes("attack")
+    assert throughout.verdict("attack").startswith("The attack map passes: mean rank correlations of at most 0.10")
+    assert check([0.1271, 0.1271]).passes("attack", 0.1272) and not check([0.1271, 0.1271]).passes("attack")
+    constant = check([math.nan, math.nan])
+    assert not constant.passes("attack") and "constant for every pair" in constant.verdict("attack")
     ranker, pair = small_ranker(), small_pairs(3)
     same = sanity.label_randomisation(ranker, copy.deepcopy(ranker), *pair, _explain)
     torch.testing.assert_close(same.correlation["attack"], torch.ones(1, 3).double())
@@ -171,6 +183,39 @@ def test_a_mistake_at_the_command_line_is_one_sentence(tmp_path: Path) -> None:
         done = CliRunner().invoke(commands.app, arguments)
         assert done.exit_code == 2 and sentence in done.output
         assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    "values, came",
+    [([4.0] * 5, "got 5 images, all of width 4"), ([4.0], "got one image")],
+    ids=["equal attributes", "one image"],
+)
+def test_pairs_that_do_not_differ_are_said_to_be_impossible(values: list[float], came: str) -> None:
+    data = RankedImages(torch.rand(len(values), 1, 4, 4), torch.tensor(values), 0, 9, "width")
+    with pytest.raises(ValueError, match="the images held out must differ in width") as error:
+        choose_pairs(data, 4, 0)
+    assert came in str(error.value)
+    rare = RankedImages(torch.rand(50, 1, 4, 4), torch.tensor([4.0] * 49 + [5.0]), 0, 9, "width")
+    first, second = choose_pairs(rare, 4, 0)
+    assert (rare.values[first] - rare.values[second]).tolist() == [1, -1, 1, -1]
+
+
+def test_super_pixels_follow_lightness_and_colour_as_cielab_measures_them() -> None:
+    # Two blues that RGB tells apart as well as two greys, and CIELAB hardly does.
+    grey = torch.full((1, 3, 24, 24), 0.5)
+    grey[:, :, :, 11:] = 0.65
+    labels = superpixels(grey, 16, compactness=1.0)[0]
+    assert not set(labels[:, :11].unique().tolist()) & set(labels[:, 11:].unique().tolist())
+    torch.testing.assert_close(superpixels(grey[:, :1], 16, compactness=1.0)[0], labels)
+
+
+def test_a_ranker_without_facts_is_said_to_know_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ranker.pt"
+    checkpoints.save_ranker(path, SiameseRanker.for_mnist(3), "mnist", 3)
+    done = CliRunner().invoke(commands.app, ["explain", "--ranker", str(path)])
+    said = " ".join(done.output.split())
+    assert done.exit_code == 2 and "--ranker must be one that apem-fast siamese train made" in said
+    assert "without images, regime, steps, seed, learnt" in said and "Traceback" not in said
 
 
 def test_a_folder_of_faces_trains_and_says_what_it_skipped(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 from rankers import PIXELS, small_ranker, stripes
 from torch import nn
 
-from apem_fast.siamese import SiameseRanker, TrainingOptions, losses, pairs, regimes, training
+from apem_fast.siamese import SiameseRanker, TrainingOptions, folders, losses, pairs, regimes, tails, training
 from apem_fast.siamese.checkpoints import load_ranker, save_ranker
-from apem_fast.siamese.networks import DistanceTail
+from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.quality import measure_quality
+from apem_fast.siamese.tails import DistanceTail, JointTail
 
 FEW = TrainingOptions(steps=6, images=8, pairs=12, progress=False)
 
@@ -75,6 +76,90 @@ def test_digits_and_pairs() -> None:
     assert not torch.equal(shuffled.values, learnt.values)
 
 
+def test_a_split_is_remembered_by_contents_and_names() -> None:
+    data = stripes(40)
+    data = replace(data, images=data.images + torch.arange(40)[:, None, None, None] / 1e4)  # no two alike
+    learnt, held_out = data.split(0.25, torch.Generator().manual_seed(0))
+    assert len(learnt) == 30 and len(held_out) == 10
+    again = data.without(learnt.keys())
+    assert torch.equal(again.values.sort().values, held_out.values.sort().values)
+    # One image added at the front moves every place, and nothing else.
+    more = RankedImages(
+        torch.cat([torch.full_like(data.images[:1], 0.7), data.images]), torch.cat([torch.ones(1), data.values]), 0, 9
+    )
+    added = more.without(learnt.keys())
+    assert len(added) == 11
+    assert {image.sum().item() for image in added.images[1:]} == {image.sum().item() for image in again.images}
+    # A file that was encoded anew is recognised by its name, one that was renamed by its contents.
+    named = replace(data, names=tuple(f"{i}.png" for i in range(40)))
+    part = named.subset(torch.arange(30))
+    renamed = replace(named, names=tuple(f"new {i}.png" for i in range(40)))
+    encoded = replace(named, images=named.images + 0.001)
+    for changed in (renamed, encoded):
+        assert len(changed.without(part.keys())) == 10
+    with pytest.raises(ValueError, match="the ranker must not have learnt from every image there is"):
+        data.without(data.keys())
+
+
+def test_copies_of_an_image_fall_on_one_side() -> None:
+    data = pairs.digits()
+    data = data.subset(torch.arange(30).repeat(3))
+    learnt, held_out = data.split(0.2, torch.Generator().manual_seed(1))
+    assert len(learnt) + len(held_out) == 90 and len(held_out) > 0
+    assert not set(learnt.digests) & set(held_out.digests)
+
+
+def test_shuffled_targets_are_a_permutation_of_the_pairs() -> None:
+    data = stripes(23)
+    first, second = (index.flatten() for index in torch.meshgrid(torch.arange(23), torch.arange(23), indexing="ij"))
+    shuffled = data.with_shuffled_targets(torch.Generator().manual_seed(0))
+    true, other = data.target(first, second), shuffled.target(first, second)
+    assert torch.equal(true.sort().values, other.sort().values), "the same targets, one for each pair"
+    assert torch.equal(other, shuffled.target(first, second)), "and the same at every visit"
+    correlation = torch.corrcoef(torch.stack([true, other]))[0, 1]
+    assert abs(float(correlation)) < 0.12
+    # Nothing is left that an attribute of each image could explain: rows and columns have the means of noise.
+    by_image = other.view(23, 23).mean(dim=1).std() / (true.std() / 23**0.5)
+    assert 0.5 < float(by_image) < 1.6
+    assert float(true.view(23, 23).mean(dim=1).std() / (true.std() / 23**0.5)) > 3
+
+
+def test_no_pair_is_measured_of_an_image_with_itself() -> None:
+    first, second = stripes(7).draw_pairs(500, torch.Generator().manual_seed(0))
+    assert (first != second).all() and set(zip(first.tolist(), second.tolist())).__len__() == 42
+    data, ranker = stripes(12), small_ranker(dtype=torch.float32)
+    quality = measure_quality(ranker, data)
+    deviation, constant = [], []
+    for i in range(12):
+        for j in range(12):
+            if i != j:
+                target = float(data.values[i] - data.values[j]) / 18 + 0.5
+                score = float(ranker.rank(data.images[i : i + 1], data.images[j : j + 1]).detach())
+                deviation.append(abs(score - target))
+                constant.append(abs(0.5 - target))
+    assert quality.pairs == 132
+    assert quality.mean_deviation == pytest.approx(sum(deviation) / 132, abs=1e-6)
+    assert quality.baseline == pytest.approx(sum(constant) / 132, abs=1e-6)
+
+
+def test_first_weights_spread_any_embedding_over_the_sigmoids() -> None:
+    for scale in (1e-3, 1.0, 50.0):
+        embedding = scale * torch.randn(64, 5)
+        tail = JointTail(5, 32).scale_to(embedding)
+        hidden = tail.layers[0](torch.cat([embedding, embedding.roll(1, 0)], dim=1))
+        assert float(hidden.std(dim=0).mean().detach()) == pytest.approx(tails.SPREAD, rel=1e-3)
+    for ranker, images in (
+        (SiameseRanker.for_mnist(8), pairs.digits().images[:64]),
+        (SiameseRanker.for_utkface(8), None),
+    ):
+        images = torch.nn.functional.interpolate(torch.rand(32, 3, 5, 5), size=(112, 112)) if images is None else images
+        embedding = ranker.branch.train()(images).flatten(1)
+        hidden = ranker.tail.layers[0](torch.cat([embedding, embedding.roll(1, 0)], dim=1))
+        assert 0.3 * tails.SPREAD < float(hidden.std(dim=0).mean().detach()) < 3 * tails.SPREAD
+    statistics = [module for module in SiameseRanker.for_utkface(8).branch if isinstance(module, nn.BatchNorm2d)]
+    assert all((bn.running_mean == 0).all() and bn.num_batches_tracked == 0 for bn in statistics)
+
+
 def test_mnist_is_read_from_torchvisions_folder(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -95,7 +180,7 @@ def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
     for name in ("30_0_1_20170116.jpg", "7_1_0_20170117.chip.jpg", "old_0_0_1.jpg", "200_0_0_1.jpg", "12.jpg"):
         Image.new("RGB", (40, 50), (200, 100, 50)).save(tmp_path / name, "JPEG")
     (tmp_path / "44_0_0_2017.jpg").write_text("no image")
-    data = pairs.utkface(tmp_path, pixels=16)
+    data = folders.utkface(tmp_path, pixels=16)
     assert data.images.shape == (2, 3, 16, 16) and data.images.dtype == torch.uint8
     assert data.values.tolist() == [30, 7]
     assert data.skipped == ("12.jpg", "200_0_0_1.jpg", "44_0_0_2017.jpg", "old_0_0_1.jpg")
@@ -103,10 +188,10 @@ def test_a_folder_of_faces_lists_what_it_skips(tmp_path: Path) -> None:
         data.batch(slice(0, 1))[0, :, 8, 8], torch.tensor([200, 100, 50]) / 255, rtol=0, atol=0.02
     )
     with pytest.raises(ValueError, match="utkface: folder must be a folder of images"):
-        pairs.utkface(tmp_path / "absent")
+        folders.utkface(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"utkface: folder must hold images named age_gender_race_date.jpg"):
-        pairs.utkface(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"utkface: folder must hold images named age_gender_race_date\.jpg"):
+        folders.utkface(tmp_path / "empty")
     with pytest.raises(ValueError, match="mnist: folder must hold torchvision's MNIST"):
         pairs.mnist(tmp_path)
 
@@ -251,7 +336,7 @@ def test_a_tiny_ranker_learns_widths() -> None:
 def test_a_similarity_ranker_tells_like_from_unlike() -> None:
     data = stripes(200)
     branch = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS * PIXELS, 8), nn.Tanh(), nn.Linear(8, 2))
-    ranker = SiameseRanker(branch, DistanceTail(1.0))
+    ranker = SiameseRanker(branch, DistanceTail(0.5))
     options = TrainingOptions(steps=150, images=32, pairs=64, learning_rate=1e-2, progress=False)
     regimes.train_contrastive(ranker, data, options, within=1)
     score = ranker.rank(data.batch(slice(0, 100)), data.batch(slice(100, 200))).detach()

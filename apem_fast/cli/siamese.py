@@ -75,6 +75,7 @@ def train(
             steps=steps,
             seed=seed,
             mean_deviation=judged.mean_deviation,
+            learnt=list(learnt.keys()),
         )
         console.print(
             f"mean deviation {judged.mean_deviation:.3f} on {len(held_out)} held-out images (P3 asks for .05)"
@@ -156,10 +157,18 @@ def check(
         def labels() -> list:
             images, regime = Images(facts["images"]), Regime(facts["regime"])
             learnt = _split(_images(images, folder).to(network.device))[0]
-            learnt = learnt.with_shuffled_values(torch.Generator().manual_seed(seed))
-            path = ranker.with_suffix(f".shuffled-{seed}.pt")
-            other, _ = _train(learnt, images, regime, facts["size"], facts["steps"], facts["seed"], path)
-            return [agreement.label_section(network, other, a, b, **attack)]
+            others = {}
+            for kind, shuffled in (
+                ("targets of the pairs, as in P3", learnt.with_shuffled_targets),
+                ("attributes of the images", learnt.with_shuffled_values),
+            ):
+                data = shuffled(torch.Generator().manual_seed(seed))
+                path = ranker.with_suffix(f".shuffled-{kind.split()[0]}-{seed}.pt")
+                other, _ = _train(data, images, regime, facts["size"], facts["steps"], facts["seed"], path)
+                others[kind] = agreement.Relabelled(
+                    other, quality.measure_quality(other, data), quality.measure_quality(other, held_out)
+                )
+            return [agreement.label_section(network, others, a, b, **attack)]
 
         tasks = {
             "agreement": lambda: [agreement.agreement_section(network, judged, a, b, **attack)],
@@ -182,13 +191,13 @@ def check(
 
 
 def _images(images: Images, folder: Path | None):
-    from apem_fast.siamese import pairs
+    from apem_fast.siamese import folders, pairs
 
     if images is Images.digits:
         return pairs.digits()
     if folder is None:
         raise ValueError(f"siamese: --folder must be given for {images.value} (got none)")
-    data = pairs.mnist(folder) if images is Images.mnist else pairs.utkface(folder)
+    data = pairs.mnist(folder) if images is Images.mnist else folders.utkface(folder)
     if data.skipped:
         names = ", ".join(data.skipped[:5]) + (", ..." if len(data.skipped) > 5 else "")
         console.print(f"skipped {len(data.skipped)} files without a readable name or image: {names}", highlight=False)
@@ -231,7 +240,21 @@ def _trained(path: Path, folder: Path | None, device: str):
             f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})"
         )
     network, facts = checkpoints.load_ranker(path)
-    return network.to(device), facts, _split(_images(Images(facts["images"]), folder).to(device))[1]
+    missing = [name for name in ("images", "regime", "steps", "seed", "learnt") if name not in facts]
+    if missing:
+        raise ValueError(
+            f"siamese: --ranker must be one that apem-fast siamese train made, which knows what it learnt from "
+            f"(got {path} without {', '.join(missing)}); explain pairs of your own with --first and --second"
+        )
+    data = _images(Images(facts["images"]), folder).to(device)
+    held_out = data.without(facts["learnt"])
+    seen, trained_on = len(data) - len(held_out), sum(not key.startswith("name ") for key in facts["learnt"])
+    if seen < trained_on:
+        console.print(
+            f"{trained_on - seen} of the {trained_on} images that the ranker learnt from are not in {folder}",
+            highlight=False,
+        )
+    return network.to(device), facts, held_out
 
 
 def _face_sections(device) -> list:

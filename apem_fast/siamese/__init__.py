@@ -1,15 +1,18 @@
 """Siamese ranking networks: training, perception visualization, adversarial explanations and their validation (P3)."""
 
-from apem_fast.siamese.attack import AttackOptions, AttackResult, attack, mid_point_attack
-from apem_fast.siamese.networks import Ranker, ScoreRanker, SiameseRanker
+from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.recycling import Recycling, recycle
+from apem_fast.siamese.results import AttackOptions, AttackResult
 from apem_fast.siamese.training import Training, TrainingOptions
+from apem_fast.siamese.wrapped import FusionRanker, ScoreRanker, Verifier
 
 __all__ = [
     "AttackOptions",
     "AttackResult",
+    "FusionRanker",
     "RankedImages",
     "Ranker",
     "Recycling",
@@ -17,6 +20,7 @@ __all__ = [
     "SiameseRanker",
     "Training",
     "TrainingOptions",
+    "Verifier",
     "attack",
     "mid_point_attack",
     "one_step_attack",

@@ -7,108 +7,24 @@ as soon as it has arrived. No pair sees another: what is in the batch changes no
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from apem_fast import ops
+from apem_fast.siamese.automatic import Stride, sizes
+from apem_fast.siamese.bounds import Limit, check_bounds, held, within
 from apem_fast.siamese.bracketing import meet_target
-from apem_fast.siamese.checks import check_pairs, check_region, embed_images
+from apem_fast.siamese.checks import check_pairs, check_rankings, check_region, embed_images
 from apem_fast.siamese.networks import Ranker
+from apem_fast.siamese.results import AttackOptions, AttackResult, join_results
 
-__all__ = ["AttackOptions", "AttackResult", "attack", "mid_point_attack"]
-
-
-@dataclass(frozen=True)
-class AttackOptions:
-    """What an attack was asked to do; the arguments of `attack`, which documents them."""
-
-    steps: int
-    step_size: float
-    damping: float = 0.0
-    tv_force: float = 0.0
-    zero_force: float = 0.0
-    diff_force: float = 0.0
-    space: Literal["input", "embedding"] = "input"
-    bounds: tuple[float, float] | None = None
-    stop_when_reached: bool = False
-    precision: float = 1e-4
-    perceptions_at: tuple[int, ...] = ()
-    zero_surrogate: Literal["proximal", "none"] = "proximal"
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, argument: str, expectation: str) -> None:
-            if not holds:
-                raise ValueError(f"attack: {argument} must {expectation} (got {getattr(self, argument)!r})")
-
-        require(isinstance(self.steps, int) and self.steps >= 0, "steps", "be an integer of at least 0")
-        require(self.step_size > 0 and math.isfinite(self.step_size), "step_size", "be greater than 0")
-        require(self.precision > 0, "precision", "be greater than 0")
-        for name in ("damping", "tv_force", "zero_force", "diff_force"):
-            require(0 <= getattr(self, name) < math.inf, name, "be at least 0")
-        require(self.space in ("input", "embedding"), "space", 'be "input" or "embedding"')
-        require(self.zero_surrogate in ("proximal", "none"), "zero_surrogate", 'be "proximal" or "none"')
-        require(
-            all(isinstance(k, int) and 0 <= k <= self.steps for k in self.perceptions_at),
-            "perceptions_at",
-            f"be steps from 0 to {self.steps}",
-        )
-        if self.bounds is not None:
-            require(len(self.bounds) == 2 and self.bounds[0] < self.bounds[1], "bounds", "be (lower, upper)")
-        if self.space == "embedding":
-            for name in ("tv_force", "zero_force", "diff_force"):
-                require(getattr(self, name) == 0, name, "be 0 in embedding space, which has no pixels")
-
-    @property
-    def penalised(self) -> bool:
-        return bool(self.tv_force or self.diff_force)
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack did to N pairs.
-
-    Attributes:
-        perturbed: the images A' (N, C, H, W), or in embedding space the embeddings (N, size).
-        score: (N, steps + 1), the ranking before the first step and after each; a pair that stopped keeps its last.
-        target: (N,), what the ranking was driven to.
-        reached: (N,) bool, whether the last score is within `options.precision` of the target.
-        steps_taken: (N,) int64; a step that was cut short at the target counts as one.
-        distance: (N,), the l2 norm of A' - A, in units of the input (or embedding) space: P3's "distance travelled".
-        total_variation, changed_pixels, mean_squared: (N,) float64, the terms of equation 25, exact; None in
-            embedding space.
-        perceptions: (N, K, C, H, W), the reconstructions after the K steps `options.perceptions_at`; None without.
-        options: what was asked.
-    """
-
-    perturbed: Tensor
-    score: Tensor
-    target: Tensor
-    reached: Tensor
-    steps_taken: Tensor
-    distance: Tensor
-    total_variation: Tensor | None
-    changed_pixels: Tensor | None
-    mean_squared: Tensor | None
-    perceptions: Tensor | None
-    options: AttackOptions
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    @property
-    def score_before(self) -> Tensor:
-        """(N,)."""
-        return self.score[:, 0]
-
-    @property
-    def score_after(self) -> Tensor:
-        """(N,)."""
-        return self.score[:, -1]
+__all__ = ["attack", "mid_point_attack"]
 
 
 def attack(
@@ -117,16 +33,19 @@ def attack(
     second: Tensor,
     target: float | Tensor,
     *,
-    steps: int,
-    step_size: float,
+    steps: int = 100,
+    step_size: float | Literal["auto"] = "auto",
     damping: float = 0.0,
+    momentum: Literal["gradient", "classical"] = "gradient",
     tv_force: float = 0.0,
     zero_force: float = 0.0,
     diff_force: float = 0.0,
+    diff_reduction: Literal["mean", "sum"] = "mean",
     region: Tensor | None = None,
     space: Literal["input", "embedding"] = "input",
-    bounds: tuple[float, float] | None = None,
+    bounds: tuple[Limit, Limit] | None = None,
     stop_when_reached: bool = False,
+    max_distance: float | None = None,
     precision: float = 1e-4,
     perceptions_at: Sequence[int] = (),
     zero_surrogate: Literal["proximal", "none"] = "proximal",
@@ -142,69 +61,103 @@ def attack(
 
     Args:
         ranker: in evaluation mode. It comes back as it was: parameters, their gradients, mode, hooks.
-        first, second: the pairs, (N, C, H, W) each. Only `first` is perturbed.
+        first, second: the pairs, (N, C, H, W) each; of two sizes, where the network takes both. Only `first` is
+            perturbed; `wrapped.Swapped(ranker)` with the images the other way round perturbs the other.
         target: in [0, 1]; one number or (N,).
         steps: at most so many.
-        step_size: lambda, in units of the attacked space per unit of the loss's gradient.
-        damping: what multiplies the previous gradient.
+        step_size: lambda, in units of the attacked space per unit of the loss's gradient: P3's. A number that suits
+            one network does nothing on another. "auto" finds the length of each step of each pair from the gradient
+            (`automatic.py`), on any network, along the same gradients.
+        damping: what multiplies the previous gradient, or the previous step.
+        momentum: P3's formula and its prose disagree. "gradient" is the formula, equation 26 and Algorithm 3: the
+            previous gradient times `damping`, whatever the step size. "classical" is the prose, "a fraction of the
+            previous variation that was applied": the previous change of A' times `damping`, which gathers from step
+            to step and reaches farther. With "auto", a step along the gradient takes its length before this is added.
         tv_force, diff_force: what the total variation and the mean square of A' - A cost (equation 25).
+        diff_reduction: "mean" is equation 25's word; "sum" takes the sum of squares over the image instead, which is
+            how P3 defines MSE for images where it trains (section 4.7): C * H * W times as much.
         zero_force: what each changed pixel costs. The count has no gradient, which is why it does nothing in P3
             (section 5.3.8); `zero_surrogate="proximal"` descends it all the same, by its proximal operator: after
             each step, a pixel whose squared perturbation is at most 2 * step_size * zero_force returns to the
             original, exactly. A force that no pixel's step overcomes leaves the image as it was.
             `zero_surrogate="none"` is P3's behaviour.
         region: bool, (H, W), or (N or 1, C or 1, H, W): the pixels that may change. None for all.
-        bounds: clamp A' to (lower, upper); P3 does not.
+        bounds: clamp A' to (lower, upper), each one number or one for each channel, in the space of `first`:
+            `bounds.normalised_bounds(mean, std)` are those of pixels in [0, 1] for a network that takes normalised
+            images. P3 does not clamp.
         stop_when_reached: a pair stops at the first step within `precision` of its target. A step that crosses the
             target is cut short where it meets it (by bracketing on that step, so without oscillation); whether the
             target was met is in `reached`.
+        max_distance: a pair also stops at the first step that takes it at least so far from A, in the l2 norm: P3's
+            criterion "based on how much the result deviates from the original" (section 5.3.3). None is no limit for a
+            numeric step size, and for "auto" the norm of A: as much change as there is image.
         precision: of the ranking, on [0, 1].
         perceptions_at: steps (0 for the original) whose perceptions are kept.
         batch_size: pairs that run together; halved, and the run goes on, when memory does not suffice.
         progress: show a progress bar over the pairs.
 
     Returns:
-        AttackResult, on the device of `first`.
+        AttackResult, on the device of `first`. Its `outcome` says how each pair ended.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument, what was expected and what came.
+
+    Warns:
+        UserWarning: a numeric step size overshoots, or hardly moves the ranking, on some of the pairs.
     """
-    options = AttackOptions(
-        steps,
-        step_size,
-        damping,
-        tv_force,
-        zero_force,
-        diff_force,
-        space,
-        bounds,
-        stop_when_reached,
-        precision,
-        tuple(perceptions_at),
-        zero_surrogate,
-    )
     goal = check_pairs("attack", ranker, first, second, target)
-    region = check_region("attack", region, first)
+    limits = check_bounds("attack", bounds, first if space == "input" else first.flatten(1))
+    options = AttackOptions(
+        steps=steps,
+        step_size=step_size,
+        damping=damping,
+        momentum=momentum,
+        tv_force=tv_force,
+        zero_force=zero_force,
+        diff_force=diff_force,
+        diff_reduction=diff_reduction,
+        space=space,
+        bounds=limits,
+        stop_when_reached=stop_when_reached,
+        max_distance=max_distance,
+        precision=precision,
+        perceptions_at=tuple(perceptions_at),
+        zero_surrogate=zero_surrogate,
+    )
+    mask = check_region("attack", region, first)
     if options.perceptions_at and not ranker.reconstructs:
         raise ValueError(f"attack: perceptions_at must be empty for a ranker without a decoder (got {perceptions_at})")
-    if bounds is not None and space == "input" and bool(((first < bounds[0]) | (first > bounds[1])).any()):
-        raise ValueError(
-            f"attack: first must lie in bounds={bounds} (got min={float(first.min()):g}, max={float(first.max()):g})"
-        )
-    if space == "embedding" and region is not None:
+    if space == "embedding" and mask is not None:
         raise ValueError("attack: region must be None in embedding space, which has no pixels (got a mask)")
 
     def run(rows: slice) -> AttackResult:
-        mask = region[rows] if region is not None and len(region) > 1 else region
-        return _attack_batch(ranker, first[rows], second[rows], goal[rows], mask, options)
+        part = mask[rows] if mask is not None and len(mask) > 1 else mask
+        return _attack_batch(ranker, first[rows], second[rows], goal[rows], part, options)
 
-    return join_results(in_batches(run, len(first), batch_size, "attack" if progress else None))
+    result = join_results(in_batches(run, len(first), batch_size, "attack" if progress else None))
+    _warn_of_step_size(result)
+    return result
 
 
-def mid_point_attack(ranker: Ranker, first: Tensor, second: Tensor, **options) -> AttackResult:
+def mid_point_attack(ranker: Ranker, first: Tensor, second: Tensor, **options: Any) -> AttackResult:
     """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), stopping there. Arguments as
     `attack`'s."""
     return attack(ranker, first, second, 0.5, **{"stop_when_reached": True} | options)
+
+
+def _warn_of_step_size(result: AttackResult) -> None:
+    options = result.options
+    if options.automatic or options.steps < 2:
+        return
+    outcome = result.outcome
+    for word, why in (("overshoots", "is too long for"), ("hardly moves", "is too short for")):
+        if word in outcome:
+            warnings.warn(
+                f"attack: step_size={options.step_size:g} {why} {outcome.count(word)} of {len(outcome)} pairs: the "
+                f'ranking {"swings around the target" if word == "overshoots" else "hardly moves"}; step_size="auto" '
+                f"finds one for each",
+                stacklevel=3,
+            )
 
 
 # -- engine ------------------------------------------------------------------------------------------------------
@@ -219,8 +172,9 @@ class _Underway:
     original: Tensor
     other: Tensor  # embedding of B
     target: Tensor
+    limit: Tensor  # distance at which it stops
     region: Tensor | None
-    gradient: Tensor | None = None  # of the previous step, where there is momentum
+    previous: Tensor | None = None  # what damping multiplies, where there is momentum
     before: Tensor | None = None  # the point and the score one step ago
     score: Tensor | None = None
 
@@ -234,6 +188,32 @@ class _Underway:
         return _Underway(**{field.name: chosen(field.name) for field in fields(self)})
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What is known of all N pairs so far."""
+
+    score: Tensor  # (N, steps + 1)
+    distances: Tensor  # (N, steps + 1)
+    final: Tensor
+    taken: Tensor
+    perceived: dict[int, tuple[Tensor, Tensor]]  # step -> rows, perceptions
+
+    @classmethod
+    def begin(cls, start: Tensor, steps: int, dtype: torch.dtype) -> _Record:
+        score = start.new_zeros((len(start), steps + 1), dtype=dtype)
+        taken = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        return cls(score, torch.zeros_like(score), torch.empty_like(start), taken, {})
+
+    def keep(self, step: int, rows: Tensor, score: Tensor, travelled: Tensor) -> None:
+        self.score[rows, step], self.distances[rows, step] = score, travelled.to(score.dtype)
+
+    def finish(self, step: int, rows: Tensor, point: Tensor) -> None:
+        """These pairs end at their points; their rankings and distances stay what they were kept as."""
+        self.final[rows], self.taken[rows] = point, step
+        for values in (self.score, self.distances):
+            values[rows, step:] = values[rows, step, None]
+
+
 def _attack_batch(
     ranker: Ranker, first: Tensor, second: Tensor, target: Tensor, region: Tensor | None, options: AttackOptions
 ) -> AttackResult:
@@ -242,11 +222,11 @@ def _attack_batch(
         start = first.detach().clone() if in_pixels else embed_images("attack", ranker, first)
         embed = ranker.embed if in_pixels else _unchanged
         other = embed_images("attack", ranker, second)
-        n, device = len(first), first.device
-        pairs = _Underway(torch.arange(n, device=device), start, start, other, target, region)
-        score = other.new_empty((n, options.steps + 1))
-        final, taken = torch.empty_like(start), torch.zeros(n, dtype=torch.int64, device=device)
-        perceived: dict[int, tuple[Tensor, Tensor]] = {}  # step -> rows, perceptions
+        limit = _limit(start, options)
+        rows = torch.arange(len(first), device=first.device)
+        pairs = _Underway(rows, start, start, other, target, limit, region)
+        record = _Record.begin(start, options.steps, other.dtype)
+        stride: Stride | None = None
 
         for step in range(options.steps + 1):
             is_last = step == options.steps
@@ -254,50 +234,62 @@ def _attack_batch(
                 point = pairs.point.detach().requires_grad_(not is_last)
                 embedding = embed(point)
                 value = ranker.rank_embeddings(embedding, pairs.other)
-            reported = value.detach()
-            arrived_at = uncut = point.detach()
-            stopping = 0
-            if options.stop_when_reached:
-                stops, stopping, reported, arrived_at = _stop(
-                    ranker, embed, pairs, reported, arrived_at, options.precision
-                )
-                is_last = is_last or stopping == len(stops)
-            score[pairs.rows, step] = reported
+            if step == 0:
+                check_rankings("attack", value, len(first))
+            stopped = _stop(ranker, embed, pairs, value.detach(), point.detach(), options)
+            reported, arrived_at, stopping = stopped.score, stopped.point, stopped.count
+            is_last = is_last or stopping == len(pairs.rows)
+            record.keep(step, pairs.rows, reported, stopped.travelled)
             if step in options.perceptions_at:
-                shown = embedding.detach() if arrived_at is uncut else embed(arrived_at)
-                perceived[step] = pairs.rows, ranker.reconstruct(shown)
-            if stopping or is_last:
-                done = slice(None) if is_last else stops.nonzero()[:, 0]
-                final[pairs.rows[done]], taken[pairs.rows[done]] = arrived_at[done], step
-                score[pairs.rows[done], step:] = reported[done][:, None]
+                shown = embed(arrived_at) if stopped.moved else embedding.detach()
+                record.perceived[step] = pairs.rows, ranker.reconstruct(shown)
             if is_last:
+                record.finish(step, pairs.rows, arrived_at)
                 break
+            if stopping:
+                done = stopped.pairs.nonzero()[:, 0]
+                record.finish(step, pairs.rows[done], arrived_at[done])
             gradient = _gradient(value, point, pairs, options)
+            if options.automatic:
+                if stride is None:
+                    stride = Stride.begin(pairs.original, reported, pairs.target, options.steps)
+                else:
+                    stride.learn(pairs.score, reported, pairs.target)
+                gradient = _free(gradient, arrived_at, pairs.region, options)
+                gradient = stride.along(gradient, reported, pairs.target)
             moved = _step(pairs, arrived_at, gradient, options)
+            previous = None
+            if options.damping:
+                previous = gradient if options.momentum == "gradient" else arrived_at - moved
             pairs = _Underway(
                 pairs.rows,
                 moved,
                 pairs.original,
                 pairs.other,
                 pairs.target,
+                pairs.limit,
                 pairs.region,
-                gradient if options.damping else None,
+                previous,
                 arrived_at,
                 reported,
             )
             if stopping:
-                pairs = pairs.only((~stops).nonzero()[:, 0])
+                going = (~stopped.pairs).nonzero()[:, 0]
+                pairs = pairs.only(going)
+                stride = None if stride is None else stride.only(going)
 
+        final, score = record.final, record.score
         terms = ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
         return AttackResult(
             final,
             score,
+            record.distances,
             target,
             (score[:, -1] - target).abs() <= options.precision,
-            taken,
-            torch.linalg.vector_norm((final - start).flatten(1), dim=1),
+            record.taken,
+            limit,
             *terms,
-            _perceptions(ranker, embed, final, perceived, options.perceptions_at),
+            _perceptions(ranker, embed, final, record.perceived, options.perceptions_at),
             options,
         )
 
@@ -306,51 +298,109 @@ def _unchanged(embedding: Tensor) -> Tensor:
     return embedding
 
 
+def _limit(start: Tensor, options: AttackOptions) -> Tensor:
+    if options.max_distance is None and options.automatic:
+        return sizes(start)
+    return start.new_full((len(start),), math.inf if options.max_distance is None else options.max_distance)
+
+
 def _gradient(value: Tensor, point: Tensor, pairs: _Underway, options: AttackOptions) -> Tensor:
-    """Of (prediction - target)^2 + the penalties of equation 25, for each pair on its own."""
+    """Of (prediction - target)^2 + the penalties of equation 25, for each pair on its own.
+
+    For automatic steps it is divided by 2 * |prediction - target|, which is the gradient of that distance and does not
+    vanish on the way.
+    """
     with torch.enable_grad():
-        loss = (value - pairs.target).square().sum()
+        gap = value - pairs.target
+        loss = gap.abs().sum() if options.automatic else gap.square().sum()
         if options.penalised:
-            penalty, _ = ops.attack_penalty(point, pairs.original, options.tv_force, 0.0, options.diff_force)
+            force = options.diff_force * (point[0].numel() if options.diff_reduction == "sum" else 1)
+            penalty, _ = ops.attack_penalty(point, pairs.original, options.tv_force, 0.0, force)
+            if options.automatic:
+                penalty = penalty / (2 * gap.detach().abs()).clamp(min=options.precision)
             loss = loss + penalty.sum()
         return torch.autograd.grad(loss, point)[0]
+
+
+def _free(gradient: Tensor, point: Tensor, region: Tensor | None, options: AttackOptions) -> Tensor:
+    """The gradient of what may change: within the region, and not against the bounds."""
+    if region is not None:
+        gradient = torch.where(region, gradient, 0)
+    stuck = held(options.bounds, point, gradient)
+    return gradient if stuck is None else torch.where(stuck, 0, gradient)
 
 
 def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOptions) -> Tensor:
     zero = options.zero_force if options.zero_surrogate == "proximal" else 0.0
     lower, upper = options.bounds or (None, None)
+    by_channel = isinstance(lower, tuple) or isinstance(upper, tuple)
     moved = ops.attack_step(
         as_image(point),
         as_image(gradient),
-        None if pairs.gradient is None else as_image(pairs.gradient),
+        None if pairs.previous is None else as_image(pairs.previous),
         pairs.region,
-        options.step_size,
+        1.0 if isinstance(options.step_size, str) else options.step_size,
         options.damping,
-        lower,
-        upper,
+        None if by_channel else lower,
+        None if by_channel else upper,
         as_image(pairs.original) if zero else None,
         zero,
     )
-    return moved.flatten(1) if point.dim() == 2 else moved
+    moved = moved.flatten(1) if point.dim() == 2 else moved
+    if by_channel:
+        clamped = within(options.bounds, moved)
+        moved = clamped if pairs.region is None else torch.where(pairs.region, clamped, moved)
+    return moved
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """Which of the pairs underway stop at a step, how many, and where all of them are: at the crossing of the target,
+    where a step crossed it."""
+
+    pairs: Tensor
+    count: int
+    score: Tensor
+    point: Tensor
+    travelled: Tensor
+    moved: bool = False  # some points are not those that were ranked
 
 
 def _stop(
-    ranker: Ranker, embed: Callable, pairs: _Underway, score: Tensor, point: Tensor, precision: float
-) -> tuple[Tensor, int, Tensor, Tensor]:
-    """Which pairs stop here, how many these are, and the scores and points of all: where a step crossed the target,
-    those at the crossing."""
-    near = (score - pairs.target).abs() <= precision
+    ranker: Ranker,
+    embed: Callable[[Tensor], Tensor],
+    pairs: _Underway,
+    score: Tensor,
+    point: Tensor,
+    options: AttackOptions,
+) -> _Stopped:
+    travelled = _distance(point, pairs.original)
+    far = travelled >= pairs.limit
+    if not options.stop_when_reached:
+        count = int(far.sum()) if options.automatic or options.max_distance is not None else 0
+        return _Stopped(far, count, score, point, travelled)
+    near = (score - pairs.target).abs() <= options.precision
     crossed = torch.zeros_like(near)
     if pairs.score is not None:
         crossed = (score - pairs.target) * (pairs.score - pairs.target) < 0
+    stops = near | crossed | far
     # One read for both numbers: it is all that the host waits for in most steps.
-    stopping, cutting = torch.stack([(near | crossed).sum(), (crossed & ~near).sum()]).tolist()
+    count, cutting = torch.stack([stops.sum(), (crossed & ~near).sum()]).tolist()
     if cutting:
+        assert pairs.before is not None
+        assert pairs.score is not None
         cut = (crossed & ~near).nonzero()[:, 0]
         point, score = point.clone(), score.clone()
         ends = (pairs.before[cut], point[cut]), (pairs.score[cut], score[cut])
-        point[cut], score[cut] = meet_target(ranker, embed, *ends, pairs.other[cut], pairs.target[cut], precision)
-    return near | crossed, stopping, score, point
+        point[cut], score[cut] = meet_target(
+            ranker, embed, *ends, pairs.other[cut], pairs.target[cut], options.precision
+        )
+        travelled = _distance(point, pairs.original)
+    return _Stopped(stops, count, score, point, travelled, bool(cutting))
+
+
+def _distance(point: Tensor, original: Tensor) -> Tensor:
+    return torch.linalg.vector_norm((point - original).flatten(1), dim=1)
 
 
 def as_image(point: Tensor) -> Tensor:
@@ -359,7 +409,11 @@ def as_image(point: Tensor) -> Tensor:
 
 
 def _perceptions(
-    ranker: Ranker, embed: Callable, final: Tensor, perceived: dict[int, tuple[Tensor, Tensor]], at: tuple[int, ...]
+    ranker: Ranker,
+    embed: Callable[[Tensor], Tensor],
+    final: Tensor,
+    perceived: dict[int, tuple[Tensor, Tensor]],
+    at: tuple[int, ...],
 ) -> Tensor | None:
     """(N, K, C, H, W): the perceptions kept on the way; a pair that had stopped by then shows where it stopped."""
     if not at:
@@ -393,15 +447,3 @@ def in_batches(
             bar.update(rows.stop - at)
             at = rows.stop
     return results
-
-
-def join_results(results: list[AttackResult]) -> AttackResult:
-    if len(results) == 1:
-        return results[0]
-
-    def joined(name: str) -> Tensor | None:
-        values = [getattr(result, name) for result in results]
-        return None if values[0] is None else torch.cat(values)
-
-    tensors = {field.name: joined(field.name) for field in fields(AttackResult) if field.name != "options"}
-    return AttackResult(**tensors, options=results[0].options)

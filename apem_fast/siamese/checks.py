@@ -7,13 +7,16 @@ from torch import Tensor
 
 from apem_fast.siamese.networks import Ranker
 
+TOLERANCE = 1e-4  # by which rounding may take a ranking out of [0, 1]
+
 
 def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target: float | Tensor) -> Tensor:
     """Refuses what no attack can work on; gives the target as (N,)."""
     if not isinstance(ranker, Ranker):
         raise TypeError(
-            f"{call}: ranker must be a SiameseRanker or ScoreRanker; a network that predicts a number becomes one "
-            f"as ScoreRanker(network, low, high) (got {type(ranker).__name__})"
+            f"{call}: ranker must be a SiameseRanker or another Ranker; a network becomes one as "
+            f"ScoreRanker(network, low, high) where it predicts a number, Verifier(network, distance=...) where it "
+            f"embeds, FusionRanker(network, shape) where it takes the pair at once (got {type(ranker).__name__})"
         )
     if any(module.training for module in ranker.modules()):
         raise ValueError(f"{call}: ranker must be in evaluation mode, ranker.eval() (got training mode)")
@@ -25,11 +28,15 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
             )
         if not bool(images.isfinite().all()):
             raise ValueError(f"{call}: {name} must be finite (got NaN or infinity)")
-    if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
+    alike = first.shape[:2] == second.shape[:2] and first.dtype == second.dtype and first.device == second.device
+    if not alike:
         raise ValueError(
-            f"{call}: second must be of the shape, dtype and device of first, {tuple(first.shape)} {first.dtype} "
-            f"{first.device} (got {tuple(second.shape)} {second.dtype} {second.device})"
+            f"{call}: second must be as many images as first, of its channels, dtype and device, "
+            f"({len(first)}, {first.shape[1]}, H, W) {first.dtype} {first.device} "
+            f"(got {tuple(second.shape)} {second.dtype} {second.device})"
         )
+    if not len(first):
+        raise ValueError(f"{call}: first must hold at least one image (got {tuple(first.shape)})")
     goal = torch.as_tensor(target, dtype=first.dtype, device=first.device).detach()
     if goal.dim() > 1 or goal.numel() not in (1, len(first)):
         raise ValueError(f"{call}: target must be one number or ({len(first)},) (got shape {tuple(goal.shape)})")
@@ -52,6 +59,8 @@ def check_region(call: str, region: Tensor | None, images: Tensor) -> Tensor | N
             f"{call}: region must be a bool mask of shape {tuple(size)} or (N or 1, C or 1, {size[0]}, {size[1]}) "
             f"(got {region.dtype} {tuple(region.shape)})"
         )
+    if not bool(mask.flatten(1).any(dim=1).all()):
+        raise ValueError(f"{call}: region must hold at least one pixel that may change (got an empty one)")
     return mask.to(images.device)
 
 
@@ -67,3 +76,14 @@ def embed_images(call: str, ranker: Ranker, images: Tensor) -> Tensor:
         raise ValueError(
             f"{call}: images must be of a size that ranker takes (got {tuple(images.shape)}: {reason})"
         ) from error
+
+
+def check_rankings(call: str, score: Tensor, pairs: int) -> None:
+    """Refuses what a network gave that is no ranking of these pairs: nothing that follows would mean anything."""
+    if tuple(score.shape) != (pairs,):
+        raise ValueError(f"{call}: ranker must give ({pairs},) rankings (got {tuple(score.shape)})")
+    if not bool(((score >= -TOLERANCE) & (score <= 1 + TOLERANCE)).all()):
+        raise ValueError(
+            f"{call}: ranker must rank in [0, 1], for example by a sigmoid at its end "
+            f"(got min={float(score.min()):g}, max={float(score.max()):g})"
+        )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import AttackResult, attack, mid_point_attack
+from apem_fast.siamese.attack import attack, mid_point_attack
 from apem_fast.siamese.checks import check_pairs, embed_images
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack
+from apem_fast.siamese.results import AttackResult
 from apem_fast.siamese.saliency import superpixel_maximum
 from apem_fast.similarity import rank_correlation
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from apem_fast.siamese.networks import ScoreRanker
+from apem_fast.siamese.wrapped import ScoreRanker
 
 __all__ = ["SAMPLE_FACES", "FaceAge", "align_face", "face_age_ranker", "sample_face"]
 

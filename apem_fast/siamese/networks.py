@@ -1,4 +1,4 @@
-"""Networks that rank pairs of images: what a ranker is, Siamese networks, and scores of single images as rankers.
+"""Networks that rank pairs of images: what a ranker is, and the Siamese networks of P3.
 
 A ranker embeds each image on its own and ranks the two embeddings (P3 equations 18-21), so an attack on one image of
 a pair never has to run the other again.
@@ -6,16 +6,16 @@ a pair never has to run the other again.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DistanceTail", "JointTail", "Ranker", "ScoreRanker", "SiameseRanker"]
+from apem_fast.siamese.tails import JointTail
 
-FIRST_WEIGHTS = 16.0  # how much wider than torch's the first weights of a tail's hidden layer are
+__all__ = ["Ranker", "SiameseRanker"]
 
 
 class Ranker(nn.Module, ABC):
@@ -80,10 +80,19 @@ class SiameseRanker(Ranker):
 
     @classmethod
     def for_branch(
-        cls, branch: nn.Module, size: int, decoder: nn.Module | None = None, hidden: int | None = None
+        cls,
+        branch: nn.Module,
+        size: int,
+        decoder: nn.Module | None = None,
+        hidden: int | None = None,
+        images: Tensor | None = None,
     ) -> SiameseRanker:
-        """Any embedding network of `size` values as the branch, with a tail of P3's kind (`hidden`: 2 * size)."""
-        return cls(branch, JointTail(size, hidden or 2 * size), decoder)
+        """Any embedding network of `size` values as the branch, with a tail of P3's kind (`hidden`: 2 * size).
+
+        `images` (N, C, H, W), some that it will be trained on, are what the tail's first weights are scaled by.
+        """
+        ranker = cls(branch, JointTail(size, hidden or 2 * size), decoder)
+        return ranker if images is None else _scaled(ranker, images)
 
     @classmethod
     def for_mnist(cls, size: int = 10) -> SiameseRanker:
@@ -95,7 +104,7 @@ class SiameseRanker(Ranker):
             nn.ReLU(),
             nn.Conv2d(64, size, 7),
         )
-        return cls(branch, JointTail(size, 4096), _mnist_decoder(size))
+        return _scaled(cls(branch, JointTail(size, 4096), _mnist_decoder(size)), _blots(1, 28))
 
     @classmethod
     def for_mnist_mirroring(cls, size: int = 10, hidden: int = 4096) -> SiameseRanker:
@@ -111,7 +120,7 @@ class SiameseRanker(Ranker):
             nn.ReLU(),
             nn.Conv2d(128, size, 7),
         )
-        return cls(branch, JointTail(size, hidden), _mnist_decoder(size))
+        return _scaled(cls(branch, JointTail(size, hidden), _mnist_decoder(size)), _blots(1, 28))
 
     @classmethod
     def for_utkface(cls, size: int = 256) -> SiameseRanker:
@@ -125,83 +134,8 @@ class SiameseRanker(Ranker):
             up = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
             decoder += [up, nn.ReLU(), nn.BatchNorm2d(after)]
         decoder += [nn.ConvTranspose2d(32, 3, 4, stride=2, padding=1), ClippedReLU()]
-        return cls(nn.Sequential(*branch), JointTail(size, 2 * size), nn.Sequential(*decoder))
-
-
-class ScoreRanker(Ranker):
-    """Any network that predicts a number, as a ranker (P3 equations 15, 32 and 37).
-
-    The number is the whole embedding, and a pair is ranked by (v_A - v_B) / (2 * (high - low)) + 1/2. So attacks
-    explain pretrained models that never were Siamese: what P3 section 6.4 lists as a limit of its method.
-
-    Where the regressor leaves [low, high], a ranking beyond [0, 1] is reported as the nearer end, but its derivative
-    is passed through, so that an attack can come back from there.
-
-    Args:
-        regressor: (N, C, H, W) -> (N,) or (N, 1).
-        low, high: the least and the greatest number it can predict, in its own units.
-    """
-
-    def __init__(self, regressor: nn.Module, low: float, high: float) -> None:
-        if not low < high:
-            raise ValueError(f"ScoreRanker: low must be less than high (got low={low}, high={high})")
-        super().__init__()
-        self.regressor, self.low, self.high = regressor, float(low), float(high)
-
-    def embed(self, images: Tensor) -> Tensor:
-        value = self.regressor(images)
-        if value.numel() != images.shape[0]:
-            raise ValueError(
-                f"ScoreRanker: regressor must give one number for each image (got shape {tuple(value.shape)} "
-                f"for {images.shape[0]} images)"
-            )
-        return value.reshape(-1, 1)
-
-    def rank_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
-        score = (first - second).squeeze(1) / (2 * (self.high - self.low)) + 0.5
-        return score + (score.clamp(0, 1) - score).detach()
-
-    def extra_repr(self) -> str:
-        return f"low={self.low:g}, high={self.high:g}"
-
-
-class JointTail(nn.Module):
-    """The ranking of two embeddings by one hidden layer, both of whose layers end in a sigmoid (P3 Tables 3 and 6).
-
-    The tables write size_e as the input of the hidden layer, the texts concatenate the two embeddings (section 4.7):
-    "concatenate" is the texts', with 2 * size_e inputs; "difference" gives the tables' size_e.
-    """
-
-    def __init__(self, size: int, hidden: int, connector: Literal["concatenate", "difference"] = "concatenate") -> None:
-        super().__init__()
-        self.connector = connector
-        inputs = 2 * size if connector == "concatenate" else size
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Sigmoid(), nn.Linear(hidden, 1), nn.Sigmoid())
-        # Fresh embeddings are small, and there a sigmoid is straight: with torch's usual weights thousands of hidden
-        # neurons start as one, and learning takes several times as long.
-        with torch.no_grad():
-            self.layers[0].weight.mul_(FIRST_WEIGHTS)
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        joined = torch.cat([first, second], dim=1) if self.connector == "concatenate" else first - second
-        return self.layers(joined).squeeze(1)
-
-
-class DistanceTail(nn.Module):
-    """The similarity of two embeddings, for networks trained by a contrastive or triplet loss (P3 section 2.4).
-
-    1 for equal embeddings, 1/2 where their Euclidean distance is half the margin of the loss, towards 0 far apart.
-    """
-
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
-        self.margin = margin
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return torch.exp2(-4 * (first - second).square().sum(dim=1) / self.margin**2)
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin:g}"
+        ranker = cls(nn.Sequential(*branch), JointTail(size, 2 * size), nn.Sequential(*decoder))
+        return _scaled(ranker, _blots(3, 112))
 
 
 class AsPixel(nn.Module):
@@ -220,6 +154,22 @@ class ClippedReLU(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images + (images.clamp(0, 1) - images).detach()
+
+
+def _blots(channels: int, pixels: int) -> Tensor:
+    """Smooth random images: fresh branches spread them as they spread digits. The same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((32, channels, 4, 4), generator=generator, device="cpu")
+    return nn.functional.interpolate(coarse, size=(pixels, pixels), mode="bilinear", align_corners=False)
+
+
+def _scaled(ranker: SiameseRanker, images: Tensor) -> SiameseRanker:
+    """The ranker with its tail scaled to the embeddings of these images as training will see them."""
+    branch = copy.deepcopy(ranker.branch).train()  # a copy: running statistics must not be touched
+    with torch.no_grad():
+        parameter = next(branch.parameters(), images)
+        ranker.tail.scale_to(branch(images.to(parameter)).flatten(1))
+    return ranker
 
 
 def _mnist_decoder(size: int) -> nn.Sequential:

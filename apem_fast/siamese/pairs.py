@@ -1,13 +1,14 @@
 """Images with an ordered attribute, and the pairs and targets that a ranker learns from (P3 sections 3.2, 5.2.1,
 5.3.1).
 
-Three sources: scikit-learn's handwritten digits at 28 pixels (always there), torchvision's MNIST and a folder of
-UTKFace (where the user has them).
+Here are scikit-learn's handwritten digits, which are always there, and torchvision's MNIST; `folders.py` reads images
+of the user's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,6 @@ __all__ = [
     "digits",
     "metric_target",
     "mnist",
-    "utkface",
 ]
 
 
@@ -47,6 +47,9 @@ class RankedImages:
         low, high: the range of the attribute that targets are normalised by; not necessarily attained.
         attribute: what `values` are, for captions.
         skipped: names of files that could not be read.
+        names: of the images, where they have names: those of their files.
+        digests: of the images' contents (of the files, where there are files): what a split is remembered by.
+        shuffled: None, or (rounds, N) int64 from `with_shuffled_targets`.
     """
 
     images: Tensor
@@ -55,6 +58,9 @@ class RankedImages:
     high: float
     attribute: str = "value"
     skipped: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    shuffled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or len(self.images) < 1:
@@ -64,6 +70,12 @@ class RankedImages:
                 f"RankedImages: values must have shape ({len(self.images)},), one for each image "
                 f"(got {tuple(self.values.shape)})"
             )
+        for name in ("names", "digests"):
+            if len(getattr(self, name)) not in (0, len(self.images)):
+                raise ValueError(
+                    f"RankedImages: {name} must be {len(self.images)}, one for each image, or none "
+                    f"(got {len(getattr(self, name))})"
+                )
         if not self.low < self.high:
             raise ValueError(f"RankedImages: low must be less than high (got low={self.low}, high={self.high})")
         if not bool(((self.values >= self.low) & (self.values <= self.high)).all()):
@@ -86,24 +98,80 @@ class RankedImages:
 
     def target(self, first: Tensor, second: Tensor) -> Tensor:
         """The metric target of the pairs (first[i], second[i]) of image indices."""
+        if self.shuffled is not None:
+            for step in self.shuffled.to(first.device):  # a Feistel network: one to one on the pairs of indices
+                first, second = second, (first + step[second]) % len(self)
+        first, second = first.to(self.values.device), second.to(self.values.device)
         return metric_target(self.values[first], self.values[second], self.low, self.high)
 
     def draw_pairs(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices of `count` random pairs, as P3 draws them: both images at random, with replacement."""
-        return tuple(torch.randint(len(self), (2, count), device=generator.device, generator=generator))
+        """Indices of `count` random pairs of two different images (P3: "we randomly pick two items"), with replacement
+        of the pairs."""
+        if len(self) < 2:
+            raise ValueError(f"draw_pairs: there must be at least two images (got {len(self)})")
+        first = torch.randint(len(self), (count,), device=generator.device, generator=generator)
+        further = torch.randint(1, len(self), (count,), device=generator.device, generator=generator)
+        return first, (first + further) % len(self)
+
+    def subset(self, index: Tensor) -> RankedImages:
+        """The images at these indices, with their names and digests."""
+        if self.shuffled is not None:
+            raise ValueError("subset: images must not have shuffled targets, which belong to all of them (got some)")
+        chosen = index.tolist()
+        names, digests = (tuple(of[i] for i in chosen) if of else () for of in (self.names, self.digests))
+        at = index.to(self.images.device)
+        return replace(self, images=self.images[at], values=self.values[at], names=names, digests=digests)
 
     def split(self, held_out: float, generator: torch.Generator) -> tuple[RankedImages, RankedImages]:
-        """A random part to learn from and the fraction `held_out` to judge by."""
+        """A random part to learn from and the fraction `held_out` to judge by.
+
+        Images of the same contents fall on the same side, where there are digests.
+        """
         if not 0 < held_out < 1:
             raise ValueError(f"split: held_out must lie between 0 and 1 (got {held_out})")
+        if len(self) < 2:
+            raise ValueError(f"split: there must be at least two images (got {len(self)})")
         order = torch.randperm(len(self), device=generator.device, generator=generator)
         cut = len(self) - max(1, round(len(self) * held_out))
-        return tuple(replace(self, images=self.images[i], values=self.values[i]) for i in (order[:cut], order[cut:]))
+        learns = torch.zeros(len(self), dtype=torch.bool, device=order.device)
+        learns[order[:cut]] = True
+        if self.digests:
+            leader: dict[str, int] = {}  # of each digest, the first image
+            of = [leader.setdefault(digest, i) for i, digest in enumerate(self.digests)]
+            learns = learns[torch.tensor(of, device=order.device)]
+            if bool(learns.all()) or not bool(learns.any()):
+                raise ValueError(f"split: more images must differ (got {len(leader)} different ones among {len(of)})")
+        return self.subset(order[learns[order]]), self.subset(order[~learns[order]])
+
+    def without(self, learnt: Iterable[str]) -> RankedImages:
+        """The images that are not among these names and digests: those that a ranker has not learnt from.
+
+        A file is recognised by its contents however it is called, and by its name however it was encoded.
+        """
+        known = set(learnt)
+        seen = torch.tensor([key in known for key in self.keys()]).view(-1, len(self)).any(dim=0)
+        if bool(seen.all()):
+            raise ValueError("held out: the ranker must not have learnt from every image there is (got no other image)")
+        return self.subset((~seen).nonzero()[:, 0])
+
+    def keys(self) -> tuple[str, ...]:
+        """The digests of all images, and their names after them where they have names: what `without` takes."""
+        return (self.digests or _digests(self.images.cpu())) + tuple(f"name {name}" for name in self.names)
+
+    def with_shuffled_targets(self, generator: torch.Generator) -> RankedImages:
+        """The same images, each of whose ordered pairs has the target of another: P3's label randomisation, in which
+        "the target normalized age gap values are randomized" (section 5.3.9).
+
+        It is one random permutation of all N * N pairs, so targets keep their distribution and a pair has the same
+        target at every visit, while no image has an attribute that explains them.
+        """
+        return replace(self, shuffled=torch.randint(len(self), (6, len(self)), generator=generator, device="cpu"))
 
     def with_shuffled_values(self, generator: torch.Generator) -> RankedImages:
-        """The same images with each other's attributes: what label randomisation trains on (P3 section 5.3.9)."""
+        """The same images with each other's attributes: a second kind of label randomisation, which leaves an order to
+        be learnt by heart."""
         order = torch.randperm(len(self), device=generator.device, generator=generator)
-        return replace(self, values=self.values[order])
+        return replace(self, values=self.values[order.to(self.values.device)])
 
 
 class PairDataset(Dataset):
@@ -122,8 +190,9 @@ class PairDataset(Dataset):
     ) -> None:
         self.source = source
         self.first, self.second = source.draw_pairs(count, generator)
-        values = source.values[self.first], source.values[self.second]
-        self.targets = target(*values) if target else metric_target(*values, source.low, source.high)
+        self.targets = source.target(self.first, self.second)
+        if target is not None:
+            self.targets = target(source.values[self.first], source.values[self.second])
 
     def __len__(self) -> int:
         return len(self.first)
@@ -145,8 +214,10 @@ def digits(pixels: int = 28) -> RankedImages:
 
     data = load_digits()
     images = torch.from_numpy(data.images).to(torch.float32)[:, None] / 16
+    digests = _digests(images)
     images = interpolate(images, size=(pixels, pixels), mode="bilinear", align_corners=False)
-    return RankedImages(images, torch.from_numpy(data.target).to(torch.float32), 0, 9, "digit")
+    values = torch.from_numpy(data.target).to(torch.float32)
+    return RankedImages(images, values, 0, 9, "digit", digests=digests)
 
 
 def mnist(folder: str | Path, train: bool = True) -> RankedImages:
@@ -157,37 +228,9 @@ def mnist(folder: str | Path, train: bool = True) -> RankedImages:
         data = MNIST(str(folder), train=train, download=False)
     except RuntimeError as error:
         raise ValueError(f"mnist: folder must hold torchvision's MNIST (got {folder}: {error})") from error
-    return RankedImages(data.data[:, None], data.targets.to(torch.float32), 0, 9, "digit")
+    values = data.targets.to(torch.float32)
+    return RankedImages(data.data[:, None], values, 0, 9, "digit", digests=_digests(data.data))
 
 
-def utkface(folder: str | Path, pixels: int = 112) -> RankedImages:
-    """A folder of UTKFace images, `[age]_[gender]_[race]_[date&time].jpg`, ordered by age in [0, 116] (P3 equation 37).
-
-    Files whose names give no age in that range, or that are no images, are left out and listed in `skipped`.
-
-    Returns:
-        uint8 images (N, 3, pixels, pixels), resized where they have another size.
-    """
-    import numpy
-    from PIL import Image, UnidentifiedImageError
-
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"utkface: folder must be a folder of images (got {folder})")
-    images, ages, skipped = [], [], []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        parts = path.name.split("_")
-        age = int(parts[0]) if len(parts) >= 4 and parts[0].isascii() and parts[0].isdigit() else -1
-        try:
-            if not 0 <= age <= 116:
-                raise ValueError("no age in the name")
-            with Image.open(path) as file:
-                image = file.convert("RGB").resize((pixels, pixels), Image.Resampling.BILINEAR)
-        except (ValueError, OSError, UnidentifiedImageError):
-            skipped.append(str(path.relative_to(folder)))
-            continue
-        images.append(torch.from_numpy(numpy.array(image)).permute(2, 0, 1))
-        ages.append(float(age))
-    if not images:
-        raise ValueError(f"utkface: folder must hold images named age_gender_race_date.jpg (got none in {folder})")
-    return RankedImages(torch.stack(images), torch.tensor(ages), 0, 116, "age", tuple(skipped))
+def _digests(images: Tensor) -> tuple[str, ...]:
+    return tuple(hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest() for image in images.contiguous().numpy())

@@ -16,24 +16,38 @@ __all__ = ["RankerQuality", "measure_quality"]
 class RankerQuality:
     """Attributes:
     mean_deviation: mean of |ranking - target|, on [0, 1]; P3 wants at most .05.
+    baseline: the mean deviation of a network that says 0.5 to every pair, the constant that the targets' mean is.
     order_accuracy: share of the pairs without a tie that come out on the right side of 1/2.
     reconstruction_error: root mean square error of the reconstructions, in pixel values; None without a decoder.
     pairs: how many pairs were ranked.
     """
 
     mean_deviation: float
+    baseline: float
     order_accuracy: float
     reconstruction_error: float | None
     pairs: int
 
+    @property
+    def learnt(self) -> bool:
+        """Whether the network ranks better than a constant does: otherwise there is nothing that could be explained.
+
+        It is so where at least a fifth of the constant's deviation is gone and three pairs in five come out in order.
+        """
+        return self.mean_deviation <= 0.8 * self.baseline and self.order_accuracy >= 0.6
+
 
 @torch.no_grad()
 def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, seed: int = 0) -> RankerQuality:
-    """Ranks random pairs of `data` (all ordered pairs, where there are no more) with a ranker in evaluation mode."""
+    """Ranks random pairs of two different images of `data` (every ordered pair, where there are no more than `pairs`).
+
+    A pair of an image with itself is never among them: its target is 0.5, which many a ranker cannot miss.
+    """
     n = len(data)
-    if n * n <= pairs:
+    if n * (n - 1) <= pairs:
         every = torch.arange(n, device="cpu")
         first, second = every.repeat_interleave(n), every.repeat(n)
+        first, second = first[first != second], second[first != second]
     else:
         first, second = data.draw_pairs(pairs, torch.Generator().manual_seed(seed))
     device = ranker.device
@@ -55,6 +69,7 @@ def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, 
     right = (score[apart] > 0.5) == (target[apart] > 0.5)
     return RankerQuality(
         mean_deviation=float((score - target).abs().double().mean()),
+        baseline=float((target - 0.5).abs().double().mean()),
         order_accuracy=float(right.double().mean()),
         reconstruction_error=(float(squared) / data.images.numel()) ** 0.5 if ranker.reconstructs else None,
         pairs=len(first),

@@ -46,23 +46,30 @@ def superimpose(
     return colours
 
 
-def superpixels(images: Tensor, segments: int = 60, compactness: float = 0.1) -> Tensor:
-    """SLIC super-pixels of each image by scikit-image.
+def superpixels(images: Tensor, segments: int = 60, compactness: float = 10.0) -> Tensor:
+    """SLIC super-pixels of each image by scikit-image, in CIELAB as SLIC is defined and P3's MATLAB runs it.
+
+    Measured with 60 asked for, as the share of the colours' variance that lies between super-pixels: two faces of 64
+    pixels .85 and .73 (RGB with compactness .1, as once here: .82 and .60), a coffee cup .85 (.85), a rocket .80 (.78),
+    a cat of one colour .56 (.64), digits .86 to .95 (.85 to .95).
 
     Args:
-        images: (N, C, H, W) in [0, 1].
+        images: (N, C, H, W) in [0, 1]; of 3 channels, or of any other number, which are made grey.
         segments: how many are asked for; SLIC gives about as many.
-        compactness: SLIC's weight of nearness against likeness, for colours in [0, 1].
+        compactness: SLIC's weight of nearness against likeness, for lightness in [0, 100]; 10 is SLIC's own.
 
     Returns:
         (N, H, W) int64 labels, from 0 without gaps, on the CPU.
     """
     from skimage.segmentation import slic
 
+    colours = images.detach().cpu().double()
+    if colours.shape[1] != 3:
+        colours = grey(colours).expand(-1, 3, -1, -1)
     labels = []
-    for image in images.detach().cpu().double().numpy():
+    for image in colours.numpy():
         label = slic(
-            image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=0, convert2lab=False
+            image, n_segments=segments, compactness=compactness, start_label=0, channel_axis=0, convert2lab=True
         )
         labels.append(torch.from_numpy(numpy.unique(label, return_inverse=True)[1].reshape(label.shape)))
     return torch.stack(labels).to(torch.int64)

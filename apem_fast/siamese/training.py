@@ -1,7 +1,8 @@
 """The one loop that every training regime runs (`regimes.py`): it shows progress, stops and resumes.
 
 A step draws `images` random images, embeds each once, and ranks `pairs` random pairs among them: what P3 does pair by
-pair, at a fraction of the cost.
+pair, at a fraction of the cost. A pair may be of an image with itself (one in `images`), with the target 0.5: P3 does
+not say, and it does no harm to learn.
 """
 
 from __future__ import annotations

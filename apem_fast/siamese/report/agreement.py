@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -34,7 +38,7 @@ def agreement_section(
     b: Tensor,
     *,
     steps: int,
-    step_size: float,
+    step_size: float | Literal["auto"],
 ) -> Section:
     """P3's comparisons of sections 5.3.3 to 5.3.7 and its own published figures."""
     by_length = {
@@ -124,7 +128,7 @@ def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> T
     )
 
 
-def maps_of_attack(steps: int, step_size: float):
+def maps_of_attack(steps: int, step_size: float | Literal["auto"]):
     """What the sanity checks are made on, as in P3: boundary attacks of many steps, and the perception's change."""
 
     def explain(ranker: Ranker, a: Tensor, b: Tensor) -> dict[str, Tensor]:
@@ -158,13 +162,15 @@ def sanity_plot(check: SanityCheck) -> Figure:
 
 
 def parameter_section(
-    ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, step_size: float, seed: int = 0
+    ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, step_size: float | Literal["auto"], seed: int = 0
 ) -> Section:
     """Cascading randomisation of the branch (P3 Figures 49 and 50)."""
     check = cascading_randomisation(ranker, a, b, maps_of_attack(steps, step_size), seed=seed)
     return Section(
         "Do they depend on the model's parameters?",
-        "The branch's layers are re-initialised one after the other, from the deepest up to the first, and every pair "
+        "The layers of tail and branch are re-initialised one after the other, from the last up to the first (P3 "
+        "begins "
+        "with the branch's last), and every pair "
         f"is explained again. {' '.join(check.verdict(name) for name in check.correlation)}",
         [
             Plot.of(
@@ -177,39 +183,80 @@ def parameter_section(
     )
 
 
+@dataclass(frozen=True)
+class Relabelled:
+    """A network trained on shuffled labels, and how well it learnt them and ranks by the true ones."""
+
+    ranker: SiameseRanker
+    on_its_own: RankerQuality
+    on_true: RankerQuality
+
+
 def label_section(
     ranker: SiameseRanker,
-    relabelled: SiameseRanker,
+    relabelled: Mapping[str, Relabelled],
     a: Tensor,
     b: Tensor,
     *,
     steps: int,
-    step_size: float,
+    step_size: float | Literal["auto"],
 ) -> Section:
-    """Retraining on shuffled attributes (P3 Figure 51 and equation 38)."""
+    """Retraining on shuffled labels (P3 Figure 51 and equation 38), of one kind or several."""
     explain = maps_of_attack(steps, step_size)
-    check = label_randomisation(ranker, relabelled, a, b, explain)
-    original, other = explain(ranker, a[:4], b[:4]), explain(relabelled, a[:4], b[:4])
-    rows = [
-        Row(
-            f"pair {i + 1}",
+    original = explain(ranker, a[:4], b[:4])
+    tiles = [[Tile(a[i], "A"), Tile(original["attack"][i], "trained")] for i in range(min(4, len(a)))]
+    table, learning, verdicts, numbers = [], [], [], {}
+    for kind, other in relabelled.items():
+        check = label_randomisation(ranker, other.ranker, a, b, explain, kind=f"shuffling the {kind}")
+        maps = explain(other.ranker, a[:4], b[:4])["attack"]
+        for i, row in enumerate(tiles):
+            row.append(Tile(maps[i], f"shuffled {kind.split(',')[0]}"))
+        for name, correlation in check.correlation.items():
+            middle = float(check.mean(name)[0])
+            first = float(correlation[0, 0])
+            spread = f"{float(correlation.nan_to_num().min()):.2f} to {float(correlation.nan_to_num().max()):.2f}"
+            published = ".1270" if name == "attack" else "not given"
+            table.append([f"{name} map, {kind}", published, f"{first:.2f}", f"{middle:.2f}", spread])
+            numbers[f"{name}, {kind}"] = correlation[0].tolist()
+        verdicts += [check.verdict(name) for name in check.correlation]
+        learning.append(
             [
-                Tile(a[i], "A"),
-                Tile(original["attack"][i], "trained"),
-                Tile(other["attack"][i], "on shuffled attributes"),
-            ],
+                kind,
+                f"{other.on_its_own.mean_deviation:.3f}",
+                f"{other.on_its_own.baseline:.3f}",
+                "yes" if other.on_its_own.learnt else "no",
+                f"{other.on_true.mean_deviation:.3f}",
+                f"{other.on_true.order_accuracy:.0%}",
+            ]
         )
-        for i in range(min(4, len(a)))
-    ]
-    means = {name: float(check.mean(name)[0]) for name in check.correlation}
-    table = Table(
-        ["map", "P3", "this run"],
-        [["attack", ".1270", f"{means['attack']:.2f}"], ["perception", "not given", f"{means['perception']:.2f}"]],
-    )
+        numbers[f"learnt, {kind}"] = [other.on_its_own.mean_deviation, other.on_its_own.baseline]
     return Section(
         "Do they depend on what it learnt?",
-        "The same architecture is trained again by the same regime on each other's attributes. "
-        f"{' '.join(check.verdict(name).replace('everything', 'the attributes') for name in check.correlation)}",
-        [table, *rows],
-        means,
+        "The same architecture is trained again by the same regime where labels mean nothing. P3 randomises the "
+        "targets of "
+        "the pairs, so that there is no order to learn; as a second kind, images get each other's attributes, and an "
+        "order "
+        f"can be learnt by heart. {' '.join(verdicts)}",
+        [
+            Table(
+                ["map, what was shuffled", "P3, one pair", "the first pair", "mean of the pairs", "from and to"],
+                table,
+                "Rank correlations with the maps of the trained network. P3's figure is that of a single pair, "
+                "equation 38.",
+            ),
+            Table(
+                [
+                    "what was shuffled",
+                    "deviation from its own labels",
+                    "of a constant 0.5",
+                    "learnt them",
+                    "deviation from the true ones",
+                    "right order",
+                ],
+                learning,
+                "A network that learnt nothing is no fair comparison by itself: its maps are those of a constant.",
+            ),
+            *(Row(f"pair {i + 1}", row) for i, row in enumerate(tiles)),
+        ],
+        numbers,
     )

@@ -6,14 +6,16 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import AttackResult, attack, mid_point_attack
+from apem_fast.siamese.attack import attack, mid_point_attack
 from apem_fast.siamese.comparisons import masking_importance
-from apem_fast.siamese.networks import Ranker, ScoreRanker
+from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.perception import interpolate_perceptions, perceive, perception_change
 from apem_fast.siamese.recycling import recycle
 from apem_fast.siamese.report.page import Row, Section, Table, Tile
+from apem_fast.siamese.results import AttackResult
 from apem_fast.siamese.saliency import superimpose, tessellate
+from apem_fast.siamese.wrapped import ScoreRanker
 
 __all__ = [
     "advanced_section",
@@ -28,8 +30,18 @@ SHOWN = 8  # tiles of a progression
 
 
 def choose_pairs(data: RankedImages, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of random pairs of different attributes, the first image above the second and below it in turn."""
+    """Indices of random pairs of different attributes, the first image above the second and below it in turn.
+
+    Raises:
+        ValueError: fewer than two images, or all of one attribute: there is no such pair.
+    """
     generator, values = torch.Generator().manual_seed(seed), data.values.tolist()
+    if len(set(values)) < 2:
+        came = f"{len(values)} images, all of {data.attribute} {values[0]:g}" if len(values) > 1 else "one image"
+        raise ValueError(
+            f"pairs: the images held out must differ in {data.attribute}, or nothing can be ranked (got {came}); "
+            f"train on more images, or on others"
+        )
     first, second = [], []
     while len(first) < count:
         a, b = (int(i) for i in torch.randint(len(data), (2,), device="cpu", generator=generator))
