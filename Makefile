@@ -93,4 +93,4 @@ format: $(INSTALLED)
 	@$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
-	rm -rf $(VENV) build *.egg-info apem_fast/_C*.so $(DEMO_OUTPUT)
+	rm -rf $(VENV) build *.egg-info apem_fast/lib/*.so $(DEMO_OUTPUT)

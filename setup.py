@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -56,10 +55,10 @@ def architectures(nvcc: Path) -> str:
 
 def missing_for_compiling() -> str | None:
     """What is not here and without which nothing is compiled; None where all is."""
+    if sys.platform != "linux":
+        return "Linux"
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "").split() or ["g++", "c++", "clang++"])[:3]):
         return "a C++ compiler"
-    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-        return "Python's headers (Python.h)"
     return None
 
 
@@ -78,46 +77,43 @@ def wants_cuda(cuda_home: str | None) -> bool:
     return not missing
 
 
-def extension(cuda_home: str | None):
+def compile_options(cuda: bool) -> dict[str, list[str]]:
+    debug = [] if flag("DEBUG") else ["-g0"]
+    # No contraction and no fast-math: every backend rounds alike. No errno: square roots in vectors.
+    shared = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(["-DUSE_CUDA"] if cuda else [])]
+    host = [*shared, *debug, "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+    device = [*shared, "--fmad=false", "-Xcompiler=-ffp-contract=off,-fvisibility=hidden", "--expt-relaxed-constexpr"]
+    return {"cxx": host, "nvcc": device} if cuda else {"cxx": host}
+
+
+def libraries(cuda_home: str | None) -> list:
+    """The operators for the CPU, which every torch can load, and those for CUDA in a library of their own.
+
+    Neither knows Python: they are loaded by torch.ops.load_library, or linked to by a C++ program.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("MAX_JOBS", str(cores))
+    import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
+    def found(*patterns: str) -> list[str]:
+        return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+
+    link = ["-Wl,--wrap=dlsym", *([] if flag("DEBUG") else ["-Wl,--strip-all"])]
+    shared = {"extra_link_args": link, "py_limited_api": True, "depends": found("csrc/**/*.*h")}
     cuda = wants_cuda(cuda_home)
     if cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(Path(cuda_home) / "bin" / "nvcc")
-    sources = [
-        "csrc/ops.cpp",
-        "csrc/python.cpp",
-        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
-    ]
-    # No contraction and no fast-math: every backend rounds alike. No errno: square roots in vectors.
-    host = [
-        "-O3",
-        "-std=c++17",
-        "-ffp-contract=off",
-        "-fno-math-errno",
-        "-fvisibility=hidden",
-        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-    ]
-    flags = {"cxx": host}
-    if cuda:
-        sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
-        flags["nvcc"] = [
-            "-O3",
-            "-std=c++17",
-            "--fmad=false",
-            "-Xcompiler=-ffp-contract=off",
-            "--expt-relaxed-constexpr",
-            "-DUSE_CUDA",
-            f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-        ]
-        flags["cxx"] = [*host, "-DUSE_CUDA"]
-    headers = [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("csrc/**/*.*h"))]
-    kind = CUDAExtension if cuda else CppExtension
     where = f" and CUDA ({os.environ['TORCH_CUDA_ARCH_LIST']})" if cuda else ""
     print(f"apem_fast: building the operators for the CPU{where}", file=sys.stderr)
-    return kind("apem_fast._C", sources, extra_compile_args=flags, py_limited_api=True, depends=headers)
+    sources = found("csrc/*.cpp", "csrc/cpu/*.cpp")
+    sources.remove("csrc/example.cpp")
+    built = [CppExtension("apem_fast.lib.libapem_fast", sources, extra_compile_args=compile_options(False), **shared)]
+    if cuda:
+        name = f"apem_fast.lib.libapem_fast_cuda{torch.version.cuda.split('.')[0]}"
+        sources = found("csrc/glibc.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+        built.append(CUDAExtension(name, sources, extra_compile_args=compile_options(True), **shared))
+    return built
 
 
 def build_options() -> dict:
@@ -135,20 +131,35 @@ def build_options() -> dict:
     cuda_home = find_cuda_home()
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home  # torch looks for itself when cpp_extension is first imported
+    from setuptools.command.bdist_wheel import bdist_wheel
     from torch.utils.cpp_extension import BuildExtension
 
-    class Build(BuildExtension):
-        """Says how large the binary is."""
+    class BuildLibraries(BuildExtension):
+        """Plain shared libraries, not modules of Python; says how large they are."""
+
+        def get_ext_filename(self, fullname: str) -> str:
+            return fullname.replace(".", os.sep) + ".so"
+
+        def run(self) -> None:
+            if self.inplace:
+                for stale in ROOT.glob("apem_fast/lib/libapem_fast*.so"):
+                    stale.unlink()  # an earlier build may have left one that is not built now
+            super().run()
 
         def build_extension(self, ext) -> None:
             super().build_extension(ext)
             built = Path(self.get_ext_fullpath(ext.name))
             print(f"apem_fast: {built.name} has {built.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
 
+    class PlatformWheel(bdist_wheel):
+        """For every Python, but for one platform."""
+
+        def get_tag(self) -> tuple[str, str, str]:
+            return ("py3", "none", super().get_tag()[2])
+
     return {
-        "ext_modules": [extension(cuda_home)],
-        "cmdclass": {"build_ext": Build},
-        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+        "ext_modules": libraries(cuda_home),
+        "cmdclass": {"build_ext": BuildLibraries, "bdist_wheel": PlatformWheel},
     }
 
 

@@ -7,7 +7,6 @@ Read from the extension if it was built with CUDA for both, else from code compi
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from apem_fast.ops.load import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 CACHE = ROOT / "build" / "cuda-static"
@@ -120,12 +121,12 @@ def dumped(option: str, binary: Path) -> str:
 
 
 def extension_with_cuda() -> Path | None:
-    """The compiled extension, if it holds code for every architecture."""
-    spec = importlib.util.find_spec("apem_fast._C")
-    if spec is None or spec.origin is None:
-        return None
-    listed = dumped("--list-elf", Path(spec.origin))
-    return Path(spec.origin) if all(f".{architecture}." in listed for architecture in ARCHITECTURES) else None
+    """The library of CUDA operators, if there is one that holds code for every architecture."""
+    for library in sorted(LIBRARIES.glob("libapem_fast_cuda*.so")):
+        listed = dumped("--list-elf", library)
+        if all(f".{architecture}." in listed for architecture in ARCHITECTURES):
+            return library
+    return None
 
 
 def compiled() -> list[Path]:

@@ -1,4 +1,8 @@
-"""Derivatives: each backward is an operator too. Operators without a derivative say so instead of returning none."""
+"""Derivatives: each backward is an operator too. Operators without a derivative say so instead of returning none.
+
+Forward mode (jvp, jacfwd) and the transforms of torch.func differentiate the reference definitions, which torch knows
+how to: right for every order, at their speed. torch itself would drop a forward derivative without a word.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from apem_fast.ops import load  # noqa: F401  (registers the operators)
+from apem_fast.ops import load, reference
 
 ops = torch.ops.apem_fast
 
 
-def _refuse(operator: str, *argument: str) -> Callable[..., None]:
+def _no_derivative(operator: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{operator}: has no derivative; detach its inputs or use perturb and directed_relevance"
+    )
+
+
+def _refuse(operator: str) -> Callable[..., None]:
     def backward(ctx: Any, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"{operator}: has no derivative; detach its inputs or use perturb and directed_relevance"
-        )
+        raise _no_derivative(operator)
 
     return backward
+
+
+def _no_derivative_of_epsilon() -> NotImplementedError:
+    return NotImplementedError("perturb: epsilon has no derivative here; pass epsilon.detach()")
 
 
 def _save_directed_relevance(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -37,7 +50,7 @@ def _directed_relevance_backward(ctx: Any, grad: Tensor) -> tuple:
 def _save_perturb(ctx: Any, inputs: tuple, output: Tensor) -> None:
     images, direction, epsilon, ctx.lower, ctx.upper = inputs
     if ctx.needs_input_grad[2]:
-        raise NotImplementedError("perturb: epsilon has no derivative here; pass epsilon.detach()")
+        raise _no_derivative_of_epsilon()
     ctx.save_for_backward(images, direction, epsilon)
 
 
@@ -73,17 +86,55 @@ def _attack_penalty_backward(ctx: Any, grad_penalty: Tensor | None, grad_terms: 
     return grad, -grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
-register = torch.library.register_autograd
-register("apem_fast::directed_relevance", _directed_relevance_backward, setup_context=_save_directed_relevance)
-register("apem_fast::perturb", _perturb_backward, setup_context=_save_perturb)
-register("apem_fast::label_margin", _label_margin_backward, setup_context=_save_label_margin)
-register("apem_fast::attack_penalty", _attack_penalty_backward, setup_context=_save_attack_penalty)
-for _operator in ("perturb_probes", "relevance_map", "first_flip", "zero_levels", "attack_step", "saliency_map"):
-    register(f"apem_fast::{_operator}", _refuse(_operator))
-for _operator in (
-    "directed_relevance_backward",
-    "perturb_backward",
-    "label_margin_backward",
-    "attack_penalty_backward",
-):
-    register(f"apem_fast::{_operator}", _refuse(_operator))
+def _has_tangent(arguments: tuple) -> bool:
+    if forward_ad._current_level < 0:  # asked first: it is so but for forward mode, and no tensor has to be looked at
+        return False
+    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments)
+
+
+def _is_tracked(arguments: tuple) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+class _AllModes(torch.library.Library):
+    """Registers a kernel of reverse-mode derivatives beside forward mode and torch.func."""
+
+    differentiable: bool = True
+
+    def impl(self, op_name: str, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+        name = op_name.rsplit("::", maxsplit=1)[-1]
+
+        def kernel(keyset: Any, *arguments: Any) -> Any:
+            transformed = torch._C._are_functorch_transforms_active() and _is_tracked(arguments)
+            if not transformed and not _has_tangent(arguments):
+                return fn(keyset, *arguments)
+            if not self.differentiable:
+                raise _no_derivative(name)
+            return _by_definition(name, arguments)
+
+        super().impl(op_name, kernel, dispatch_key, **options)
+
+
+def _by_definition(name: str, arguments: tuple) -> Any:
+    if name == "perturb" and (_is_tracked(arguments[2:3]) or _has_tangent(arguments[2:3])):
+        raise _no_derivative_of_epsilon()
+    return getattr(reference, name)(*arguments)
+
+
+_differentiable = _AllModes("apem_fast", "IMPL")
+_other = _AllModes("apem_fast", "IMPL")
+_other.differentiable = False
+
+DIFFERENTIABLE = {
+    "directed_relevance": (_directed_relevance_backward, _save_directed_relevance),
+    "perturb": (_perturb_backward, _save_perturb),
+    "label_margin": (_label_margin_backward, _save_label_margin),
+    "attack_penalty": (_attack_penalty_backward, _save_attack_penalty),
+}
+
+for _name in load.OPERATORS:
+    if _name in DIFFERENTIABLE:
+        _backward, _setup = DIFFERENTIABLE[_name]
+        torch.library.register_autograd(f"apem_fast::{_name}", _backward, setup_context=_setup, lib=_differentiable)
+    else:
+        torch.library.register_autograd(f"apem_fast::{_name}", _refuse(_name), lib=_other)

@@ -81,7 +81,8 @@ def _index_in(op: str, name: str, index: Tensor, size: int, of: str) -> None:
 
 
 def _is_fake(tensor: Tensor) -> bool:
-    return isinstance(tensor, torch._subclasses.FakeTensor) or tensor.is_meta
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # its values are not to be read either
+    return wrapped or isinstance(tensor, torch._subclasses.FakeTensor) or tensor.is_meta
 
 
 def directed_relevance(relevance: Tensor, gradient: Tensor, op: str = "directed_relevance") -> None:

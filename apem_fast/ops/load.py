@@ -1,18 +1,20 @@
 """Loads the compiled operators, and registers the reference definitions where there are none: everywhere if nothing was
-compiled, for CUDA if it was compiled without.
+compiled, for CUDA if there are no kernels for this torch's CUDA.
+
+The libraries know nothing of Python and lie in `apem_fast/lib`: one with the operators' schemas and CPU kernels, and
+one with CUDA kernels for each major version of CUDA. Where a C++ program has loaded the operators already, those serve.
 
 Either way `torch.ops.apem_fast.*` exists afterwards, with the same schemas. `APEM_FAST_BACKEND=reference` in the
-environment leaves the compiled library alone, for comparison.
+environment leaves the compiled libraries alone, for comparison.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -35,23 +37,78 @@ OPERATORS = (
     "saliency_map",
 )
 
+LIBRARIES = Path(__file__).parent.parent / "lib"
+
 # Registrations last as long as these objects.
 _library: torch.library.Library | None = None
 
 
+def _warn(sentence: str) -> None:
+    warnings.warn(f"apem_fast: {sentence}", RuntimeWarning, stacklevel=2)
+
+
+def _exists(operator: str) -> bool:
+    return bool(torch._C._jit_get_schemas_for_operator(f"apem_fast::{operator}"))
+
+
+def _has_kernel(key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key("apem_fast::perturb_probes", key)
+
+
+def _why_not(library: Path) -> str | None:
+    """Loads a library; where that fails, the first line of the reason."""
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def _load_native() -> bool:
-    if os.environ.get("APEM_FAST_BACKEND", "") == "reference":
-        return False
-    if importlib.util.find_spec("apem_fast._C") is None:
-        warnings.warn(
-            "apem_fast: the compiled operators are missing, so the slower reference backend is used; "
-            "install a C++ compiler and reinstall to have them",
-            RuntimeWarning,
-            stacklevel=2,
+    """Whether the operators have compiled kernels for the CPU."""
+    wanted = os.environ.get("APEM_FAST_BACKEND", "") != "reference"
+    if not _exists("perturb_probes"):
+        library = LIBRARIES / "libapem_fast.so"
+        if not wanted:
+            return False
+        if not library.exists():
+            _warn(
+                "the compiled operators are missing, so the slower reference backend is used; "
+                "install a wheel, or a C++ compiler and reinstall, to have them"
+            )
+            return False
+        if reason := _why_not(library):
+            _warn(f"the compiled operators could not be loaded, so the slower reference backend is used ({reason})")
+            return False
+    elif not wanted:
+        _warn("APEM_FAST_BACKEND=reference comes too late: this process has loaded the compiled operators already")
+    missing = [name for name in ("_python_serves", *OPERATORS) if not _exists(name)]
+    if missing:
+        raise ImportError(
+            f"apem_fast: the operators that this process has loaded already must be those of this version "
+            f"(got some without {missing[0]})"
         )
-        return False
-    importlib.import_module("apem_fast._C")
+    torch.ops.apem_fast._python_serves()
     return True
+
+
+def _load_cuda() -> str | None:
+    """None if there are CUDA kernels; else the reason why not."""
+    if not _has_kernel("CUDA"):
+        if torch.version.cuda is None:
+            return "this torch was built without CUDA"
+        major = torch.version.cuda.split(".")[0]
+        library = LIBRARIES / f"libapem_fast_cuda{major}.so"
+        if not library.exists():
+            built = sorted(path.stem.removeprefix("libapem_fast_cuda") for path in LIBRARIES.glob("*_cuda*.so"))
+            return f"the operators were compiled without CUDA {major}" + (
+                f", only with CUDA {' and '.join(built)}" if built else ""
+            )
+        if reason := _why_not(library):
+            _warn(f"the CUDA operators could not be loaded, so a GPU runs their slower definitions ({reason})")
+            return f"the CUDA operators could not be loaded ({reason})"
+    torch.ops.apem_fast._python_serves_cuda()
+    return None
 
 
 def _register_reference() -> torch.library.Library:
@@ -61,10 +118,6 @@ def _register_reference() -> torch.library.Library:
         library.define(name + torch.library.infer_schema(definition, mutates_args=()))
         library.impl(name, definition, "CompositeExplicitAutograd")
     return library
-
-
-def _has_cuda_kernels() -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key("apem_fast::perturb_probes", "CUDA")
 
 
 def _register_reference_for_cuda() -> torch.library.Library:
@@ -85,16 +138,12 @@ def _said_once(definition: Callable) -> Callable:
 
 @functools.cache
 def _say_that_cuda_is_missing() -> None:
-    warnings.warn(
-        "apem_fast: the operators were compiled without CUDA, so on a GPU their slower reference definitions run; "
-        "install the CUDA toolkit and reinstall to have kernels",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    _warn(f"{_why_no_cuda}, so on a GPU their slower reference definitions run; reinstall with the CUDA toolkit there")
 
 
 NATIVE = _load_native()
-CUDA_KERNELS = NATIVE and _has_cuda_kernels()
+_why_no_cuda = _load_cuda() if NATIVE else "nothing was compiled"
+CUDA_KERNELS = _why_no_cuda is None
 if not NATIVE:
     _library = _register_reference()
 elif not CUDA_KERNELS:

@@ -277,9 +277,9 @@ Tensor attack_penalty_backward(const Tensor& grad_penalty, const Tensor& perturb
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) {
-  m.impl("attack_penalty", TORCH_BOX(&attack_penalty));
-  m.impl("attack_penalty_backward", TORCH_BOX(&attack_penalty_backward));
+APEM_FAST_CPU_LIBRARY(m) {
+  APEM_FAST_KERNEL(m, attack_penalty);
+  APEM_FAST_KERNEL(m, attack_penalty_backward);
 }
 
 }  // namespace apem_fast

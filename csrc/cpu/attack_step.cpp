@@ -222,6 +222,6 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("attack_step", TORCH_BOX(&attack_step)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, attack_step); }
 
 }  // namespace apem_fast

@@ -116,9 +116,9 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) {
-  m.impl("directed_relevance", TORCH_BOX(&directed_relevance));
-  m.impl("directed_relevance_backward", TORCH_BOX(&directed_relevance_backward));
+APEM_FAST_CPU_LIBRARY(m) {
+  APEM_FAST_KERNEL(m, directed_relevance);
+  APEM_FAST_KERNEL(m, directed_relevance_backward);
 }
 
 }  // namespace apem_fast

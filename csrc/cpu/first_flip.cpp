@@ -51,6 +51,6 @@ Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& e
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("first_flip", TORCH_BOX(&first_flip)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, first_flip); }
 
 }  // namespace apem_fast

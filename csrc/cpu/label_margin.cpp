@@ -104,9 +104,9 @@ Tensor label_margin_backward(const Tensor& grad_margin, const Tensor& logits, co
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) {
-  m.impl("label_margin", TORCH_BOX(&label_margin));
-  m.impl("label_margin_backward", TORCH_BOX(&label_margin_backward));
+APEM_FAST_CPU_LIBRARY(m) {
+  APEM_FAST_KERNEL(m, label_margin);
+  APEM_FAST_KERNEL(m, label_margin_backward);
 }
 
 }  // namespace apem_fast

@@ -122,9 +122,9 @@ std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) {
-  m.impl("perturb", TORCH_BOX(&perturb));
-  m.impl("perturb_backward", TORCH_BOX(&perturb_backward));
+APEM_FAST_CPU_LIBRARY(m) {
+  APEM_FAST_KERNEL(m, perturb);
+  APEM_FAST_KERNEL(m, perturb_backward);
 }
 
 }  // namespace apem_fast

@@ -97,6 +97,6 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("perturb_probes", TORCH_BOX(&perturb_probes)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, perturb_probes); }
 
 }  // namespace apem_fast

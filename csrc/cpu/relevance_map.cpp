@@ -211,6 +211,6 @@ Tensor relevance_map(const Tensor& attribution, const std::optional<Tensor>& ima
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("relevance_map", TORCH_BOX(&relevance_map)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, relevance_map); }
 
 }  // namespace apem_fast

@@ -141,6 +141,6 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("saliency_map", TORCH_BOX(&saliency_map)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, saliency_map); }
 
 }  // namespace apem_fast

@@ -4,6 +4,7 @@
 
 #include "../checks.h"
 #include "../math.h"
+#include "../registration.h"
 #include "output.h"
 
 #include <torch/csrc/stable/library.h>

@@ -80,6 +80,6 @@ std::tuple<Tensor, Tensor> zero_levels(const Tensor& relevance, const Tensor& th
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(apem_fast, CPU, m) { m.impl("zero_levels", TORCH_BOX(&zero_levels)); }
+APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, zero_levels); }
 
 }  // namespace apem_fast

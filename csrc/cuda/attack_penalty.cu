@@ -66,8 +66,8 @@ Tensor attack_penalty_backward(const Tensor& grad_penalty, const Tensor& perturb
 }  // namespace
 
 APEM_FAST_CUDA_LIBRARY(m) {
-  m.impl("attack_penalty", TORCH_BOX(&attack_penalty));
-  m.impl("attack_penalty_backward", TORCH_BOX(&attack_penalty_backward));
+  APEM_FAST_KERNEL(m, attack_penalty);
+  APEM_FAST_KERNEL(m, attack_penalty_backward);
 }
 
 }  // namespace apem_fast

@@ -46,6 +46,6 @@ Tensor attack_step(const Tensor& perturbed, const Tensor& gradient, const std::o
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("attack_step", TORCH_BOX(&attack_step)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, attack_step); }
 
 }  // namespace apem_fast

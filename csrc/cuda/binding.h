@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../checks.h"
+#include "../registration.h"
 #include "platform.cuh"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -16,7 +17,14 @@
 #define APEM_FAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(apem_fast_emulated, CPU, m)
 #define APEM_FAST_BLOCK <64>
 #else
-#define APEM_FAST_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(apem_fast, CUDA, m)
+#define APEM_FAST_CUDA_LIBRARY(m)                                    \
+  static void cuda_kernels(torch::stable::detail::StableLibrary& m); \
+  STABLE_TORCH_LIBRARY_IMPL(apem_fast, CUDA, library) {              \
+    if (::apem_fast::cuda_kernels_are_ours()) {                      \
+      cuda_kernels(library);                                         \
+    }                                                                \
+  }                                                                  \
+  static void cuda_kernels(torch::stable::detail::StableLibrary& m)
 #define APEM_FAST_BLOCK <>
 #endif
 

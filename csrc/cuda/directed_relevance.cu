@@ -76,8 +76,8 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
 }  // namespace
 
 APEM_FAST_CUDA_LIBRARY(m) {
-  m.impl("directed_relevance", TORCH_BOX(&directed_relevance));
-  m.impl("directed_relevance_backward", TORCH_BOX(&directed_relevance_backward));
+  APEM_FAST_KERNEL(m, directed_relevance);
+  APEM_FAST_KERNEL(m, directed_relevance_backward);
 }
 
 }  // namespace apem_fast

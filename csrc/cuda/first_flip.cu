@@ -29,6 +29,6 @@ Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& e
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("first_flip", TORCH_BOX(&first_flip)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, first_flip); }
 
 }  // namespace apem_fast

@@ -93,8 +93,8 @@ std::tuple<Tensor, Tensor> perturb_backward(const Tensor& grad_perturbed, const 
 }  // namespace
 
 APEM_FAST_CUDA_LIBRARY(m) {
-  m.impl("perturb", TORCH_BOX(&perturb));
-  m.impl("perturb_backward", TORCH_BOX(&perturb_backward));
+  APEM_FAST_KERNEL(m, perturb);
+  APEM_FAST_KERNEL(m, perturb_backward);
 }
 
 }  // namespace apem_fast

@@ -60,6 +60,6 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("perturb_probes", TORCH_BOX(&perturb_probes)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, perturb_probes); }
 
 }  // namespace apem_fast

@@ -40,6 +40,6 @@ Tensor relevance_map(const Tensor& attribution, const std::optional<Tensor>& ima
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("relevance_map", TORCH_BOX(&relevance_map)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, relevance_map); }
 
 }  // namespace apem_fast

@@ -40,6 +40,6 @@ Tensor saliency_map(const Tensor& original, const Tensor& perturbed) {
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("saliency_map", TORCH_BOX(&saliency_map)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, saliency_map); }
 
 }  // namespace apem_fast

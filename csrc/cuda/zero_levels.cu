@@ -38,6 +38,6 @@ std::tuple<Tensor, Tensor> zero_levels(const Tensor& relevance, const Tensor& th
 
 }  // namespace
 
-APEM_FAST_CUDA_LIBRARY(m) { m.impl("zero_levels", TORCH_BOX(&zero_levels)); }
+APEM_FAST_CUDA_LIBRARY(m) { APEM_FAST_KERNEL(m, zero_levels); }
 
 }  // namespace apem_fast
