@@ -15,7 +15,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check format clean
+.PHONY: setup demo test test-slow gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check format clean
 
 setup: $(BUILT)
 
@@ -57,8 +57,15 @@ test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow
 
 build/.in-place: $(SOURCES)
-	@FORCE_CUDA=1 $(PYTHON) setup.py build_ext --inplace
-	@mkdir -p build && touch $@
+	@FORCE_CUDA=1 $(PYTHON) -m bench.gpu_first --build
+	@touch $@
+
+# The first minutes on a machine with an NVIDIA GPU, with the Python that is there and nothing else: all that one wants to
+# know, into a folder, step by step. STEPS="build kernels" runs some; SECONDS_IN_ALL limits it; DEVICE=cpu is a dry run.
+gpu-first:
+	@test -n "$(OUT)" || { echo "make gpu-first OUT=folder"; exit 1; }
+	@$(PYTHON) -m bench.gpu_first "$(OUT)" --device $(or $(DEVICE),cuda) --seconds $(or $(SECONDS_IN_ALL),570) \
+	  $(if $(STEPS),--steps $(STEPS))
 
 # On a machine with an NVIDIA GPU: its tests, then every operator under compute-sanitizer.
 test-cuda: cuda-tests cuda-sanitizers cuda-agreement

@@ -1,9 +1,10 @@
 """Whether two devices find the same epsilons on real rays: the share, and every ray that differs with its margins on
 both.
 
-    python -m bench.agreement [--devices cpu cuda] [--methods gradient lrp grad-cam] [--photographs 14]
+    python -m bench.agreement [--devices cpu cuda] [--network efficientnet-lite0] [--methods gradient lrp grad-cam]
 
-EfficientNet-Lite0 and the bundled photographs. The maps are made once, on the CPU; each device computes its own sign
+EfficientNet-Lite0 and the bundled photographs, or a network of torchvision with random weights and made-up images, for
+which torch alone suffices. The maps are made once, on the CPU; each device computes its own sign
 gradients, margins and epsilons, as its user would get them. A sign may differ where a gradient is next to 0, and then
 the two follow rays that are not quite the same.
 """
@@ -19,10 +20,8 @@ import torch
 from torch import Tensor
 
 import apem_fast as af
-from apem_fast.experiment.inputs.networks import load_network
-from apem_fast.experiment.inputs.photographs import bundled_photographs
-from apem_fast.explain import explainer_from
 from apem_fast.relevance import STAGES
+from bench.networks import PHOTOGRAPHED, Workload, workload
 from bench.timing import circumstances, print_table, write_json
 
 KINDS = ("relevance", "irrelevance")
@@ -68,27 +67,34 @@ def differences(first: OnDevice, second: OnDevice, devices: list[str], names: li
     return rows
 
 
+def _explained(method: str, work: Workload) -> Tensor:
+    from apem_fast.explain import explainer_from  # these need more than torch
+
+    return explainer_from(method)(work.model, work.images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", nargs=2, default=["cpu", "cuda"])
-    parser.add_argument("--methods", nargs="*", default=["gradient", "lrp", "grad-cam"])
-    parser.add_argument("--photographs", type=int, default=14)
+    parser.add_argument("--network", default=PHOTOGRAPHED, help=f"or one of torchvision's (default: {PHOTOGRAPHED})")
+    parser.add_argument("--methods", nargs="*", default=[], help="lrp, grad-cam ...; default: the gradient alone")
+    parser.add_argument("--images", type=int, default=14)
     options = parser.parse_args()
 
-    network = load_network("efficientnet-lite0")
-    photographs = bundled_photographs()[: options.photographs]
-    pixels = torch.stack([network.pixels(one.open()) for one in photographs])
-    images = network.normalised(pixels)
-    maps = {
-        f"{method}, {stage}": make(attribution, pixels, 99.0)
-        for method in options.methods
-        for attribution in [explainer_from(method)(network.model, images)]
-        for stage, make in STAGES.items()
-    }
-    first, second = (on_device(network.model, images, maps, device) for device in options.devices)
+    work = workload(options.network, options.images, "cpu")
+    maps = work.maps
+    if options.methods:
+        pixels = work.pixels
+        maps = {
+            f"{method}, {stage}": make(attribution, pixels, 99.0)
+            for method in options.methods
+            for attribution in [_explained(method, work)]
+            for stage, make in STAGES.items()
+        }
+    first, second = (on_device(work.model, work.images, maps, device) for device in options.devices)
     signs = (first.evaluator.sign_gradient.cpu() != second.evaluator.sign_gradient.cpu()).double().mean().item()
-    rows = differences(first, second, options.devices, [one.name for one in photographs])
-    rays = 2 * len(images) * len(maps)
+    rows = differences(first, second, options.devices, work.names)
+    rays = 2 * len(work.images) * len(maps)
     summary = {
         "rays": rays,
         "equal": 1 - len(rows) / rays,

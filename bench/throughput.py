@@ -1,12 +1,15 @@
-"""How near `apem()` comes to the bare model, by precision, and how long the papers' study would take on this device.
+"""How near `apem()` comes to the bare model, by network, precision and batch size, and how long the papers' study would
+take on this device.
 
-    python -m bench.throughput [--device cuda] [--networks vgg16 resnet50 efficientnet-lite0] [--images 256]
+    python -m bench.throughput [--device cuda] [--networks vgg16 resnet50 efficientnet-lite0] [--batches 64 256 auto]
 
-For each network (VGG-16 and ResNet-50 with random weights, which suffice for times; EfficientNet-Lite0 with its own)
-and precision: the bare model's best images a second over a sweep of batch sizes and memory formats; the probes a second
-of `Evaluator.apem()` on the gradient's maps of three stages, the sign gradients' time, and whether its epsilons equal
-float32's. Then, with EfficientNet-Lite0's probes per ray, the projected time of P1's Table I, 5,000 images x 6 methods
-x 3 stages, beside a loop of one image and one epsilon at a time.
+For each network (torchvision's with random weights and made-up images, which suffice for times; EfficientNet-Lite0 with
+its own and photographs): the bare model's best images a second over a sweep of batch sizes and memory formats; then
+`Evaluator.apem()` on the gradient's maps of three stages, after a first run that finds batches and captures graphs.
+
+"Of the bare model" is the time in which the bare model, at its best rates, would run the inputs that the engine ran over
+the engine's: a screened input at the low precision's rate, one that was asked exactly at float32's. Single inputs, run
+again alone, are counted as if they could have been in a batch. Every row is written as soon as it is there.
 """
 
 from __future__ import annotations
@@ -16,17 +19,17 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import apem_fast as af
-from apem_fast.experiment.inputs.networks import load_network
-from apem_fast.experiment.inputs.photographs import bundled_photographs
-from apem_fast.relevance import STAGES
+from apem_fast.running import passes as running_passes
 from apem_fast.running.low_precision import low_precision
 from apem_fast.running.undisturbed import undisturbed
+from bench.networks import PHOTOGRAPHED, Workload, workload
 from bench.timing import circumstances, median, print_table, write_json
 
 SIZES = {"cpu": (1, 2, 4, 8, 16), "cuda": (16, 32, 64, 128, 256, 512)}
@@ -65,7 +68,8 @@ def bare_throughput(model: nn.Module, images: Tensor, precision: str, device: st
     for memory_format in FORMATS:
         laid_out = copy.deepcopy(model).to(memory_format=memory_format)
         for size in SIZES[device]:
-            batch = images[torch.arange(size) % len(images)].contiguous(memory_format=memory_format)
+            batch = images[torch.arange(size, device=images.device) % len(images)]
+            batch = batch.contiguous(memory_format=memory_format)
             try:
                 with in_precision(precision, device):
                     rate = size / seconds_of(lambda: laid_out(batch), device)
@@ -87,78 +91,127 @@ def naive_rate(model: nn.Module, image: Tensor, device: str) -> float:
     return 20 / seconds_of(loop, device, rounds=3)
 
 
-def network(name: str, count: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """A model, and real photographs for it, repeated up to `count`, as it takes them and as pixels."""
-    efficientnet = load_network("efficientnet-lite0")
-    pixels = torch.stack([efficientnet.pixels(one.open()) for one in bundled_photographs()])
-    if name == efficientnet.name:
-        model = efficientnet.model
-    else:
-        torch.manual_seed(0)
-        model = getattr(torchvision.models, name)(weights=None).eval()
-    pixels = pixels[torch.arange(count) % len(pixels)].to(device)
-    return model.to(device), efficientnet.normalised(pixels), pixels
+class Counted:
+    """The engine's way of running a model, with a count of the inputs that go through it."""
+
+    def __init__(self, passes: Any):
+        self._passes = passes
+        self.exact = self.screened = self.single = self.filled = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._passes, name)
+
+    def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
+        if exact:
+            self.exact += len(inputs)
+        else:
+            self.screened += len(inputs)
+        self.filled += size
+        return self._passes(inputs, size, exact)
+
+    def alone(self, image: Tensor) -> Tensor:
+        self.single += 1
+        return self._passes.alone(image)
 
 
-def one_network(name: str, count: int, precisions: list[str], device: str) -> list[dict[str, object]]:
-    model, images, pixels = network(name, count, device)
-    attribution = af.explain.Gradient()(model, images)
-    maps = {name: make(attribution, pixels, 99.0) for name, make in STAGES.items()}
-    rows, exact = [], None
-    for precision in precisions:
-        rate, size, memory_format = bare_throughput(model, images, precision, device)
-        evaluator = af.Evaluator(model, images, max_epsilon=MAX_EPSILON, precision=precision)
-        evaluator.apem(maps)  # batches are found, graphs captured
-        clean = seconds_of(lambda: evaluator.on(images), device, rounds=3) / count
+@contextmanager
+def captures_timed() -> Iterator[list[float]]:
+    """The seconds of each capture of a batch's graph."""
+    seconds: list[float] = []
+    real = running_passes.captured
+
+    def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
-        results = evaluator.apem(maps).values()
-        seconds = time.perf_counter() - begin
-        epsilons = torch.stack([torch.stack([r.epsilon_minus, r.epsilon_plus]) for r in results])
-        exact = epsilons if exact is None else exact
-        probes = sum(int(result.probes.sum()) for result in results)
-        rows.append(
-            {
+        try:
+            return real(*arguments)
+        finally:
+            seconds.append(time.perf_counter() - begin)
+
+    with mock.patch.object(running_passes, "captured", timed):
+        yield seconds
+
+
+def one_run(
+    work: Workload, precision: str, batch: int | None, rates: dict[str, float], device: str
+) -> tuple[dict[str, object], Tensor]:
+    """The engine with one batch size, None for its own, and the epsilons it finds."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    count = len(work.images)
+    evaluator = af.Evaluator(work.model, work.images, max_epsilon=MAX_EPSILON, precision=precision, batch_size=batch)
+    with captures_timed() as captures:
+        evaluator.apem(work.maps)  # batches are found, graphs captured
+    clean = seconds_of(lambda: evaluator.on(work.images), device, rounds=3) / count
+    evaluator._passes = counted = Counted(evaluator._passes)
+    begin = time.perf_counter()
+    results = evaluator.apem(work.maps).values()
+    seconds = time.perf_counter() - begin
+    epsilons = torch.stack([torch.stack([r.epsilon_minus, r.epsilon_plus]) for r in results])
+    bare = counted.screened / rates[precision] + (counted.exact + counted.single) / rates["float32"]
+    plan = evaluator._tuner.best
+    return {
+        "probes a second": sum(int(result.probes.sum()) for result in results) / seconds,
+        "of the bare model": bare / seconds,
+        "plan": f"{plan.size} {str(plan.memory_format).removeprefix('torch.')}",
+        "inputs": counted.exact,
+        "screened": counted.screened,
+        "single": counted.single,
+        "places used": (counted.exact + counted.screened) / max(1, counted.filled),
+        "noise": counted.noise,
+        "probes per ray": sum(int(result.probes.sum()) for result in results) / epsilons.numel(),
+        "censored": float((epsilons >= MAX_EPSILON).double().mean()),
+        "sign gradient, ms": clean * 1e3,
+        "captures": len(captures),
+        "seconds captured": sum(captures),
+        "peak memory, GB": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None,
+    }, epsilons
+
+
+def rows_of(
+    name: str, count: int, precisions: list[str], batches: list[int | None], device: str
+) -> Iterator[dict[str, object]]:
+    work = workload(name, count, device)
+    exact, rates = None, {}
+    for precision in precisions:
+        rates[precision], size, memory_format = bare_throughput(work.model, work.images, precision, device)
+        rates.setdefault("float32", rates[precision])
+        for batch in batches:
+            row, epsilons = one_run(work, precision, batch, rates, device)
+            exact = epsilons if exact is None else exact
+            naive = naive_rate(work.model, work.images[0], device) if exact is epsilons else None
+            yield {
                 "network": name,
                 "precision": precision,
-                "bare images a second": rate,
-                "at batch": size,
-                "format": memory_format,
-                "probes a second": probes / seconds,
-                "of the bare model": probes / seconds / rate,
-                "probes per ray": probes / epsilons.numel(),
+                "batch": batch or "auto",
+                "bare images a second": rates[precision],
+                "best at": f"{size} {memory_format}",
+                **row,
                 "rays that differ": int((epsilons != exact).sum()),
-                "sign gradient, ms": clean * 1e3,
-                "naive loop's probes a second": naive_rate(model, images[0], device)
-                if precision == "float32"
-                else None,
+                "naive loop's probes a second": naive,
             }
-        )
-    return rows
 
 
-def projected(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """The study's time for each network and precision: its sign gradients and its probes, without the methods' maps;
-    and a naive loop's, its probes alone."""
+def projected(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
+    """The study's time for each network and precision, with automatic batches: its sign gradients and its probes,
+    without the methods' maps; and a naive loop's, its probes alone."""
     rays = 2 * STUDY["images"] * STUDY["methods"] * STUDY["stages"]
-    real = {row["precision"]: row["probes per ray"] for row in rows if row["network"] == "efficientnet-lite0"}
-    naive = {
-        row["network"]: rays * SCAN_PROBES / row["naive loop's probes a second"]
-        for row in rows
-        if row["precision"] == "float32"
-    }
+    rows = [row for row in rows if "error" not in row]
+    real = {row["precision"]: row["probes per ray"] for row in rows if row["network"] == PHOTOGRAPHED}
+    rates = {row["network"]: row["naive loop's probes a second"] for row in rows if row["naive loop's probes a second"]}
     study = []
     for row in rows:
-        if row["precision"] not in real:
+        if row["precision"] not in real or row["batch"] != "auto":
             continue
         searching = rays * real[row["precision"]] / row["probes a second"]
         seconds = searching + STUDY["images"] * row["sign gradient, ms"] / 1e3
+        naive = rays * SCAN_PROBES / rates[row["network"]]
         study.append(
             {
                 "network": row["network"],
                 "precision": row["precision"],
                 "study, minutes": seconds / 60,
-                "naive loop, minutes": naive[row["network"]] / 60,
-                "times faster": naive[row["network"]] / seconds,
+                "naive loop, minutes": naive / 60,
+                "times faster": naive / seconds,
             }
         )
     return study
@@ -167,16 +220,26 @@ def projected(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--networks", nargs="*", default=["vgg16", "resnet50", "efficientnet-lite0"])
+    parser.add_argument("--networks", nargs="*", default=["vgg16", "resnet50", PHOTOGRAPHED])
     parser.add_argument("--precisions", nargs="*", help="default: float32, float16 and bfloat16; on a GPU also tf32")
+    parser.add_argument("--batches", nargs="*", default=["auto"], help="sizes, or auto (default: auto)")
     parser.add_argument("--images", type=int, help="default: 16 on a CPU, 256 on a GPU")
+    parser.add_argument("--name", default="throughput", help="of the results' file (default: throughput)")
     options = parser.parse_args()
     precisions = options.precisions or ["float32", "float16", "bfloat16"] + ["tf32"] * (options.device == "cuda")
-
+    batches = [None if batch == "auto" else int(batch) for batch in options.batches]
     count = options.images or (16 if options.device == "cpu" else 256)
-    rows = [row for name in options.networks for row in one_network(name, count, precisions, options.device)]
+
+    rows: list[dict[str, object]] = []
+    for name in options.networks:
+        try:
+            for row in rows_of(name, count, precisions, batches, options.device):
+                rows.append(row)
+                write_json(options.name, {"engine": rows}, options.device, say_so=len(rows) == 1)
+        except ImportError as error:  # of the demonstration's packages: the other networks need none
+            rows.append({"network": name, "error": str(error)})
     study = projected(rows)
-    write_json("throughput", {"engine": rows, "study": study}, options.device)
+    write_json(options.name, {"engine": rows, "study": study}, options.device)
     where = circumstances(options.device)
     print_table(f"The engine over the bare model: {where['device']}, torch {where['torch']}", rows)
     if study:

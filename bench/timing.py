@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCH_RESULTS") or Path(__file__).parent / "results")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def _processor() -> str:
 def _said_by(*command: str) -> str | None:
     """What a program prints; None where it is missing or fails."""
     try:
-        said = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True, timeout=30)
+        said = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return said.stdout.strip()
@@ -164,8 +166,8 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(name: str, results: Any, device: str = "cpu", say_so: bool = True) -> Path:
-    """Writes results, with the circumstances of the run, to bench/results/."""
-    RESULTS.mkdir(exist_ok=True)
+    """Writes results, with the circumstances of the run, to bench/results/ or where $BENCH_RESULTS says."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
     path.write_text(json.dumps({"circumstances": circumstances(device), "results": results}, indent=2) + "\n")
     if say_so:
