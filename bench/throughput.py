@@ -7,7 +7,7 @@ For each network (torchvision's with random weights and made-up images, which su
 its own and photographs): the bare model's best images a second over a sweep of batch sizes and memory formats; then
 `Evaluator.apem()` on the gradient's maps of three stages, after a first run that finds batches and captures graphs.
 
-"Of the bare model" is the time in which the bare model, at its best rates, would run the inputs that the engine ran over
+"Of the bare model" is the time in which the bare model, at its best rates, would run what the engine ran, over
 the engine's: a screened input at the low precision's rate, one that was asked exactly at float32's. Single inputs, run
 again alone, are counted as if they could have been in a batch. Every row is written as soon as it is there.
 """
