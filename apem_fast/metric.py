@@ -23,9 +23,10 @@ from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober, tuner_for
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
-from apem_fast.running.clean import Clean, gradients_for, run_clean
+from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.passes import passes_for
+from apem_fast.running.record import record_for, run_of_record
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.search import Search, policy_of
 
@@ -46,6 +47,7 @@ class EpsilonResult:
     flipped: Tensor  # bool; False: no flip up to max_epsilon
     labels: Tensor  # int64: the predictions
     probes: Tensor  # int64: model inputs that were run
+    record: str  # "float64" or "float32": what decided where margins are close to 0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class ApemResult:
     probes: Tensor  # int64: model inputs that were run for the image's two rays
     max_epsilon: float
     step: float
+    record: str  # "float64" or "float32": what decided where margins are close to 0
 
     @property
     def score(self) -> Tensor:
@@ -108,6 +111,9 @@ class Options:
             decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
             none.
+        record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32: "float64", a
+            copy of the model in float64, so that epsilons are the same on every processor; or "float32", the model
+            itself. A model that does not compute in float64 falls back to the latter, with a warning.
     """
 
     max_epsilon: float = 4096.0
@@ -117,6 +123,7 @@ class Options:
     precision: str = "float32"
     compile: bool = False
     bounds: BoundsOf = (None, None)
+    record: str = "float64"
     policy: Search = field(init=False, repr=False)
     last_step: int = field(init=False, repr=False)
 
@@ -128,6 +135,7 @@ class Options:
         validation.batch_size(self.batch_size)
         validation.precision(self.precision)
         validation.bounds(self.bounds)
+        validation.record(self.record)
         object.__setattr__(self, "policy", policy_of(self.search))
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         object.__setattr__(self, "last_step", math.floor(self.max_epsilon / self.step * (1 + 1e-12)))
@@ -156,14 +164,15 @@ class Evaluator:
         self._model = model
         compile = self.options.compile
         self._passes = passes_for(FirstLayerExact(model), images.device, compile)
-        self._gradients = gradients_for(model, images.device)
+        self._record = record_for(self.options.record, model, images, self._passes)
         self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
         self._look_at(images, labels)
 
     def _look_at(self, images: Tensor, labels: Tensor | None) -> None:
         self._images = images.detach()
         with undisturbed(self._model, self._images):
-            self._clean: Clean = run_clean(self._model, self._images, self._gradients)
+            self._clean: Clean
+            self._clean, self._record = run_of_record(self._record, self._model, self._images, self._passes)
         validation.labels(labels, self._clean.labels)
 
     def on(self, images: Tensor, labels: Tensor | None = None) -> Evaluator:
@@ -195,8 +204,13 @@ class Evaluator:
         return self._clean.labels
 
     @property
+    def record(self) -> str:
+        """ "float64" or "float32": what decides labels, signs, and margins that are close to 0."""
+        return self._record.precision
+
+    @property
     def logits(self) -> Tensor:
-        """(N, classes): the model's answer to each image alone."""
+        """(N, classes): the model's answer to each image alone, of the record's type."""
         return self._clean.logits
 
     @property
@@ -213,10 +227,13 @@ class Evaluator:
         """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
         precision = precision or self.options.precision
         if precision == "float32":
-            prober = Prober(self._model, rays, self._tuner, self._passes)
+            prober = Prober(self._model, rays, self._tuner, self._passes, self._record)
         else:
-            prober = ScreeningProber(self._model, rays, self._tuner, self._passes, precision, self._screen_tuner)
+            prober = ScreeningProber(
+                self._model, rays, self._tuner, self._passes, self._record, precision, self._screen_tuner
+            )
         with undisturbed(self._model, self._images), prober:
+            self._record.refresh()
             yield prober
 
     def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:
@@ -259,6 +276,7 @@ class Evaluator:
             torch.from_numpy(flips.flipped),
             self._clean.labels.cpu(),
             torch.from_numpy(flips.probes),
+            self.record,
         )
 
     def _bounded(self, rays: Rays) -> Rays:
@@ -281,6 +299,7 @@ class Evaluator:
             probes[0::2] + probes[1::2],
             self.options.max_epsilon,
             self.options.step,
+            self.record,
         )
 
 

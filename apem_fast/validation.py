@@ -74,6 +74,14 @@ def precision(value: str, images: Tensor | None = None) -> None:
         raise ValueError(f'apem: precision="tf32" needs images on a CUDA device (got {images.device.type})')
 
 
+RECORDS = ("float64", "float32")
+
+
+def record(value: str) -> None:
+    if value not in RECORDS:
+        raise ValueError(f"apem: record must be one of {', '.join(RECORDS)} (got {value!r})")
+
+
 def levels(value: int | None) -> None:
     if value is None:
         return

@@ -17,6 +17,7 @@ from apem_fast.probing.engine import find_flips
 from apem_fast.probing.prober import tuner_for
 from apem_fast.probing.rays import direction_rays
 from apem_fast.running.passes import PlainPasses
+from apem_fast.running.record import Record
 from apem_fast.search import policy_of
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
@@ -41,7 +42,7 @@ class Liar(nn.Module):
         low = torch.is_autocast_enabled("cpu")
         self.screened, self.exact = self.screened + low * len(x), self.exact + (not low) * len(x)
         with torch.autocast("cpu", enabled=False):
-            logits = self.network(x.float())
+            logits = self.network(x.float() if low else x)
         return self.lie(logits, x).to(torch.bfloat16) if low else logits
 
 
@@ -176,7 +177,9 @@ class Scripted(screening.ScreeningProber):
         start = np.array([float(curve(np.zeros(1))[0]) for curve in exact])
         described = direction_rays(images, torch.zeros(rays, dtype=torch.int64), start, torch.ones_like(images))
         model = nn.Identity()
-        super().__init__(model, described, tuner_for(images, 8), PlainPasses(model), "float16", tuner_for(images, 8))
+        passes = PlainPasses(model)
+        record = Record(model, passes, images)
+        super().__init__(model, described, tuner_for(images, 8), passes, record, "float16", tuner_for(images, 8))
         self.exact, self.screened, self.asked = exact, screened, 0
 
     def _start(self, ray, epsilon, tuner):

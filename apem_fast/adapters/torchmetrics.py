@@ -73,10 +73,12 @@ class Apem(Metric):
         Options(**self._options)  # a bad one is said now
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._records: set[str] = set()
 
     def update(self, images: Tensor, relevance: Tensor, labels: Tensor | None = None) -> None:
         """Measures a batch: the arguments, and the errors, are those of `af.apem`."""
         result = apem(self._untracked.model, images, relevance, labels=labels, **self._options)
+        self._records.add(result.record)
         for name in COLUMNS:
             getattr(self, name).append(getattr(result, name).to(self.device))
 
@@ -88,4 +90,5 @@ class Apem(Metric):
         """Everything this process has seen, as `af.apem` returns it."""
         with torch.no_grad():
             columns = [dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS]
-        return ApemResult(*columns, self._options["max_epsilon"], self._options["step"])
+        record = "float32" if "float32" in self._records else "float64"
+        return ApemResult(*columns, self._options["max_epsilon"], self._options["step"], record)

@@ -78,6 +78,7 @@ class FilterResult:
     stopped: tuple[Stop, ...]  # why each went no further
     curves: tuple[ScoreCurve, ...]
     labels: Tensor  # int64: the predictions that were explained
+    record: str  # "float64" or "float32": what decided where margins are close to 0
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image, one column a quantity."""
@@ -184,7 +185,7 @@ class _Run:
     ):
         maps = len(rays.relevance)
         self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
-        self._prober, self._rays = prober, rays
+        self._prober, self._rays, self._record = prober, rays, evaluator.record
         self._steps, self._progress = steps, progress
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         self._most_lost = math.floor(min_drop / self._options.step * (1 + 1e-12))
@@ -307,6 +308,7 @@ class _Run:
             stopped=tuple(answer.stop for answer in answers),
             curves=tuple(answer.curve for answer in answers),
             labels=self._labels.cpu(),
+            record=self._record,
         )
 
 

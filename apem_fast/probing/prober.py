@@ -21,6 +21,7 @@ from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.clean import ModelOutputError, logits_of
 from apem_fast.running.passes import PlainPasses
+from apem_fast.running.record import Record
 from apem_fast.running.transfer import sent
 from apem_fast.running.waiting import Waiting, result_of
 
@@ -95,8 +96,15 @@ class Prober:
     of the batches.
     """
 
-    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses):
-        self._model, self._rays, self._tuner, self._passes = model, rays, tuner, passes
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses, record: Record):
+        """Args:
+        model: the user's.
+        rays: to be probed; their labels and signs are those of `record`.
+        tuner: names the batches.
+        passes: run them.
+        record: decides where a batch's margin is too close to 0.
+        """
+        self._model, self._rays, self._tuner, self._passes, self._record = model, rays, tuner, passes, record
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
 
@@ -234,7 +242,7 @@ class Prober:
     def _alone(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Margins and flips of record: each image in a batch of its own, contiguous, as a plain loop would run it."""
+        """Margins and flips of record: each image alone and contiguous, as a plain loop would run it."""
         if not len(ray):
             return np.zeros(0), np.zeros(0, bool)
         rays, answers = self._rays, []
@@ -261,11 +269,11 @@ class Prober:
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
     ) -> Tensor:
         """(3, M) float64 on the model's device: margin, whether flipped, and the greatest logit; in a pass of `size`
-        inputs, or one input alone."""
+        inputs, or of record."""
         with torch.no_grad():
             probes = self._located(ray, epsilon, rays)
             inputs = probes.inputs(rays)
-            logits = logits_of(self._passes.alone, inputs) if size is None else self._logits(inputs, size)
+            logits = logits_of(self._record.logits, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[probes.image]
             margin, predicted = ops.label_margin(logits, labels)
             greatest = logits.abs().amax(dim=1).double()

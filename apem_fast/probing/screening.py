@@ -27,6 +27,7 @@ from apem_fast.running.batching import BatchTuner, is_out_of_memory
 from apem_fast.running.clean import ModelOutputError
 from apem_fast.running.low_precision import ROUNDING, low_precision
 from apem_fast.running.passes import PlainPasses
+from apem_fast.running.record import Record
 from apem_fast.running.waiting import Waiting
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
@@ -61,10 +62,11 @@ class ScreeningProber(Prober):
         rays: Rays,
         tuner: BatchTuner,
         passes: PlainPasses,
+        record: Record,
         precision: str,
         screen_tuner: BatchTuner,
     ):
-        super().__init__(model, rays, tuner, passes)
+        super().__init__(model, rays, tuner, passes, record)
         self._precision, self._screen_tuner = precision, screen_tuner
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32

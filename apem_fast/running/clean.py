@@ -45,7 +45,7 @@ class Clean:
 
     labels: Tensor  # (N,) int64: the predictions
     margin: NDArray[np.float64]  # (N,)
-    logits: Tensor  # (N, classes)
+    logits: Tensor  # (N, classes), of the type in which they were computed
     sign: Tensor  # (N, C, H, W) int8: the sign gradient
     loss_gradient: Tensor  # (N, C, H, W) of the images' dtype, scaled: see `loss_gradient_at_logits`
 
@@ -65,12 +65,17 @@ class Gradients:
     """One forward and one backward pass of an image: its logits (1, classes), and the gradient of the cross entropy of
     what it is predicted as with respect to the image (1, C, H, W), scaled."""
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        """Args:
+        model: as the user has it, or a copy in another type.
+        dtype: in which it computes; None for that of the images.
+        """
+        self._model, self._dtype = model, dtype
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():
-            leaf = image.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
+            dtype = self._dtype or image.dtype
+            leaf = image.detach().to(dtype, copy=True, memory_format=torch.contiguous_format).requires_grad_(True)
             logits = logits_of(self._model, leaf)
             label = logits.detach().argmax(dim=1)
             (gradient,) = torch.autograd.grad(logits, leaf, loss_gradient_at_logits(logits, label).to(logits.dtype))
@@ -86,8 +91,8 @@ class GraphedGradients(Gradients):
     """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which
     takes far longer to start the kernels of both passes one by one."""
 
-    def __init__(self, model: nn.Module):
-        super().__init__(model)
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
+        super().__init__(model, dtype)
         self._lanes: list[tuple[torch.cuda.Stream, Function]] = []
         self._captured_for: tuple[object, ...] = ()
         self._given_up = False
@@ -131,9 +136,9 @@ class GraphedGradients(Gradients):
         return stream, replay
 
 
-def gradients_for(model: nn.Module, device: torch.device) -> Gradients:
-    """How to run single images forwards and backwards there."""
-    return GraphedGradients(model) if device.type == "cuda" else Gradients(model)
+def gradients_for(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Gradients:
+    """How to run single images forwards and backwards there; `dtype` is that of the model where it is not the images'."""
+    return GraphedGradients(model, dtype) if device.type == "cuda" else Gradients(model, dtype)
 
 
 def run_clean(model: nn.Module, images: Tensor, gradients: Gradients | None = None) -> Clean:

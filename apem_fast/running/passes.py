@@ -32,8 +32,9 @@ class PlainPasses:
     """The model as it is, but for the memory format of its weights, between `begin` and `end`."""
 
     noise = 2.0**-16
-    """A margin this close to 0, relative to the greatest logit, may change sign with the batch that its image was in
-    (sums in another order). Seen: about 1e-6 on EfficientNet-Lite0."""
+    """A margin this close to 0, relative to the greatest logit, may have another sign in float64, in another batch or on
+    another processor (sums in another order). Seen: up to 1.7e-6 from float64 on EfficientNet-Lite0, with every kind of
+    kernel alike."""
 
     def __init__(self, model: Forward):
         self._model = model
@@ -65,8 +66,9 @@ class PlainPasses:
         """Whether `noise` is known to hold for such batches; otherwise it is to be measured first."""
         return True
 
-    def differed(self, plan: BatchPlan, by: float) -> None:
-        """Such batches were seen to be off by so much of the greatest logit from the same images alone."""
+    def differed(self, plan: BatchPlan | None, by: float) -> None:
+        """Such batches, or for None any, were seen to be off by so much of the greatest logit from the answer of
+        record."""
         self.noise = max(self.noise, NOISE_OVER_SEEN * by)
 
     def forget(self) -> None:
@@ -92,9 +94,10 @@ class _PreparedPasses(PlainPasses, ABC):
     def knows_noise_of(self, plan: BatchPlan) -> bool:
         return plan in self._seen
 
-    def differed(self, plan: BatchPlan, by: float) -> None:
+    def differed(self, plan: BatchPlan | None, by: float) -> None:
         super().differed(plan, by)
-        self._seen.add(plan)
+        if plan is not None:
+            self._seen.add(plan)
 
     def shapes(self, size: int) -> tuple[int, ...]:
         """The batches that may be prepared where passes are of `size`, smallest first."""

@@ -1,0 +1,210 @@
+"""The answer of record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32.
+
+Sums of float32 numbers come out differently on different processors, with other libraries, numbers of threads or batch
+sizes, so a gradient or a margin that is almost 0 may have another sign there. In float64 they differ a billion times
+less, and no sign is known to change: what such a copy of the model says of one image alone is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from apem_fast import ops
+from apem_fast.running.batching import is_out_of_memory
+from apem_fast.running.clean import Clean, Gradients, ModelOutputError, gradients_for, logits_of, run_clean
+from apem_fast.running.fingerprint import Fingerprint
+from apem_fast.running.passes import PlainPasses, passes_for
+
+COMPARED = 8  # images of which it is seen how far off float32 is
+
+
+class Record:
+    """The user's model itself, in the type that its images have.
+
+    Args:
+        passes: that the model's batches run in.
+    """
+
+    def __init__(self, model: nn.Module, passes: PlainPasses, images: Tensor):
+        self._passes = passes
+        self.precision = str(images.dtype).removeprefix("torch.")
+        """"float64" or "float32", whichever decides."""
+        self.dtype = images.dtype
+        self.gradients: Gradients = gradients_for(model, images.device)
+
+    def refresh(self) -> None:
+        """Before a search: the model may have changed."""
+
+    def logits(self, image: Tensor) -> Tensor:
+        """What is said of one image, (1, C, H, W) and contiguous: (1, classes), of the record's type."""
+        return self._passes.alone(image)
+
+
+class NotInFloat64(ModelOutputError):
+    """The model cannot be copied into float64, or does not compute in it; the message says why."""
+
+
+class Float64Record(Record):
+    """A copy of the model with its weights in float64.
+
+    Modules, hooks and attributes are copied with it; tensors are converted, and brought up to date before each search.
+    The user's model is only read.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor):
+        self._model = getattr(model, "_orig_mod", model)  # what `torch.compile` wraps would be compiled anew
+        self._device = images.device
+        self._copied: Fingerprint | None = None  # of the model as it was copied
+        self.precision, self.dtype = "float64", torch.float64
+
+    def refresh(self) -> None:
+        """Takes over what the model's tensors hold now; copies the model anew where anything else has changed.
+
+        Raises:
+            NotInFloat64: it cannot be copied, or there is not the memory for it.
+        """
+        now = Fingerprint(self._model)
+        if now == self._copied:
+            with torch.no_grad():
+                for twin, own in zip(_tensors_of(self._copy), _tensors_of(self._model)):
+                    twin.copy_(own)
+            return
+        try:
+            self._copy = in_float64(self._model)
+        except Exception as error:
+            raise NotInFloat64(_why(error, f"a copy of {_megabytes(self._model)} MB")) from error
+        self._copied = now
+        watched = _Watched(self._copy)
+        self.gradients = gradients_for(watched, self._device, torch.float64)
+        self._passes = passes_for(watched, self._device, compile=False)
+
+    def logits(self, image: Tensor) -> Tensor:
+        return self._passes.alone(image.to(torch.float64))
+
+
+def record_for(record: str, model: nn.Module, images: Tensor, passes: PlainPasses) -> Record:
+    """Who decides, by the name of the option."""
+    if record == "float64" and images.dtype != torch.float64:
+        return Float64Record(model, images)
+    return Record(model, passes, images)
+
+
+def run_of_record(record: Record, model: nn.Module, images: Tensor, passes: PlainPasses) -> tuple[Clean, Record]:
+    """What the record says of unperturbed images (N, C, H, W), and who decides from here on: where that is not possible
+    in float64 it is the model itself, and a warning says so."""
+    if not isinstance(record, Float64Record):
+        return run_clean(model, images, record.gradients), record
+    try:
+        record.refresh()
+        clean = run_clean(model, images, record.gradients)
+    except Exception as error:
+        if isinstance(error, ModelOutputError) and not isinstance(error, NotInFloat64):
+            raise
+        reason = error if isinstance(error, NotInFloat64) else _why(error, "one image")
+    else:
+        _compare(clean, model, images, passes)
+        return clean, record
+    record = Record(model, passes, images)
+    clean = run_clean(model, images, record.gradients)  # raises what is wrong with the model in any type
+    warnings.warn(
+        'apem: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by some '
+        f"steps from one processor to another ({reason})",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return clean, record
+
+
+def _compare(clean: Clean, model: nn.Module, images: Tensor, passes: PlainPasses) -> None:
+    """How far off float32 is can be seen on a few images, so that it is known which margins it may not decide."""
+    few = images[:COMPARED]
+    with torch.no_grad():
+        logits = torch.cat([logits_of(model, image) for image in few.split(1)]).double()
+    margin, _ = ops.label_margin(logits, clean.labels[: len(few)])
+    off = np.abs(margin.cpu().numpy() - clean.margin[: len(few)]) / logits.abs().amax(dim=1).cpu().numpy()
+    passes.differed(None, float(np.max(off, where=np.isfinite(off), initial=0.0)))
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """A copy of a module with every floating-point tensor in float64, and no parameter that wants a gradient."""
+    converted: dict[int, object] = {}
+    for own in _tensors_of(model):
+        twin = own.detach().to(torch.float64 if own.is_floating_point() else own.dtype, copy=True)
+        converted[id(own)] = nn.Parameter(twin, requires_grad=False) if isinstance(own, nn.Parameter) else twin
+    # Converted first, so that no float32 copy is made on the way.
+    return copy.deepcopy(model, converted).to(torch.float64).requires_grad_(False)
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes of a module."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+class _Watched(nn.Module):
+    """A model in float64, watched the first time it runs: one that rounds to float32 on the way decides nothing."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self._seen = False
+
+    def forward(self, inputs: Tensor) -> object:
+        if self._seen:
+            return self.model(inputs)
+        self._seen = True
+        try:
+            with _Roundings() as roundings:
+                outputs = self.model(inputs)
+        except ModelOutputError:
+            raise
+        except Exception as error:
+            raise NotInFloat64(_why(error, "one image")) from error
+        if roundings.seen:
+            raise NotInFloat64(f"it rounds to less on the way, in {roundings.seen}")
+        return outputs
+
+
+class _Roundings(TorchDispatchMode):
+    """Sees the first operation that makes less precise numbers of float64 ones."""
+
+    seen = ""
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        if not self.seen and _floats(args) == torch.float64 and _floats((result,)) not in (None, torch.float64):
+            self.seen = str(func)
+        return result
+
+
+def _floats(values: tuple) -> torch.dtype | None:
+    """The type of the first floating-point tensor among these."""
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.dtype
+        if isinstance(value, (tuple, list)) and (dtype := _floats(tuple(value))) is not None:
+            return dtype
+    return None
+
+
+def _megabytes(model: nn.Module) -> int:
+    return sum(t.numel() * 8 for t in (*model.parameters(), *model.buffers())) // 2**20
+
+
+def _why(error: Exception, what: str) -> str:
+    if is_out_of_memory(error):
+        return f"{what} in float64 does not fit the memory"
+    reason = str(error).strip().splitlines()
+    return reason[0] if reason else type(error).__name__
