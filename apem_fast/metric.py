@@ -111,8 +111,8 @@ class Options:
             decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
             none.
-        record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32: "float64", a
-            copy of the model in float64, so that epsilons are the same on every processor; or "float32", the model
+        record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32: "float64",
+            a copy of the model in float64, so that epsilons are the same on every processor; or "float32", the model
             itself. A model that does not compute in float64 falls back to the latter, with a warning.
     """
 
@@ -205,7 +205,7 @@ class Evaluator:
 
     @property
     def record(self) -> str:
-        """ "float64" or "float32": what decides labels, signs, and margins that are close to 0."""
+        """What decides labels, signs, and margins that are close to 0: "float64" or "float32"."""
         return self._record.precision
 
     @property

@@ -220,9 +220,10 @@ def test_captum_functions_with_further_arguments_and_an_untouched_model():
     def flipped(x, factor, *, offset=0.0):
         return model(x) * factor + offset
 
-    scores = captum_adapter.apem(flipped, images, attribution, additional_forward_args=(2.0,), **GRID)
-    assert torch.equal(scores, expected_scores(model, images, attribution))
-    assert torch.equal(captum_adapter.apem(flipped, images, attribution, 2.0, **GRID), scores)
+    with pytest.warns(RuntimeWarning, match="float32 decides"):  # no copy reaches a model within a function
+        scores = captum_adapter.apem(flipped, images, attribution, additional_forward_args=(2.0,), **GRID)
+        assert torch.equal(captum_adapter.apem(flipped, images, attribution, 2.0, **GRID), scores)
+    assert (scores - expected_scores(model, images, attribution)).abs().max() <= GRID["step"]
     assert_same(before, snapshot(model, images))
 
 

@@ -137,7 +137,7 @@ class GraphedGradients(Gradients):
 
 
 def gradients_for(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Gradients:
-    """How to run single images forwards and backwards there; `dtype` is that of the model where it is not the images'."""
+    """How to run single images forwards and backwards there; `dtype`: of the model where it is not the images'."""
     return GraphedGradients(model, dtype) if device.type == "cuda" else Gradients(model, dtype)
 
 

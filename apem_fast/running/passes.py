@@ -32,9 +32,9 @@ class PlainPasses:
     """The model as it is, but for the memory format of its weights, between `begin` and `end`."""
 
     noise = 2.0**-16
-    """A margin this close to 0, relative to the greatest logit, may have another sign in float64, in another batch or on
-    another processor (sums in another order). Seen: up to 1.7e-6 from float64 on EfficientNet-Lite0, with every kind of
-    kernel alike."""
+    """A margin this close to 0, relative to the greatest logit, may have another sign in float64, in another batch or
+    on another processor (sums in another order). Seen: up to 1.7e-6 from float64 on EfficientNet-Lite0, with every kind
+    of kernel alike."""
 
     def __init__(self, model: Forward):
         self._model = model
