@@ -40,7 +40,7 @@ def stand_in(monkeypatch):
     here = Stream()
     said = {"captures": 0, "replays": []}
 
-    def captured(function, example, stream):
+    def captured(function, example, stream, pool):
         said["captures"] += 1
         static = example.clone()
 
@@ -96,8 +96,8 @@ def test_a_graph_that_answers_otherwise_is_given_up_and_said(stand_in, monkeypat
     images, _ = images_and_maps(8)
     right = clean.captured
 
-    def wrong(function, example, stream):
-        return lambda values: tuple(result * (1 + 1e-6) for result in right(function, example, stream)(values))
+    def wrong(function, example, stream, pool):
+        return lambda values: tuple(result * (1 + 1e-6) for result in right(function, example, stream, pool)(values))
 
     monkeypatch.setattr(clean, "captured", wrong)
     graphed = GraphedGradients(model)

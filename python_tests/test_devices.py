@@ -376,7 +376,7 @@ def test_batches_of_selectivity_do_not_wait() -> None:
 def test_graphs_that_take_turns_share_a_stream_and_a_pool() -> None:
     with PretendedGPU() as gpu:
         c = classifier("cuda")
-        evaluator = af.Evaluator(c.model, c.images, batch_size=32, max_epsilon=40.0)
+        evaluator = af.Evaluator(c.model, c.images, batch_size=32, max_epsilon=40.0, record="float32")
         del gpu.graphs[:]
         evaluator.apem({"relevance": c.relevance})
     assert len(gpu.graphs) > 1

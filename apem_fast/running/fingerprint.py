@@ -30,7 +30,7 @@ class Fingerprint:
         self._held: list[object] = []
         self._seen: dict[int, int] = {}
         hooks = [getattr(modules_of_torch, name, None) for name in _GLOBAL_HOOKS]
-        self._values = (self._of(model, DEEP), self._of(hooks, DEEP))
+        self._values = (self._of(model, DEEP), *(self._of(one, DEEP) for one in hooks))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fingerprint) and self._values == other._values
