@@ -12,6 +12,7 @@ from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum
 from apem_fast.normalised import ApemNormResult, apem_norm
 from apem_fast.ops import backend
 from apem_fast.relevance import relevance_map
+from apem_fast.running.outputs import Classifier
 
 if TYPE_CHECKING:
     from apem_fast import explain, measures
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ApemNormResult",
     "ApemResult",
+    "Classifier",
     "EpsilonResult",
     "Evaluator",
     "FilterResult",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apem_fast import ops, validation
+from apem_fast import validation
 from apem_fast.metric import BoundsOf, Evaluator
 
 
@@ -96,18 +96,13 @@ class RayView:
             raise ValueError(f"apem: epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
         (chosen,) = _epsilons("epsilon", epsilon, 1)
         device, mine = rays.images.device, slice(int(irrelevance), None, 2)
-        return ops.perturb_probes(
-            rays.images,
-            rays.relevance,
-            rays.sign,
+        return rays.inputs(
             torch.from_numpy(rays.norm[mine].copy()).to(device),
             torch.from_numpy(rays.image[mine].copy()).to(device),
             torch.arange(maps, device=device),
             torch.full((maps,), irrelevance, device=device),
             chosen.to(device),
             torch.zeros(maps, dtype=torch.float64, device=device),
-            rays.lower,
-            rays.upper,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
+from apem_fast.running.outputs import check_scale
 from apem_fast.running.passes import passes_for
 from apem_fast.running.record import record_for, run_of_record
 from apem_fast.running.undisturbed import undisturbed
@@ -33,7 +34,8 @@ from apem_fast.search import Search, policy_of
 if TYPE_CHECKING:
     import pandas
 
-BoundsOf = tuple[float | None, float | None]
+BoundOf = float | Sequence[float] | Tensor | None
+BoundsOf = tuple[BoundOf, BoundOf]
 
 
 # -- results -----------------------------------------------------------------------------------------------------
@@ -110,7 +112,8 @@ class Options:
         compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
             decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
-            none.
+            none. Each is None, a number, or a number for each channel, so that pixels in [0, 1] can be said where
+            images are normalised: `(-mean / std, (1 - mean) / std)`.
         record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32: "float64",
             a copy of the model in float64, so that epsilons are the same on every processor; or "float32", the model
             itself. A model that does not compute in float64 falls back to the latter, with a warning.
@@ -132,9 +135,9 @@ class Options:
             object.__setattr__(self, name, validation.positive(name, getattr(self, name)))
         if self.max_epsilon < self.step:
             raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
-        validation.batch_size(self.batch_size)
+        object.__setattr__(self, "batch_size", validation.batch_size(self.batch_size))
         validation.precision(self.precision)
-        validation.bounds(self.bounds)
+        object.__setattr__(self, "bounds", validation.bounds(self.bounds))
         validation.record(self.record)
         object.__setattr__(self, "policy", policy_of(self.search))
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
@@ -148,7 +151,7 @@ class Evaluator:
     """A model and images made ready for any number of relevance maps: the sign gradients are computed once.
 
     Args:
-        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
         images: (N, C, H, W) float32 or float64 as the model receives them, on the model's device.
         labels: the predictions, (N,) int64, if known; they are checked. None takes the model's.
         options: as `Options`.
@@ -160,6 +163,7 @@ class Evaluator:
         self.options = Options(**options)  # type: ignore[arg-type]
         validation.model(model)
         validation.images(images, model)
+        validation.takes_one_image(model, images)
         validation.precision(self.options.precision, images)
         self._model = model
         compile = self.options.compile
@@ -173,6 +177,7 @@ class Evaluator:
         with undisturbed(self._model, self._images):
             self._clean: Clean
             self._clean, self._record = run_of_record(self._record, self._model, self._images, self._passes)
+        check_scale(self._clean.logits, stacklevel=4)
         validation.labels(labels, self._clean.labels)
 
     def on(self, images: Tensor, labels: Tensor | None = None) -> Evaluator:
@@ -280,7 +285,19 @@ class Evaluator:
         )
 
     def _bounded(self, rays: Rays) -> Rays:
-        return replace(rays, lower=self.options.bounds[0], upper=self.options.bounds[1])
+        lower, upper = (self._bound(bound) for bound in self.options.bounds)
+        return replace(rays, lower=lower, upper=upper)
+
+    def _bound(self, bound: float | tuple[float, ...] | None) -> float | Tensor | None:
+        """One number, or one for each channel as a tensor beside the images."""
+        if not isinstance(bound, tuple):
+            return bound
+        if len(bound) != self._images.shape[1]:
+            raise ValueError(
+                f"apem: bounds must be numbers or have one for each of the images' {self._images.shape[1]} channels "
+                f"(got {len(bound)})"
+            )
+        return torch.tensor(bound, dtype=self._images.dtype, device=self._images.device)[:, None, None]
 
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:
         o = self.options
@@ -325,7 +342,7 @@ def apem(
     same for 1 - R.
 
     Args:
-        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
         labels: the predictions, if known; an error if they are not the model's.

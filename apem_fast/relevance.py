@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from apem_fast import ops
 from apem_fast.seeding import generator_for
+from apem_fast.validation import LOOKS_LIKE_BYTES
 
 
 def relevance_map(
@@ -50,7 +52,21 @@ def relevance_map(
             raise TypeError(f"relevance_map: {name} must be a floating-point tensor (got {came})")
         if not values.isfinite().all():
             raise ValueError(f"relevance_map: {name} must be finite (got NaN or infinity)")
+    if percentile is not None and 0 < percentile < 1:
+        warnings.warn(
+            f"relevance_map: percentile lies in [0, 100], and {percentile:g} clips nearly everything "
+            "(the papers take 99)",
+            UserWarning,
+            stacklevel=2,
+        )
     if images is not None:
+        greatest = float(images.detach().amax()) if images.numel() else 0.0
+        if greatest > LOOKS_LIKE_BYTES:
+            warnings.warn(
+                f"relevance_map: images should be pixels in [0, 1] (got up to {greatest:g}, which looks like 0...255)",
+                UserWarning,
+                stacklevel=2,
+            )
         images = images.to(attribution.dtype)
     try:
         return ops.relevance_map(attribution, images, percentile, channels)

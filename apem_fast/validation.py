@@ -4,11 +4,14 @@ what came. Nothing is guessed, and nothing but numbers is converted: those becom
 from __future__ import annotations
 
 import math
-from numbers import Real
+import warnings
+from numbers import Integral, Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from apem_fast.running.outputs import is_exported
 
 
 def _name(value: object) -> str:
@@ -50,13 +53,21 @@ def positive(name: str, value: object) -> float:
     return converted
 
 
-def batch_size(value: int | None) -> None:
+def batch_size(value: object) -> int | None:
+    return _whole("batch_size", value)
+
+
+def _whole(name: str, value: object) -> int | None:
+    """A whole number of any kind as an int, at least 1; or None."""
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"apem: batch_size must be a whole number or None (got {_name(value)})")
+        return None
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"apem: {name} must be a whole number or None (got {_name(value)})")
     if value < 1:
-        raise ValueError(f"apem: batch_size must be at least 1 (got {value})")
+        raise ValueError(f"apem: {name} must be at least 1 (got {value})")
+    return int(value)
 
 
 PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
@@ -82,13 +93,8 @@ def record(value: str) -> None:
         raise ValueError(f"apem: record must be one of {', '.join(RECORDS)} (got {value!r})")
 
 
-def levels(value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"apem: levels must be a whole number or None (got {_name(value)})")
-    if value < 1:
-        raise ValueError(f"apem: levels must be at least 1 (got {value})")
+def levels(value: object) -> int | None:
+    return _whole("levels", value)
 
 
 def min_drop(value: object) -> float:
@@ -110,21 +116,58 @@ def contrast(of_relevance: Tensor) -> None:
         )
 
 
-def bounds(value: tuple[float | None, float | None]) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
+def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tuple[float, ...] | None]:
+    """Each None, a float, or a tuple of one for each channel."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"apem: bounds must be a pair (lower, upper) (got {value!r})")
-    lower, upper = value
-    if lower is not None and upper is not None and not lower < upper:
-        raise ValueError(f"apem: bounds must have lower < upper (got {lower:g}, {upper:g})")
+    lower, upper = _bound(value[0]), _bound(value[1])
+    if lower is not None and upper is not None:
+        least, greatest = np.asarray(lower), np.asarray(upper)
+        if least.ndim and greatest.ndim and len(least) != len(greatest):
+            raise ValueError(f"apem: bounds must be of as many channels (got {len(least)} and {len(greatest)})")
+        if not bool((least < greatest).all()):
+            words = ", ".join(f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (lower, upper))
+            raise ValueError(f"apem: bounds must have lower < upper (got {words})")
+    return lower, upper
+
+
+def _bound(value: object) -> float | tuple[float, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.reshape(-1).tolist() if value.ndim else value.item()
+    if isinstance(value, (tuple, list)):
+        return tuple(number("bounds", one) for one in value)
+    return number("bounds", value)
 
 
 def model(value: object, name: str = "model") -> None:
     if not isinstance(value, nn.Module):
-        raise TypeError(f"apem: {name} must be a torch.nn.Module (got {_name(value)})")
-    training = next((path for path, module in value.named_modules() if module.training), None)
+        hint = "; its .module() is one" if isinstance(value, torch.export.ExportedProgram) else ""
+        raise TypeError(f"apem: {name} must be a torch.nn.Module (got {_name(value)}{hint})")
+    if is_exported(value):
+        return
+    training = next((path for path, module in value.named_modules() if getattr(module, "training", False)), None)
     if training is not None:
         where = f"its module {training!r}" if training else "it"
         raise ValueError(f"apem: {name} must be in eval mode, call {name}.eval() ({where} is in training mode)")
+
+
+def takes_one_image(of_model: nn.Module, images: Tensor) -> None:
+    """An exported model may be fixed to the number of images that it was exported with."""
+    if not is_exported(of_model):
+        return
+    try:
+        with torch.no_grad():
+            of_model(images[:1])
+    except Exception as error:  # noqa: BLE001 - the guards of torch.export raise what they like
+        raise ValueError(
+            "apem: model must take any number of images: export it with a dynamic first dimension "
+            f"(got, for one image: {str(error).splitlines()[0]})"
+        ) from None
+
+
+LOOKS_LIKE_BYTES = 50.0  # the greatest value beyond which images are taken to be pixels in 0...255
 
 
 def images(value: object, of_model: nn.Module) -> None:
@@ -137,7 +180,29 @@ def images(value: object, of_model: nn.Module) -> None:
     parameter = next(of_model.parameters(), None)
     if parameter is not None and parameter.device != value.device:
         raise ValueError(f"apem: images must be on the model's device, {parameter.device} (got {value.device})")
+    _dtype_of_weights(value, of_model)
     _finite("images", value)
+    least, greatest = (float(bound) for bound in value.detach().aminmax())
+    if least >= 0 and greatest > LOOKS_LIKE_BYTES:
+        warnings.warn(
+            f"apem: images reach from {least:g} to {greatest:g}, which looks like pixels in 0...255; "
+            "they must be what the model receives, after its normalisation",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _dtype_of_weights(images: Tensor, of_model: nn.Module) -> None:
+    weights = next(((name, p) for name, p in of_model.named_parameters() if p.is_floating_point()), None)
+    if weights is None or weights[1].dtype == images.dtype:
+        return
+    name, dtype = weights[0], _dtype(weights[1])
+    if weights[1].dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"apem: model must have float32 or float64 weights, in which a first flip is exact (got {dtype} in "
+            f"{name!r}); model.float() holds the same weights"
+        )
+    raise TypeError(f"apem: images must have the dtype of the model's weights, {dtype} (got {_dtype(images)})")
 
 
 def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:

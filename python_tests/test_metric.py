@@ -424,17 +424,18 @@ BAD = {
     "a model with a map as output": (
         dict(model=Returns(lambda x: x)),
         ValueError,
-        r"model must return logits of shape \(1, classes\) with at least 2 classes \(got shape \(1, 3, 16, 16\)\)",
+        r"model must return logits of shape \(1, classes\) with at least 2 classes, .* \(got shape \(1, 3, 16, 16\)\);"
+        r" Classifier\(model, output=...\) says where they are",
     ),
-    "a model with one output": (
-        dict(model=Returns(lambda x: x.flatten(1)[:, :1])),
+    "a model without an output": (
+        dict(model=Returns(lambda x: x.flatten(1)[:, :0])),
         ValueError,
-        r"model must return logits .* \(got shape \(1, 1\)\)",
+        r"model must return logits .* \(got shape \(1, 0\)\); .*",
     ),
     "a model with a tuple as output": (
-        dict(model=Returns(lambda x: (x, x))),
+        dict(model=Returns(lambda x: ([x], x))),
         ValueError,
-        r"model must return logits .* \(got tuple\)",
+        r"model must return logits .* \(got tuple\); .*",
     ),
     "a model that gives NaN on perturbed images": (
         dict(model=NAN_LATER),

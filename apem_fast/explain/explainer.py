@@ -6,10 +6,13 @@ import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from apem_fast.running.outputs import ModelOutputError, as_logits, check_scale, is_exported
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -72,7 +75,7 @@ class Explainer(ABC):
         """Explain each image's prediction, or the classes named by `labels`.
 
         Args:
-            model: in evaluation mode; returns logits (N, classes).
+            model: in evaluation mode; returns logits (N, classes), or what `apem_fast.Classifier` reads as such.
             images: (N, C, H, W), as the model receives them (normalised, if it expects that), on the model's device.
             labels: (N,) int64; None explains the model's own predictions.
             progress: called as progress(images_done, images_total).
@@ -83,7 +86,8 @@ class Explainer(ABC):
 
         Raises:
             TypeError: an argument of the wrong type or dtype.
-            ValueError: a wrong shape, NaN or infinity, a model in training mode or one that does not return logits.
+            ValueError: a wrong shape, NaN or infinity, a model in training mode or one that does not return logits
+                (`apem_fast.Classifier` says how to read other outputs).
             NotFiniteError: a RuntimeError; the attribution came out with NaN or infinity.
         """
         return self._in_batches(self.attribute, model, images, labels, progress)
@@ -98,7 +102,7 @@ class Explainer(ABC):
     ) -> Tensor:
         """What `__call__` does around `attribute`; methods with a more detailed result have another one to hand in."""
         _check_model(self.name, model)
-        _check_images(self.name, images)
+        _check_images(self.name, images, model)
         _check_labels(self.name, labels, images)
         parts = []
         at_once = self.images_at_once(images.device)
@@ -108,8 +112,7 @@ class Explainer(ABC):
                 if labels is not None:
                     chunk_labels = labels[start : start + at_once].clone()
                 elif self.needs_model:
-                    with torch.no_grad():
-                        chunk_labels = logits_of(model, chunk, self.name).argmax(dim=1)
+                    chunk_labels = _predictions(model, chunk, self.name)
                 else:
                     chunk_labels = torch.zeros(chunk.shape[0], dtype=torch.int64, device=chunk.device)
                 part = attribute(model, chunk, chunk_labels).detach()
@@ -129,12 +132,11 @@ def untouched(images: Tensor) -> Iterator[None]:
 
 
 def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The model's output, refused in one sentence where it is not (N, classes)."""
-    logits = model(images)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != images.shape[0]:
-        came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{name}: model must return logits of shape ({images.shape[0]}, classes) (got {came})")
-    return logits
+    """The model's logits (N, classes), refused in one sentence where its output holds none."""
+    try:
+        return as_logits(model(images), images.shape[0])
+    except ModelOutputError as error:
+        raise ModelOutputError(f"{name}: {error}") from None
 
 
 def explainable_logits(
@@ -162,7 +164,7 @@ def require_known_labels(logits: Tensor, labels: Tensor, name: str) -> None:
 
 
 def require_at_least_one(name: str, argument: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: {argument} must be an integer of at least 1 (got {value!r})")
 
 
@@ -171,17 +173,34 @@ def require_batch_size(name: str, value: int | None) -> None:
         require_at_least_one(name, "batch_size", value)
 
 
+def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    with torch.no_grad():
+        logits = logits_of(model, images, name)
+    try:
+        check_scale(logits, stacklevel=5)
+    except ModelOutputError as error:
+        raise ModelOutputError(f"{name}: {error}") from None
+    return logits.argmax(dim=1)
+
+
 def _check_model(name: str, model: nn.Module) -> None:
-    if not callable(model):
-        raise TypeError(f"{name}: model must be a torch module (got {type(model).__name__})")
-    training = [
-        path or "the model itself" for path, module in getattr(model, "named_modules", tuple)() if module.training
-    ]
+    if not callable(model) or isinstance(model, torch.export.ExportedProgram):
+        hint = "; its .module() is one" if isinstance(model, torch.export.ExportedProgram) else ""
+        raise TypeError(f"{name}: model must be a torch module (got {type(model).__name__}{hint})")
+    training = (
+        []
+        if is_exported(model)
+        else [
+            path or "the model itself"
+            for path, module in getattr(model, "named_modules", tuple)()
+            if getattr(module, "training", False)
+        ]
+    )
     if training:
         raise ValueError(f"{name}: model must be in evaluation mode: call model.eval() first (training: {training[0]})")
 
 
-def _check_images(name: str, images: Tensor) -> None:
+def _check_images(name: str, images: Tensor, model: nn.Module) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: images must be a tensor (got {type(images).__name__})")
     if images.dtype not in FLOATING:
@@ -190,6 +209,11 @@ def _check_images(name: str, images: Tensor) -> None:
         raise ValueError(f"{name}: images must have shape (N, C, H, W) (got {tuple(images.shape)})")
     if not images.isfinite().all():
         raise ValueError(f"{name}: images must be finite (got NaN or infinity)")
+    weights = next((p for p in getattr(model, "parameters", tuple)() if p.is_floating_point()), None)
+    if weights is not None and weights.dtype != images.dtype:
+        raise TypeError(
+            f"{name}: images must have the dtype of the model's weights, {weights.dtype} (got {images.dtype})"
+        )
 
 
 def _check_labels(name: str, labels: Tensor | None, images: Tensor) -> None:

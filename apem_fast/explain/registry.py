@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
+import numpy as np
 from torch import Tensor
 
 from apem_fast.explain.adapted import Adapted, from_callable, from_captum
@@ -145,6 +146,8 @@ def _literal(text: str) -> Any:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, np.generic):
+        value = value.item()
     if callable(value):
         name = getattr(value, "__qualname__", "<")
         if "<" in name:

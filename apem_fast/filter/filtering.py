@@ -141,7 +141,7 @@ def filter_relevance(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    validation.levels(levels)
+    levels = validation.levels(levels)
     min_drop = validation.min_drop(min_drop)
     evaluator = Evaluator(
         model,

@@ -42,19 +42,7 @@ class _Located:
 
     def inputs(self, rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
-        return ops.perturb_probes(
-            rays.images,
-            rays.relevance,
-            rays.sign,
-            self.norm,
-            self.image,
-            self.map,
-            self.irrelevance,
-            self.epsilon,
-            self.level,
-            rays.lower,
-            rays.upper,
-        )
+        return rays.inputs(self.norm, self.image, self.map, self.irrelevance, self.epsilon, self.level)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apem_fast import ops
 from apem_fast.running.clean import Clean
 
 PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
@@ -36,11 +37,23 @@ class Rays:
     level: NDArray[np.float64]  # (R,) filter level: values of the map up to this one count as 0; 0 filters nothing
     margin: NDArray[np.float64]  # (R,) at epsilon 0
     slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
-    lower: float | None = None
-    upper: float | None = None
+    lower: float | Tensor | None = None  # bound of perturbed images; a tensor (C, 1, 1) has one for each channel
+    upper: float | Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def inputs(
+        self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
+    ) -> Tensor:
+        """(M, C, H, W): what the model receives for M probes on these rays' images and maps, all arguments (M,)."""
+        lower, upper = (None if isinstance(bound, Tensor) else bound for bound in (self.lower, self.upper))
+        inputs = ops.perturb_probes(
+            self.images, self.relevance, self.sign, norm, image, map, irrelevance, epsilon, level, lower, upper
+        )
+        if isinstance(self.lower, Tensor):
+            inputs = torch.maximum(inputs, self.lower)
+        return torch.minimum(inputs, self.upper) if isinstance(self.upper, Tensor) else inputs
 
     def in_format(self, memory_format: torch.memory_format) -> Rays:
         def lay(t: Tensor) -> Tensor:

@@ -19,24 +19,15 @@ from apem_fast import ops
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.capture import Function, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
+from apem_fast.running.outputs import ModelOutputError, as_logits
 
 LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
 IMAGES_A_LANE = 8  # for which it pays to capture one
 
 
-class ModelOutputError(ValueError):
-    """The model's answer is not what a classifier gives."""
-
-
 def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     """The model's logits (N, classes), checked."""
-    logits = model(inputs)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelOutputError(
-            f"model must return logits of shape ({len(inputs)}, classes) with at least 2 classes (got {came})"
-        )
-    return logits
+    return as_logits(model(inputs), len(inputs))
 
 
 @dataclass(frozen=True)
@@ -77,6 +68,11 @@ class Gradients:
             dtype = self._dtype or image.dtype
             leaf = image.detach().to(dtype, copy=True, memory_format=torch.contiguous_format).requires_grad_(True)
             logits = logits_of(self._model, leaf)
+            if not logits.requires_grad:
+                raise ModelOutputError(
+                    "model must be differentiable with respect to images (got logits without a gradient, as of "
+                    "quantised layers or a forward pass under no_grad)"
+                )
             label = logits.detach().argmax(dim=1)
             (gradient,) = torch.autograd.grad(logits, leaf, loss_gradient_at_logits(logits, label).to(logits.dtype))
         return logits.detach(), gradient

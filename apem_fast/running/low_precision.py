@@ -37,7 +37,7 @@ class FirstLayerExact(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # frozen scripts have no mode
 
     def forward(self, inputs: Tensor) -> object:
         device_type = inputs.device.type

@@ -1,0 +1,120 @@
+"""What a model returns, read as the logits of a classifier: (N, classes), with two classes at least.
+
+Read without being told: a tensor (N, classes); a record with `.logits`, a dictionary with "logits", or a tuple whose
+first member they are, as libraries return them; and one logit an image, (N,) or (N, 1), as of a binary classifier.
+Everything else is said with `Classifier(model, output=...)`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class ModelOutputError(ValueError):
+    """The model's answer is not what a classifier gives."""
+
+
+class Classifier(nn.Module):
+    """A model together with how to read its output, for every place that takes a model.
+
+    `af.Classifier(detector, output=lambda boxes: boxes["scores"])`, and `af.Classifier(model, output=torch.logit)` for
+    one that ends in a sigmoid.
+
+    Args:
+        model: in evaluation mode.
+        output: makes logits (N, classes), or one logit an image, of what the model returns. It has to be
+            differentiable, and each image's logits must depend on that image alone. One logit z stands for two classes
+            with logits -z / 2 and z / 2: the prediction is class 1 where z > 0, and the margin is the size of z.
+    """
+
+    def __init__(self, model: nn.Module, output: Callable[[object], object] | None = None):
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"Classifier: model must be a torch.nn.Module (got {type(model).__name__})")
+        if output is not None and not callable(output):
+            raise TypeError(f"Classifier: output must be callable (got {type(output).__name__})")
+        self.model, self.output = model, output
+        self.training = getattr(model, "training", False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer = self.model(images)
+        return as_logits(answer if self.output is None else self.output(answer), len(images))
+
+
+def as_logits(output: object, images: int) -> Tensor:
+    """The logits in what a model returned for so many images.
+
+    Raises:
+        ModelOutputError: there are none that can be told.
+    """
+    found = _tensor_in(output)
+    if found is not None and found.shape in ((images,), (images, 1)):
+        half = found.reshape(images, 1) / 2
+        return torch.cat([-half, half], dim=1)
+    if found is None or found.dim() != 2 or not found.shape[1] or len(found) != images or not found.is_floating_point():
+        came = _described(output) if found is None else f"{_dtype_of(found)}shape {tuple(found.shape)}"
+        raise ModelOutputError(
+            f"model must return logits of shape ({images}, classes) with at least 2 classes, or one logit an image "
+            f"(got {came}); Classifier(model, output=...) says where they are"
+        )
+    return found
+
+
+def is_exported(model: nn.Module) -> bool:
+    """Whether torch.export made it: its mode was fixed then, and what it says of it means nothing."""
+    return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
+
+
+def _tensor_in(output: object) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    return logits if isinstance(logits, Tensor) else None
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Mapping):
+        return "a dictionary of " + (", ".join(map(repr, output)) or "nothing")
+    return type(output).__name__
+
+
+def _dtype_of(tensor: Tensor) -> str:
+    return "" if tensor.is_floating_point() else f"{tensor.dtype} of "
+
+
+def check_scale(logits: Tensor, stacklevel: int = 2) -> None:
+    """Logits of unperturbed images that look like probabilities.
+
+    Warns:
+        UserWarning: rows that lie in [0, 1] and sum to 1.
+
+    Raises:
+        ModelOutputError: one value an image, all in [0, 1]: after a sigmoid class 1 would be predicted everywhere, and
+            no perturbation would change it.
+    """
+    values = logits.detach()
+    if not len(values):
+        return
+    one = values[:, 1] * 2
+    if values.shape[1] == 2 and bool((values[:, 0] == -values[:, 1]).all()):
+        if bool(((one >= 0) & (one <= 1)).all()):
+            raise ModelOutputError(
+                "model must return logits (got one value in [0, 1] for every image, as a sigmoid gives); "
+                "Classifier(model, output=torch.logit) turns probabilities back into logits"
+            )
+        return
+    within = bool(((values >= 0) & (values <= 1)).all())
+    if within and bool(((values.double().sum(dim=1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "model returns rows that lie in [0, 1] and sum to 1, which look like probabilities: explanations and "
+            "scores are meant for logits, and differ; leave the softmax out, or use "
+            "Classifier(model, output=torch.log)",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
