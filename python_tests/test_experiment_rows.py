@@ -192,13 +192,13 @@ def test_selectivity_and_continuity_of_a_run(tmp_path, stage):
         areas = af.selectivity(network.model, images, relevance).area
         np.testing.assert_allclose(rows["selectivity"], areas, rtol=1e-4)
         for n, expected in enumerate(rows["continuity"]):
-            one = pixels[n : n + 1]
             found = af.continuity(
                 network.model,
                 images[n : n + 1],
                 explainer,
                 neighbours=3,
-                relevance=lambda a, one=one: STAGES[stage](a, one.expand_as(a), OPTIONS.percentile),
+                relevance=lambda a, own: STAGES[stage](a, own, OPTIONS.percentile),
+                pixels=network.pixels_of,
             )
             np.testing.assert_allclose(expected, found.continuity.item(), rtol=1e-4)
 

@@ -28,6 +28,7 @@ from apem_fast.experiment.report.published import (
     EXCEPTIONS,
     LOSS_CORRELATION,
     MEDIAN_BY_NETWORK,
+    of_method,
     paper_tables,
 )
 
@@ -469,8 +470,12 @@ def test_a_runs_numbers_stand_beside_the_papers():
         "P1 Table III, P2 Table 5.2",
         "P1 Table IV, P2 Table 5.3",
     ]
-    assert dict(found["P1 Table I"].rows)["Gradient"] == (("81.00", "12.50"), ("62.00", ""))  # 0 5 20 >90
-    assert dict(found["P1 Table I"].rows)["Guided Grad-CAM"][0] == ("31.00", "–")
+    assert dict(found["P1 Table I"].rows)["Gradient"] == (
+        ("81.00", ""),
+        ("62.00", ""),
+        ("", "12.50"),  # of 0 5 20 >90
+    )
+    assert dict(found["P1 Table I"].rows)["Guided Grad-CAM"] == (("31.00", ""), ("19.00", ""), ("", "–"))
     second = dict(found["P1 Table II, P2 Tables 4.2 and 4.4"].rows)["Gradient"]
     assert second[0] == ("231.76", "≥28.75") and second[1] == ("176.86", "–")  # the run has no 1-channel stage
     third = dict(found["P1 Table III, P2 Table 5.2"].rows)["LRP"]
@@ -485,3 +490,35 @@ def test_a_runs_numbers_stand_beside_the_papers():
 
 def test_estimates_are_marked():
     assert [Estimate(1, *ends).mark for ends in ((1, 1), (1, INF), (-INF, 1), (-INF, INF))] == ["", "≥", "≤", "≈"]
+
+
+@pytest.mark.parametrize(
+    "network, texts",
+    [
+        ("vgg16", ("12.50", "")),
+        ("my.models:VGG_16", ("12.50", "")),
+        ("resnet50", ("", "12.50")),
+        ("vgg19", ("", "", "12.50")),
+        ("efficientnet-lite0", ("", "", "12.50")),
+    ],
+)
+def test_a_run_stands_in_the_column_of_its_own_network(network, texts):
+    table = TWO.assign(stage="times-image", correct=pandas.array([True] * 5 * 2, "boolean"), loss=1.0, confidence=0.5)
+    table = table[table["image"] != "image 4"]
+    first, *others = paper_tables(table, network)
+    assert tuple(own for _, own in dict(first.rows)["Gradient"]) == texts
+    assert all(("Published: VGG-16" in one.note) == (len(texts) == 3 or texts[0] == "") for one in others)
+
+
+def test_of_several_of_a_method_the_one_with_the_papers_options_is_compared():
+    table = TWO.assign(stage="times-image", correct=pandas.array([True] * 10, "boolean"), loss=1.0, confidence=0.5)
+    both = pandas.concat(
+        [
+            table.assign(explainer=table["explainer"].replace("lrp", key))
+            for key in ("smooth-grad:samples=5", "smooth-grad:seed=3")
+        ]
+    )
+    assert of_method(both, "smooth-grad") == "smooth-grad:seed=3"  # a seed is no option of the papers
+    assert "Smooth Grad" in dict(paper_tables(both, "vgg16")[0].rows)
+    only = both[both["explainer"] != "smooth-grad:seed=3"]
+    assert "Smooth Grad (the run’s has samples=5)" in dict(paper_tables(only, "vgg16")[0].rows)

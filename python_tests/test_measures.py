@@ -141,6 +141,21 @@ def test_continuity_is_the_greatest_ratio_over_the_neighbours():
     assert result.median == pytest.approx(float(np.median(result.continuity)))
 
 
+def test_continuity_multiplies_each_map_by_the_pixels_of_its_own_image():
+    """With an explanation that never changes, all that changes are the pixels it is multiplied by."""
+    model, (images, _) = tiny_network(), tiny_images(2)
+    neighbours = images[:, None] + 0.1 * torch.randn(2, 3, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    result = af.continuity(
+        model,
+        images,
+        lambda model, x, labels: torch.ones_like(x),
+        neighbours=neighbours,
+        relevance=lambda attribution, pixels: attribution * pixels,
+        pixels=lambda x: 2 * x + 1,
+    )
+    torch.testing.assert_close(result.change, 2 * (neighbours - images[:, None]).abs().double().sum(dim=(2, 3, 4)))
+
+
 def test_continuity_explains_the_class_of_the_image_and_makes_maps_of_attributions():
     model, (images, _) = small_network(), images_and_maps(3)
     gradient = af.explain.Gradient()
@@ -291,6 +306,12 @@ BAD = {
             r"continuity: images must not be 0 throughout, .* \(got such a one at index 0\)",
         ),
         "relevance": (dict(relevance=1), TypeError, r"continuity: relevance must be a function or None \(got int\)"),
+        "pixels": (dict(pixels=1), TypeError, r"continuity: pixels must be a function, .* \(got int\)"),
+        "pixels alone": (
+            dict(pixels=abs, relevance=None),
+            TypeError,
+            r"continuity: pixels must be .* \(got relevance=None\)",
+        ),
     },
 }
 

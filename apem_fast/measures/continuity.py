@@ -82,7 +82,8 @@ def continuity(
     labels: Tensor | None = None,
     neighbours: int | Tensor = 10,
     distance: float = 0.01,
-    relevance: Callable[[Tensor], Tensor] | None = relevance_map,
+    relevance: Callable[..., Tensor] | None = relevance_map,
+    pixels: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ContinuityResult:
@@ -106,6 +107,8 @@ def continuity(
         distance: see above; positive.
         relevance: makes R of an attribution (N, C, H, W); by default the papers' map in [0, 1] with one channel. None
             takes the attribution as it is.
+        pixels: what to multiply maps by, as (images) -> pixels in [0, 1]: where it is given, R is
+            relevance(attribution, pixels(x)) for an image and relevance(attribution, pixels(x')) for its neighbour.
         seed: of the neighbours, any integer.
         progress: called as progress(images done, images in all).
 
@@ -120,6 +123,9 @@ def continuity(
         given = _checked_neighbours(neighbours, images)
         if relevance is not None and not callable(relevance):
             raise TypeError(f"apem: relevance must be a function or None (got {type(relevance).__name__})")
+        if pixels is not None and (not callable(pixels) or relevance is None):
+            came = "relevance=None" if callable(pixels) else type(pixels).__name__
+            raise TypeError(f"apem: pixels must be a function, beside a relevance that takes them (got {came})")
     images = images.detach()
     with undisturbed(model, images), torch.no_grad():
         if labels is None:
@@ -129,7 +135,9 @@ def continuity(
             around = _drawn(image, int(neighbours), distance, seed) if given is None else given[n]  # type: ignore[arg-type]
             both = torch.cat([image[None], around])
             maps = explainer(model, both, labels[n : n + 1].to(images.device).expand(len(both)).contiguous())
-            maps = (maps if relevance is None else relevance(maps)).double().flatten(1)
+            if relevance is not None:
+                maps = relevance(maps) if pixels is None else relevance(maps, pixels(both))
+            maps = maps.double().flatten(1)
             change.append((maps[1:] - maps[:1]).abs().sum(dim=1))
             apart.append((around.double() - image.double()).flatten(1).norm(dim=1))
             if progress is not None:

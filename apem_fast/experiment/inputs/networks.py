@@ -69,6 +69,11 @@ class Network:
         mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
+    def pixels_of(self, images: Tensor) -> Tensor:
+        """The pixels (N, 3, H, W) of what the model receives: `normalised` undone."""
+        mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (self.mean, self.std))
+        return images * std + mean
+
     def accepted(self, photograph: Photograph) -> list[int]:
         """The classes that are right for a photograph, the best first; empty where none is known."""
         if photograph.classes:

@@ -8,9 +8,11 @@ another network or on other images has scores on another scale, and only order a
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas
@@ -25,6 +27,7 @@ from apem_fast.experiment.report.statistics import (
     loss_correlation,
     shuffled,
 )
+from apem_fast.explain import explainer_from
 from apem_fast.relevance import STAGES
 
 METHODS = {
@@ -113,9 +116,39 @@ def _starred(coefficient: float, significant: bool) -> str:
     return NONE if np.isnan(coefficient) else _number(coefficient, 3) + ("†" if significant else "")
 
 
+UNSEEN = ("seed", "batch_size")  # options that the papers do not have, and that no table depends on
+
+
+def _unlike(key: str) -> dict[str, Any]:
+    """The options in which an explainer differs from the papers', which are the defaults (P1 section IV-B)."""
+    explainer = explainer_from(key)
+    return {
+        field.name: getattr(explainer, field.name)
+        for field in dataclasses.fields(explainer)  # type: ignore[arg-type]
+        if field.name not in UNSEEN and getattr(explainer, field.name) != field.default
+    }
+
+
 def of_method(rows: pandas.DataFrame, method: str) -> str | None:
-    """The first explainer of the run that is of this method, whatever its options."""
-    return next((key for key in rows["explainer"].unique() if key.split(":")[0] == method), None)
+    """The run's explainer of this method: the one with the papers' options, else the one that differs least."""
+    keys = [key for key in rows["explainer"].unique() if key.split(":", maxsplit=1)[0] == method]
+    return min(keys, key=lambda key: len(_unlike(key)), default=None)
+
+
+def _named(rows: pandas.DataFrame, method: str) -> str:
+    """The papers' name of a method, and in what the run's explainer differs from theirs."""
+    key = of_method(rows, method)
+    unlike = {} if key is None else _unlike(key)
+    said = ", ".join(f"{option}={value}" for option, value in unlike.items())
+    return METHODS.get(method, method) + (f" (the run’s has {said})" if said else "")
+
+
+def _column_of(network: str) -> int | None:
+    """Which network of the papers this is: 0, their VGG-16; 1, a ResNet, they do not say which; None: neither."""
+    name = network.rpartition(":")[2].lower().replace("-", "").replace("_", "")
+    if name == "vgg16":
+        return 0
+    return 1 if name.startswith("resnet") else None
 
 
 def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
@@ -135,24 +168,32 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
         found = middle(of_method(main, method), stage)
         return NONE if found is None else found[f"{name}_mark"] + _number(found[name])
 
+    column = _column_of(network)
+    other = () if column is not None else (("", network),)
     tables = [
         PaperTable(
             "P1 Table I",
             f"Median score by network, at the last stage; the run: {network}, {which}, {last}",
-            (("", "VGG"), ("", "ResNet")),
+            (("", "VGG"), ("", "ResNet"), *other),
             _rows(
+                main,
                 MEDIAN_BY_NETWORK,
-                lambda method, values: tuple(
-                    (_number(value), centre(method, last, "median") if i == 0 else "") for i, value in enumerate(values)
+                lambda method, values: (
+                    *(
+                        (_number(value), centre(method, last, "median") if i == column else "")
+                        for i, value in enumerate(values)
+                    ),
+                    *(("", centre(method, last, "median")) for _ in other),
                 ),
             ),
-            "The run is of one network: its numbers stand beside VGG’s.",
+            "" if column is not None else "The papers have no such network.",
         ),
         PaperTable(
             "P1 Table II, P2 Tables 4.2 and 4.4",
             f"Average and median score by stage; the run: {which}",
             tuple((name, stage) for name in ("average", "median") for stage in STAGES),
             _rows(
+                main,
                 BY_STAGE,
                 lambda method, values: tuple(
                     (_number(value), centre(method, stage, name))
@@ -166,6 +207,9 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
     if has_shuffles(main):
         tables.append(_norm(main, which))
     tables += [_correctness(rows, last), _correlation(rows, last)]
+    if column != 0:
+        note = f"Published: VGG-16; the run: {network}."
+        tables[1:] = [dataclasses.replace(one, note=f"{one.note} {note}".strip()) for one in tables[1:]]
     return tables
 
 
@@ -174,8 +218,8 @@ def _lookup(table: pandas.DataFrame) -> Callable[[str | None, str], dict | None]
     return lambda explainer, stage: found.get((explainer, stage))
 
 
-def _rows(published: dict, cells: Callable) -> tuple:
-    return tuple((METHODS.get(method, method), cells(method, values)) for method, values in published.items())
+def _rows(rows: pandas.DataFrame, published: dict, cells: Callable) -> tuple:
+    return tuple((_named(rows, method), cells(method, values)) for method, values in published.items())
 
 
 def _exceptions(rows: pandas.DataFrame, main: pandas.DataFrame, stage: str, first: str, second: str) -> PaperTable:
@@ -230,7 +274,7 @@ def _norm(main: pandas.DataFrame, which: str) -> PaperTable:
         "P2 Table 5.1",
         f"APEM normalised by shuffled maps; the run: {which}",
         tuple(("", stage) for stage in STAGES),
-        _rows(NORM, lambda method, values: tuple((_number(v), cell(method, s)) for v, s in zip(values, STAGES))),
+        _rows(main, NORM, lambda method, values: tuple((_number(v), cell(method, s)) for v, s in zip(values, STAGES))),
     )
 
 
@@ -248,6 +292,7 @@ def _correctness(rows: pandas.DataFrame, stage: str) -> PaperTable:
         f"{_count(rows, 'misclassified')}, {stage}",
         tuple((name, which) for name in ("average", "median") for which in ("correct", "misclassified")),
         _rows(
+            rows,
             BY_CORRECTNESS,
             lambda method, values: tuple((_number(value), cell(method, name)) for value, name in zip(values, columns)),
         ),
@@ -269,6 +314,7 @@ def _correlation(rows: pandas.DataFrame, stage: str) -> PaperTable:
         f"Spearman correlation of score and loss, {stage}; †: p < 0.01",
         tuple(("loss", which) for which in sets),
         _rows(
+            rows,
             LOSS_CORRELATION,
             lambda method, values: tuple((_starred(*value), cell(method, which)) for value, which in zip(values, sets)),
         ),

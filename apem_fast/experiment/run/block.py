@@ -315,7 +315,14 @@ class Block:
             values = {
                 stage: MEASURES[name](
                     Explained(
-                        model, self.images, self.pixels, self.labels, explainer, STAGES[stage], percentile, relevance
+                        model,
+                        self.images,
+                        self.network.pixels_of,
+                        self.labels,
+                        explainer,
+                        STAGES[stage],
+                        percentile,
+                        relevance,
                     )
                 )
                 for stage, relevance in maps.items()

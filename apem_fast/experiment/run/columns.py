@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from apem_fast.explain import Explainer
@@ -22,7 +21,7 @@ class Explained:
 
     model: nn.Module
     images: Tensor  # (N, C, H, W), as the model receives them
-    pixels: Tensor  # (N, C, H, W) in [0, 1]
+    pixels_of: Callable[[Tensor], Tensor]  # of such images, in [0, 1] but for roundings
     labels: Tensor  # (N,) int64: the predictions
     explainer: Explainer
     stage: Stage
@@ -41,23 +40,20 @@ def _selectivity(explained: Explained) -> Tensor:
 
 def _continuity(explained: Explained) -> Tensor:
     """The most a map changes around an image, for the distance (P2 section 2.3.1), over three neighbours. At the stage
-    that multiplies by the image, the neighbours' maps are multiplied by the image too."""
-    found = []
-    for n in range(len(explained.images)):
+    that multiplies by the image, each map is multiplied by the pixels of its own image or neighbour."""
 
-        def relevance(attribution: Tensor, pixels: Tensor = explained.pixels[n : n + 1]) -> Tensor:
-            return explained.stage(attribution, pixels.expand_as(attribution), explained.percentile)
+    def relevance(attribution: Tensor, pixels: Tensor) -> Tensor:
+        return explained.stage(attribution, pixels, explained.percentile)
 
-        result = continuity(
-            explained.model,
-            explained.images[n : n + 1],
-            explained.explainer,
-            labels=explained.labels[n : n + 1],
-            neighbours=NEIGHBOURS,
-            relevance=relevance,
-        )
-        found.append(result.continuity)
-    return torch.cat(found)
+    return continuity(
+        explained.model,
+        explained.images,
+        explained.explainer,
+        labels=explained.labels,
+        neighbours=NEIGHBOURS,
+        relevance=relevance,
+        pixels=explained.pixels_of,
+    ).continuity
 
 
 NEIGHBOURS = 3
