@@ -164,7 +164,13 @@ def test_shuffled_epsilons_are_the_least_of_those_of_each_shuffle(tmp_path):
 
 def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
     def concentration(explained):
-        assert len(explained.images) == len(explained.pixels) == len(explained.labels) == len(explained.relevance) == 4
+        assert (
+            len(explained.images)
+            == len(explained.pixels_of(explained.images))
+            == len(explained.labels)
+            == len(explained.relevance)
+            == 4
+        )
         assert explained.explainer.name == "partly_zero" and explained.stage in STAGES.values()
         return explained.relevance.mean(dim=(1, 2, 3))
 
