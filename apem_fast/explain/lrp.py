@@ -55,8 +55,11 @@ class LRP(Explainer):
 
     Batch norms are folded into the layer before them. Skip connections, average pooling and other sums split
     relevance in proportion to the contributions, max pooling gives it to the winner, activations with f(0) = 0 (ReLU,
-    ReLU6, GELU, ...) pass it on. The model is neither copied nor changed, and it does not matter whether it uses
-    modules or functions.
+    ReLU6, GELU, ...) pass it on. Attention, softmax, norms and gates follow AttnLRP (arXiv 2402.05602): a product of
+    two things that depend on the image gives each a half, and a gate's sigmoid nothing; softmax hands on its linear
+    expansion; a norm divides by a constant. That paper takes a small epsilon: `LRP(epsilon=1e-6)`. What class tokens,
+    position embeddings and that expansion take is missing from `conservation`. The model is neither copied nor
+    changed, and it does not matter whether it uses modules or functions.
 
     Args:
         rule: "epsilon", "alpha-beta" or "naive".
@@ -156,6 +159,7 @@ class LRP(Explainer):
         self._require_same_logits(model, images, logits.detach())
         logit = logits.gather(1, labels[:, None])[:, 0]
         (multiplier,) = torch.autograd.grad(logit.sum(), inputs)
+        _require_rules(self.name, layers.without_rule)  # a gate that is no factor shows only now
         return LrpResult(images * multiplier, logit.detach(), sum(layers.kept_by_biases, torch.zeros_like(logit)))
 
     def _require_same_logits(self, model: nn.Module, images: Tensor, logits: Tensor) -> None:

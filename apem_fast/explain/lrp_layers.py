@@ -3,6 +3,7 @@
 * Convolutions and linear layers: the chosen rule; a batch norm is folded into the layer before it, or is a scaling of
   its own where none is.
 * Activations with f(0) = 0: relevance passes unchanged.
+* Norms, attention and products: see `lrp_attention`.
 * Everything whose plain gradient already is the rule (see `lrp_rules`): additions, averages, maxima, reshapings.
 * Anything else has no rule, and is reported with the modules that called it.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
+from apem_fast.explain import lrp_attention
 from apem_fast.explain.intercepted import CONVOLUTIONS, is_relu, nodes_behind
 from apem_fast.explain.lrp_rules import LinearLayer, Rule
 
@@ -48,7 +50,22 @@ _ACTIVATIONS = frozenset(
     }
 )
 
-_OWN_NODES = frozenset({"_LinearLayerBackward", "_ActivationBackward"})
+_SIGMOIDS = frozenset({F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid})
+_NORMS: dict[Callable, Callable] = {
+    F.layer_norm: lrp_attention.layer_norm,
+    F.group_norm: lrp_attention.group_norm,
+    F.rms_norm: lrp_attention.rms_norm,
+}
+_PRODUCTS: dict[Callable, Callable[[Tensor, Tensor], Tensor]] = {
+    **dict.fromkeys((torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), torch.mul),
+    **dict.fromkeys((Tensor.__mul__, Tensor.__rmul__), torch.mul),
+    **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), torch.matmul),
+}
+_PRODUCTS_IN_PLACE = frozenset({Tensor.mul_, Tensor.__imul__})
+
+_OWN_NODES = frozenset(
+    {"_LinearLayerBackward", "_ActivationBackward", "SharedBackward", "ShiftedBackward", "GateBackward"}
+)
 _PLAIN_NODES = frozenset(
     {
         "AccumulateGrad",
@@ -94,9 +111,31 @@ _PLAIN_NODES = frozenset(
         "ConstantPadNd",
         "UpsampleNearest2D",
         "UpsampleBilinear2D",
+        "Softmax",
+        "Roll",
+        "Flip",
+        "MaskedFill",
+        "IndexSelect",
     }
 )
 _PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # a scaling; a product of two things that depend on the image is not
+
+
+class _Kept:
+    """The relevance that biases kept. Apart from the rules, so that the autograd graph does not hold on to itself."""
+
+    def __init__(self, images: int):
+        self.of_images: list[Tensor] = []
+        self._images = images
+
+    def keep(self, relevance: Tensor) -> None:
+        """Adds relevance (rows, ...), an image's rows, such as its windows, one after the other."""
+        rows, images = len(relevance), self._images
+        whole = relevance.reshape(images, -1).sum(dim=1) if rows % images == 0 else relevance.new_full((images,), NAN)
+        self.of_images.append(whole)
+
+
+NAN = float("nan")
 
 
 class LayerRules(TorchFunctionMode):
@@ -111,7 +150,7 @@ class LayerRules(TorchFunctionMode):
     def __init__(self, model: nn.Module, images: Tensor, rule: Rule) -> None:
         super().__init__()
         self.rule = rule
-        self.kept_by_biases: list[Tensor] = []
+        self._kept = _Kept(len(images))
         self.without_rule: dict[str, str] = {}
         self._paths = {id(module): path for path, module in getattr(model, "named_modules", tuple)()}
         self._image_node = torch.autograd.graph.get_gradient_edge(images).node
@@ -130,10 +169,53 @@ class LayerRules(TorchFunctionMode):
         elif function in _ACTIVATIONS or is_relu(function, args, kwargs):
             result = self._activation(function, *args, **kwargs)
         else:
-            result = function(*args, **kwargs)
+            result = self._attention(function, args, kwargs)
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             self.admit(tensor)
         return result
+
+    def _attention(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """What transformers and gated networks are made of; all else as it is."""
+        if function in _NORMS:
+            return _NORMS[function](self._kept.keep, *args, **kwargs)
+        if function is F.normalize:
+            return lrp_attention.normalize(*args, **kwargs)
+        if function is F.scaled_dot_product_attention:
+            return self._ruled(lrp_attention.attention(*args, **kwargs))
+        if function is F.multi_head_attention_forward:
+            result = lrp_attention.multi_head_attention(self._linear, *args, **kwargs)
+            return function(*args, **kwargs) if result is None else (self._ruled(result[0]), None)
+        if function in _SIGMOIDS and args and self.depends_on_images(args[0]):
+            return self._gate(function, *args, **kwargs)
+        return self._product(function, args, kwargs)
+
+    def _product(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if function in _PRODUCTS and len(args) == 2 and all(map(self.depends_on_images, args)):
+            return self._ruled(lrp_attention.product(_PRODUCTS[function], *args))
+        if function in _PRODUCTS_IN_PLACE and all(map(self.depends_on_images, args)):
+            return args[0].copy_(self._ruled(lrp_attention.product(torch.mul, *args)))
+        if function is torch.einsum and len(args) == 3 and all(map(self.depends_on_images, args[1:])):
+            return self._ruled(lrp_attention.product(lambda one, other: torch.einsum(args[0], one, other), *args[1:]))
+        return function(*args, **kwargs)
+
+    def _gate(self, function: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scratch = input.detach().clone()
+        with torch.no_grad():
+            opened = function(scratch, *args, **kwargs)
+        path, kind = self._caller()
+        where = f"Sigmoid in {path} ({kind})" if path else f"Sigmoid in {kind}"
+        without_rule = self.without_rule
+        gate = lrp_attention.Gate.apply(input, opened, lambda: without_rule.setdefault(where, path))
+        return input.copy_(gate) if scratch._version > 0 else gate
+
+    def _ruled(self, result: Tensor) -> Tensor:
+        """A result all of whose new nodes are as a rule made them."""
+        self.admit(result, ruled=True)
+        return result
+
+    @property
+    def kept_by_biases(self) -> list[Tensor]:
+        return self._kept.of_images
 
     def depends_on_images(self, value: Any) -> bool:
         if not isinstance(value, Tensor) or not value.requires_grad:
@@ -142,8 +224,12 @@ class LayerRules(TorchFunctionMode):
         node = value.grad_fn or torch.autograd.graph.get_gradient_edge(value).node
         return self._depends.get(node, node is self._image_node)
 
-    def admit(self, value: Any) -> None:
-        """Look through the nodes that this result added to the graph; note those that have no rule."""
+    def admit(self, value: Any, *, ruled: bool = False) -> None:
+        """Look through the nodes that this result added to the graph; note those that have no rule.
+
+        Args:
+            ruled: they have.
+        """
         if not isinstance(value, Tensor) or value.grad_fn is None:
             return
         waiting = list(nodes_behind(value, seen=self._seen))
@@ -158,7 +244,7 @@ class LayerRules(TorchFunctionMode):
             if node not in self._depends:
                 inner = [self._depends[back] for back, _ in node.next_functions if back is not None]
                 self._depends[node] = node is self._image_node or any(inner)
-                if self._depends[node] and not _has_rule(node.name(), sum(inner)):
+                if self._depends[node] and not ruled and not _has_rule(node.name(), sum(inner)):
                     self._note(_operation(node.name()))
 
     def _note(self, operation: str) -> None:
@@ -197,7 +283,7 @@ class LayerRules(TorchFunctionMode):
         with torch.no_grad():
             sums = product(inputs, weight)
         layer = LinearLayer(product, inputs.detach(), weight.detach(), sums, bias)
-        outputs = _LinearLayer.apply(inputs, layer, self.rule, self.kept_by_biases)
+        outputs = _LinearLayer.apply(inputs, layer, self.rule, self._kept.keep)
         self._layers[id(outputs)] = (outputs, outputs._version, inputs, layer)
         return outputs
 
@@ -226,7 +312,7 @@ class LayerRules(TorchFunctionMode):
                 per_channel = (-1,) + (1,) * (input.dim() - 2)
                 scale, shift, inputs = scale.view(per_channel), shift.view(per_channel), input
                 layer = LinearLayer(torch.mul, input.detach(), scale, input * scale, shift)
-        return _LinearLayer.apply(inputs, layer, self.rule, self.kept_by_biases)
+        return _LinearLayer.apply(inputs, layer, self.rule, self._kept.keep)
 
     def _activation(self, function: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scratch = input.detach().clone()
@@ -241,14 +327,14 @@ class _LinearLayer(torch.autograd.Function):
     """A linear layer whose backward pass takes multipliers of its outputs to multipliers of its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, layer: LinearLayer, rule: Rule, kept_by_biases: list[Tensor]) -> Tensor:
-        ctx.layer, ctx.rule, ctx.kept_by_biases = layer, rule, kept_by_biases
+    def forward(ctx: Any, inputs: Tensor, layer: LinearLayer, rule: Rule, keep: Callable[[Tensor], None]) -> Tensor:
+        ctx.layer, ctx.rule, ctx.keep = layer, rule, keep
         return layer.outputs()
 
     @staticmethod
     def backward(ctx: Any, multiplier: Tensor) -> tuple[Tensor, None, None, None]:
         redistributed, kept = ctx.rule.redistribute(ctx.layer, multiplier)
-        ctx.kept_by_biases.append(kept)
+        ctx.keep(kept)
         return redistributed, None, None, None
 
 
