@@ -91,6 +91,13 @@ def test_smooth_grad_noise_has_the_stated_deviation_and_is_drawn_anew(images):
     assert not torch.equal(explain.SmoothGrad(seed=1).noise(images[0], 0), method.noise(images[0], 0))
 
 
+def test_relative_noise_is_in_units_of_the_images_range(images):
+    method = explain.SmoothGrad(sigma=0.2, relative=True)
+    for image in (images[0], 40 * images[1] + 3):
+        noise = torch.stack([method.noise(image, sample) for sample in range(100)])
+        assert noise.std().item() == pytest.approx(0.2 * float(image.max() - image.min()), rel=0.03)
+
+
 def test_smooth_grad_without_noise_is_the_gradient(model, images):
     torch.testing.assert_close(
         explain.SmoothGrad(samples=3, sigma=0.0)(model, images), explain.Gradient()(model, images)

@@ -209,6 +209,25 @@ def test_grad_cam_finds_the_last_convolutional_unit(inplace, images):
     assert (came >= 0).all() and came.amax() > 0 and torch.equal(came[:, 0], came[:, 2])
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(4), nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1)], ids=repr)
+def test_grad_cam_never_reads_a_pooled_map_even_of_the_same_size(pool, images):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Conv2d(6, 8, 1),
+            nn.ReLU(),
+            pool,
+            nn.Dropout(),
+            nn.Flatten(),
+            nn.Linear(128, 5),
+        ).eval()
+    labels = labels_of(model, images)
+    torch.testing.assert_close(explain.GradCAM()(model, images), literal_grad_cam(model, model[4], images, labels))
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("layer", ["0", "3", "4", "2"])
 def test_grad_cam_of_a_named_layer_is_that_of_captum(inplace, layer, images):

@@ -21,17 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from apem_fast.explain.intercepted import CONVOLUTIONS
 
-_POOLS = frozenset(
-    {
-        F.max_pool2d,
-        F.avg_pool2d,
-        F.adaptive_avg_pool2d,
-        F.adaptive_max_pool2d,
-        F.interpolate,
-        torch.max_pool2d,
-        torch.conv_transpose2d,
-    }
-)
+_POOLS = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d})
+_RESIZES = frozenset({F.interpolate, torch.conv_transpose2d})
 _ATTENTIONS = frozenset({F.scaled_dot_product_attention, F.multi_head_attention_forward})
 _SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 _JOINS = frozenset({torch.cat, torch.concat, torch.concatenate})
@@ -91,6 +82,7 @@ class Watch(TorchFunctionMode):
         self._widths: set[int] = set()  # channels of tokens
         self._running: list[_Call] = []
         self._maps: Tensor | None = None
+        self._pooled = False  # whether maps of their size were pooled since
         self._enter_attention = False  # whether those maps are what enters the last attention
         self._tokens: FeatureMaps | None = None
         self._laid_out: FeatureMaps | None = None  # the tokens before the maps were laid out again from them
@@ -150,14 +142,17 @@ class Watch(TorchFunctionMode):
 
     def _note_maps(self, function: Callable, result: Tensor) -> None:
         size = (result.shape[2], result.shape[3])
-        if function in CONVOLUTIONS or function in _POOLS:
+        if function in CONVOLUTIONS or function in _POOLS or function in _RESIZES:
             self._sizes.add(size)
+        if function in _POOLS and self._maps is not None and size == self._maps.shape[2:]:
+            self._pooled = True  # at the convolution's size, but no longer its unit: only another convolution counts
         if function in CONVOLUTIONS and size != (1, 1):
             self._grids.append(size)
-            found = True
+            found, self._pooled = True, False
         else:
             found = (
                 self._maps is not None
+                and not self._pooled
                 and size == self._maps.shape[2:]
                 and result.shape[0] == self._images
                 # Among tokens, four dimensions may also be heads: only tokens laid out again have the tokens' channels.

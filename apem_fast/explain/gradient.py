@@ -58,8 +58,10 @@ class SmoothGrad(Explainer):
 
     Args:
         samples: n, 100 in the papers.
-        sigma: standard deviation of the noise, 0.2 in the papers, in the space of the tensor that the model
-            receives: after normalisation, if the images were normalised.
+        sigma: standard deviation of the noise, 0.2 in the papers.
+        relative: what sigma is in units of. False, the reading here of the papers' "sigma = 0.2": of the tensor that
+            the model receives, after normalisation if the images were normalised. True: of the range of the image's
+            values, max - min, the noise level of SmoothGrad's authors (arXiv 1706.03825, section 4.1).
         seed: any integer; another seed draws other noise.
         batch_size: the most noisy copies in one forward and backward pass; None for what usually runs well there.
     """
@@ -68,6 +70,7 @@ class SmoothGrad(Explainer):
     usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 8, "cuda": 64}
     samples: int = 100
     sigma: float = 0.2
+    relative: bool = False
     seed: int = 0
     batch_size: int | None = None
 
@@ -90,9 +93,10 @@ class SmoothGrad(Explainer):
     def _one(self, model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=image.device)
         generator, at_once = generators_for(image[0]), self.batch_on(image.device)
+        deviation = self._deviation(image[0])
         for start in range(0, self.samples, at_once):
             samples = range(start, min(start + at_once, self.samples))
-            noise = torch.stack([self._drawn(image[0], generator(self.seed, sample)) for sample in samples])
+            noise = torch.stack([self._drawn(image[0], generator(self.seed, sample), deviation) for sample in samples])
             # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
             noisy = image + sent(noise.to(image.dtype), image.device)
             if noisy.device.type == "cpu":  # a fifth faster there, forward and backward
@@ -104,7 +108,10 @@ class SmoothGrad(Explainer):
 
     def noise(self, image: Tensor, sample: int) -> Tensor:
         """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
-        return self._drawn(image, generators_for(image)(self.seed, sample))
+        return self._drawn(image, generators_for(image)(self.seed, sample), self._deviation(image))
 
-    def _drawn(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randn(image.shape, device="cpu", generator=generator) * self.sigma
+    def _deviation(self, image: Tensor) -> float:
+        return self.sigma * float(image.max() - image.min()) if self.relative else self.sigma
+
+    def _drawn(self, image: Tensor, generator: torch.Generator, deviation: float) -> Tensor:
+        return torch.randn(image.shape, device="cpu", generator=generator) * deviation
