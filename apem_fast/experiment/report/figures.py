@@ -6,8 +6,8 @@
     shuffled_histograms P2 Figure 5.2
     flip_curves         not in the papers: the share of changed predictions against epsilon
 
-The pictures of P1 Figure 5 and P2 Figure 4.6 are among the maps of the page; those of P1 Figures 6 and 7 are the filter's.
-P1 Figure 9 and P2 Figure 4.5 show exceptions, which P2 Table 4.3 lists.
+The pictures of P1 Figure 5 and P2 Figure 4.6 are among the maps of the page; those of P1 Figures 6 and 7 are the
+filter's. P1 Figure 9 and P2 Figure 4.5 show exceptions, which P2 Table 4.3 lists.
 """
 
 from __future__ import annotations
