@@ -23,6 +23,7 @@ from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober, tuner_for
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
+from apem_fast.probing.trial import Trial
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
@@ -108,7 +109,8 @@ class Options:
         batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
         precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
             "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
-            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes.
+            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes. On
+            a CPU the precision is tried once float32 has answered some hundred probes, and left where it is not faster.
         compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
             decided by the model itself.
         bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
@@ -170,6 +172,7 @@ class Evaluator:
         self._passes = passes_for(FirstLayerExact(model), images.device, compile)
         self._record = record_for(self.options.record, model, images, self._passes)
         self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
+        self._trial = Trial(clock_is_free=images.device.type == "cpu")
         self._look_at(images, labels)
 
     def _look_at(self, images: Tensor, labels: Tensor | None) -> None:
@@ -234,9 +237,8 @@ class Evaluator:
         if precision == "float32":
             prober = Prober(self._model, rays, self._tuner, self._passes, self._record)
         else:
-            prober = ScreeningProber(
-                self._model, rays, self._tuner, self._passes, self._record, precision, self._screen_tuner
-            )
+            screen = precision, self._screen_tuner, self._trial
+            prober = ScreeningProber(self._model, rays, self._tuner, self._passes, self._record, *screen)
         with undisturbed(self._model, self._images), prober:
             self._record.refresh()
             yield prober

@@ -121,7 +121,7 @@ def prepared(folder: Path, images: int) -> dict[str, int]:
     torch.save(photographs(network, images), folder / "efficientnet-lite0.images")
     model = digits_network()
     torch.save(model, folder / "digits.model")
-    torch.save(digits()[0][: 2 * images], folder / "digits.images")
+    torch.save(digits()[0][: 4 * images], folder / "digits.images")
     rays = {}
     for name, chosen in (("efficientnet-lite0", network.model), ("digits", model)):
         these = torch.load(folder / f"{name}.images")
@@ -183,7 +183,7 @@ def differences(first: dict[str, np.ndarray], other: dict[str, np.ndarray], netw
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=24, help="photographs and cut-outs; twice as many digits")
+    parser.add_argument("--images", type=int, default=24, help="photographs and cut-outs; four times as many digits")
     parser.add_argument("--records", nargs="+", default=["float64", "float32"])
     parser.add_argument("--only", nargs="+", choices=[s.name for s in SETTINGS], help="settings beside the first")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)

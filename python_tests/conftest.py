@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis
 import pytest
 import torch
+
+from apem_fast.probing.trial import Trial
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=30, database=None)
 hypothesis.settings.load_profile("repeatable")
@@ -13,3 +17,10 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture
+def screened_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A low precision is used from the first probe to the last: whether it pays on this machine is left out."""
+    monkeypatch.setattr("apem_fast.metric.Trial", lambda clock_is_free: Trial(clock_is_free=False))
+    monkeypatch.setattr("apem_fast.probing.screening.ON_TRIAL", math.inf)

@@ -54,7 +54,7 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize("batch_size", [5, None])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_fixed_shapes_change_no_epsilon(recorded, batch_size, precision, memory_format):
+def test_fixed_shapes_change_no_epsilon(recorded, screened_throughout, batch_size, precision, memory_format):
     model = small_network()
     images, relevance = images_and_maps(6)
     images = images.contiguous(memory_format=memory_format)

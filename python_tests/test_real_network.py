@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from networks import epsilons_of, literal_epsilons
@@ -61,8 +59,7 @@ def test_batch_and_search_do_not_matter(network, pixels, maps):
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
-def test_low_precision_does_not_matter(network, pixels, maps, precision, monkeypatch):
-    monkeypatch.setattr("apem_fast.probing.screening.ON_TRIAL", math.inf)  # whether it pays here is another question
+def test_low_precision_does_not_matter(network, pixels, maps, precision, screened_throughout):
     images = network.normalised(pixels)
     exact = af.Evaluator(network.model, images, **GRID).apem(maps)
     screened = af.Evaluator(network.model, images, precision=precision, **GRID).apem(maps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +12,13 @@ from torch import nn
 
 import apem_fast as af
 from apem_fast.probing import screening
+from apem_fast.probing import trial as trial_module
 from apem_fast.probing.engine import find_flips
 from apem_fast.probing.prober import tuner_for
 from apem_fast.probing.rays import direction_rays
+from apem_fast.probing.trial import Trial
+from apem_fast.running import low_precision as low_precision_module
+from apem_fast.running.low_precision import FirstLayerExact, TooSlow
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
 from apem_fast.search import policy_of
@@ -24,10 +27,7 @@ GRID = {"max_epsilon": 40.0, "step": 0.25}
 LOW = ["bfloat16", "float16"]
 
 
-@pytest.fixture(autouse=True)
-def never_given_up(monkeypatch):
-    """Whether the screen pays is a matter of time, and so not left to chance here."""
-    monkeypatch.setattr(screening, "ON_TRIAL", math.inf)
+pytestmark = pytest.mark.usefixtures("screened_throughout")
 
 
 class Liar(nn.Module):
@@ -106,6 +106,83 @@ def test_every_input_is_counted():
     assert int(result.probes.sum()) == model.exact + model.screened
 
 
+class Clock:
+    """Passes by as told."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "seconds, pays",
+    [((3.9, 0.9), True), ((3.9, 1.1), False), ((4.1, 0.1), False), ((0.5, 0.5), True)],
+    ids=["slow to start", "no faster", "far too slow", "faster at once"],
+)
+def test_a_precision_is_tried_once_float32_has_worked(seconds, pays):
+    clock, runs = Clock(), list(seconds)
+    trial = Trial(True, clock)
+    for _ in range(trial_module.WORK_BEFORE // 100):
+        assert trial.pays is None and not trial.is_due
+        trial.answered(100)
+    assert trial.is_due
+
+    def run(deadline):
+        assert deadline > clock.now
+        clock.now += runs.pop(0)
+
+    trial.run(run, 1.0)
+    assert trial.pays is pays and not trial.is_due
+    assert clock.now <= 5.1
+
+
+def test_a_run_in_a_precision_that_the_machine_lacks_is_broken_off(monkeypatch):
+    """Every layer takes a second, and ten in low precision."""
+    clock = Clock()
+    monkeypatch.setattr(low_precision_module.time, "perf_counter", clock)
+
+    class Layers(nn.Module):
+        def forward(self, x):
+            for _ in range(20):
+                clock.now += 10.0 if torch.is_autocast_enabled("cpu") else 1.0
+                x = torch.relu(x)
+            return x.flatten(1)
+
+    model = FirstLayerExact(Layers())
+    passes = PlainPasses(model)
+    with low_precision_module.low_precision("bfloat16", "cpu"), passes.broken_off_at(45.0), pytest.raises(TooSlow):
+        passes(torch.ones(1, 1, 2, 2), 1, exact=False)
+    assert clock.now == 50.0 and model.deadline is None
+    assert passes(torch.ones(1, 1, 2, 2), 1, exact=True).shape == (1, 4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_a_precision_that_the_machine_lacks_costs_two_runs_of_one_image(monkeypatch, batch_size):
+    monkeypatch.setattr("apem_fast.metric.Trial", Trial)
+    monkeypatch.setattr(trial_module, "WORK_BEFORE", 40)
+    monkeypatch.setattr(Trial, "_within", lambda self, seconds, one_input: one_input(1e9) or seconds > 2)
+    monkeypatch.setattr(screening.BatchTuner, "seconds_an_input", 1.0)
+    model = Liar(LIES["honest"]).eval()
+    images, relevance = images_and_maps(6)
+    evaluator = af.Evaluator(model, images, precision="bfloat16", batch_size=batch_size, **GRID)
+    result = evaluator.apem({"maps": relevance})["maps"]
+    assert 1 <= model.screened <= 2
+    evaluator.on(images).apem({"maps": relevance})
+    assert model.screened <= 2
+    assert_same_epsilons(result, af.apem(model, images, relevance, **GRID))
+
+
+def test_searches_that_waste_it_leave_the_precision():
+    trial = Trial(clock_is_free=False)
+    assert trial.pays and not trial.is_due
+    trial.was_wasteful()
+    assert trial.pays
+    trial.was_wasteful()
+    assert trial.pays is False
+
+
 def test_a_screen_that_costs_more_than_it_spares_is_left(monkeypatch):
     monkeypatch.setattr(screening, "ON_TRIAL", 8)
     monkeypatch.setattr(screening.BatchTuner, "seconds_an_input", 1.0)
@@ -179,7 +256,9 @@ class Scripted(screening.ScreeningProber):
         model = nn.Identity()
         passes = PlainPasses(model)
         record = Record(model, passes, images)
-        super().__init__(model, described, tuner_for(images, 8), passes, record, "float16", tuner_for(images, 8))
+        super().__init__(
+            model, described, tuner_for(images, 8), passes, record, "float16", tuner_for(images, 8), Trial(False)
+        )
         self.exact, self.screened, self.asked = exact, screened, 0
 
     def _start(self, ray, epsilon, tuner):

@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from apem_fast.probing.differences import ENOUGH, Differences
 from apem_fast.probing.prober import Answers, Prober
 from apem_fast.probing.rays import Rays
+from apem_fast.probing.trial import Trial
 from apem_fast.running.batching import BatchTuner, is_out_of_memory
 from apem_fast.running.clean import ModelOutputError
 from apem_fast.running.low_precision import ROUNDING, low_precision
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
-from apem_fast.running.waiting import Waiting
+from apem_fast.running.waiting import Waiting, result_of
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
-ON_TRIAL = 64  # screened probes before it is judged whether the screen pays
+ON_TRIAL = 24  # screened probes before it is judged whether the screen pays
 
 _epsilon = attrgetter("epsilon")
 
@@ -54,6 +55,7 @@ class ScreeningProber(Prober):
     Args:
         tuner: of float32 passes.
         screen_tuner: of low-precision passes, whose best batch is another one.
+        trial: whether the machine has the precision; until that is known, float32 answers.
     """
 
     def __init__(
@@ -65,9 +67,10 @@ class ScreeningProber(Prober):
         record: Record,
         precision: str,
         screen_tuner: BatchTuner,
+        trial: Trial,
     ):
         super().__init__(model, rays, tuner, passes, record)
-        self._precision, self._screen_tuner = precision, screen_tuner
+        self._precision, self._screen_tuner, self._trial = precision, screen_tuner, trial
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
@@ -82,9 +85,11 @@ class ScreeningProber(Prober):
     def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
         if not len(ray):
             return (yield from super().answers(ray, epsilon))
-        wanted = np.flatnonzero(~self._exactly[ray])
+        tried = self._try(ray[:1], epsilon[:1]) if self._trial.is_due else 0
+        wanted = np.flatnonzero(~self._exactly[ray]) if self._trial.pays else np.arange(0)
         wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
         screened, rounding, runs = yield from self._screened(ray, epsilon, wanted)
+        runs[0] += tried
         self._exactly[ray[wanted[np.isnan(screened[wanted])]]] = True  # the low precision overflows here
 
         margin, band = self._judged(ray, epsilon, screened, rounding)
@@ -109,6 +114,7 @@ class ScreeningProber(Prober):
             insort(self._told[r], _Point(*told), key=_epsilon)
         if self._is_wasteful():
             self._exactly[:] = True
+            self._trial.was_wasteful()
         return answers
 
     def confirm(
@@ -182,9 +188,25 @@ class ScreeningProber(Prober):
     ) -> Waiting[Answers]:
         """What float32 says; how far off the screen was is learnt."""
         exact = yield from super().answers(ray, epsilon)
+        self._trial.answered(len(ray))
         both = np.flatnonzero(~np.isnan(screened))
         self._differences.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
         return exact
+
+    def _try(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> int:
+        """Runs this one probe in low precision, as far as it is worth it, to see whether that is faster here; how
+        often it was run."""
+        seconds, runs = self._tuner.seconds_an_input, 0
+
+        def run_until(deadline: float) -> None:
+            nonlocal runs
+            runs += 1
+            with self._passes.broken_off_at(deadline):
+                result_of(self._screen(ray, epsilon))
+
+        if seconds is not None:
+            self._trial.run(run_until, seconds)
+        return runs
 
     def _is_wasteful(self) -> bool:
         """Whether the screen costs more than the float32 passes it spares."""

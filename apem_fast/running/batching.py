@@ -81,7 +81,7 @@ class BatchTuner:
 
     def wants_time_of(self, plan: BatchPlan) -> bool:
         """Whether a pass should be timed even where that means to wait for a GPU."""
-        return not self._fixed and (self._clock_is_free or plan != self.best or plan not in self._seconds)
+        return self._clock_is_free or (not self._fixed and (plan != self.best or plan not in self._seconds))
 
     def ran(self, plan: BatchPlan, inputs: int, seconds: float) -> None:
         """A pass of so many inputs took so long."""

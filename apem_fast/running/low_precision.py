@@ -7,6 +7,7 @@ the model runs, by a function mode that sees the calls; nothing of the model is 
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 
 import torch
@@ -31,6 +32,10 @@ def low_precision(precision: str, device_type: str) -> AbstractContextManager[ob
     return torch.autocast(device_type, getattr(torch, precision))
 
 
+class TooSlow(Exception):
+    """A pass in low precision was broken off."""
+
+
 class FirstLayerExact(nn.Module):
     """A model whose first layer stays in float32 when it is called inside `low_precision`; else the model as it is."""
 
@@ -38,12 +43,14 @@ class FirstLayerExact(nn.Module):
         super().__init__()
         self.model = model
         self.training = getattr(model, "training", False)  # frozen scripts have no mode
+        self.deadline: float | None = None
+        """When `time.perf_counter()` has passed it, a pass in low precision is broken off, at the next call in it."""
 
     def forward(self, inputs: Tensor) -> object:
         device_type = inputs.device.type
         if not (torch.is_autocast_enabled(device_type) or _tf32_is_allowed()):
             return self.model(inputs)
-        with _FirstLayerInFloat32(device_type):
+        with _FirstLayerInFloat32(device_type, self.deadline):
             return self.model(inputs)
 
 
@@ -55,12 +62,14 @@ def _tf32_is_allowed() -> bool:
 class _FirstLayerInFloat32(TorchFunctionMode):
     """For one forward pass: a mode sees every call that a model makes from Python."""
 
-    def __init__(self, device_type: str):
+    def __init__(self, device_type: str, deadline: float | None = None):
         super().__init__()
-        self._device_type, self._passed = device_type, False
+        self._device_type, self._deadline, self._passed = device_type, deadline, False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._deadline is not None and time.perf_counter() > self._deadline:
+            raise TooSlow
         if self._passed or getattr(func, "__name__", "") not in LAYERS:
             return func(*args, **kwargs)
         self._passed = True

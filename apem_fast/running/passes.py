@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from apem_fast.running.batching import BatchPlan, is_out_of_memory
 from apem_fast.running.capture import Pool, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.layouts import WeightLayouts
+from apem_fast.running.low_precision import FirstLayerExact
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -61,6 +63,18 @@ class PlainPasses:
         """What the model says of one image, (1, C, H, W) and contiguous, with its weights as the user has them."""
         with self._layouts.as_given():
             return self._model(image)
+
+    @contextmanager
+    def broken_off_at(self, deadline: float) -> Iterator[None]:
+        """Inside, plain passes in low precision raise `TooSlow` when the clock has passed that time."""
+        watched = type(self) is PlainPasses and isinstance(self._model, FirstLayerExact)
+        if watched:
+            self._model.deadline = deadline
+        try:
+            yield
+        finally:
+            if watched:
+                self._model.deadline = None
 
     def knows_noise_of(self, plan: BatchPlan) -> bool:
         """Whether `noise` is known to hold for such batches; otherwise it is to be measured first."""
