@@ -335,6 +335,7 @@ def apem(
     precision: str = "float32",
     compile: bool = False,
     bounds: BoundsOf = (None, None),
+    record: str = "float64",
     progress: Progress | None = None,
 ) -> ApemResult:
     """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
@@ -348,7 +349,7 @@ def apem(
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
         labels: the predictions, if known; an error if they are not the model's.
-        max_epsilon, step, search, batch_size, precision, compile, bounds: see `Options`.
+        max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
         progress: called with (rays decided, rays in all, probes so far).
 
     Raises:
@@ -365,6 +366,7 @@ def apem(
         precision=precision,
         compile=compile,
         bounds=bounds,
+        record=record,
     )
     return evaluator.apem({"relevance": relevance}, progress)["relevance"]
 
@@ -382,6 +384,7 @@ def minimum_epsilon(
     precision: str = "float32",
     compile: bool = False,
     bounds: BoundsOf = (None, None),
+    record: str = "float64",
     progress: Progress | None = None,
 ) -> EpsilonResult:
     """The least grid epsilon at which ``x + epsilon * direction`` is no longer predicted as x is, for any direction.
@@ -402,5 +405,6 @@ def minimum_epsilon(
         precision=precision,
         compile=compile,
         bounds=bounds,
+        record=record,
     )
     return evaluator.minimum_epsilon(direction, progress)

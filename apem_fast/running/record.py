@@ -156,7 +156,7 @@ class _Watched(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.training = model.training
+        self.training = getattr(model, "training", False)  # frozen scripts have no mode
         self._seen = False
 
     def forward(self, inputs: Tensor) -> object:
