@@ -6,6 +6,7 @@ Options are constructor arguments; `.name` and `.options` are recorded with ever
 """
 
 from apem_fast.explain.adapted import from_callable, from_captum
+from apem_fast.explain.attention import AttentionRelevance, AttentionRollout
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
@@ -18,6 +19,8 @@ __all__ = [
     "BASELINES",
     "EXPLAINERS",
     "LRP",
+    "AttentionRelevance",
+    "AttentionRollout",
     "CenteredGaussian",
     "Edge",
     "Explainer",

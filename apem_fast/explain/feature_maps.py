@@ -24,7 +24,7 @@ from apem_fast.explain.intercepted import CONVOLUTIONS
 _POOLS = frozenset({F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d})
 _RESIZES = frozenset({F.interpolate, torch.conv_transpose2d})
 _ATTENTIONS = frozenset({F.scaled_dot_product_attention, F.multi_head_attention_forward})
-_SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
+SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 _JOINS = frozenset({torch.cat, torch.concat, torch.concatenate})
 
 Reading = Callable[[Tensor], Tensor]
@@ -127,7 +127,7 @@ class Watch(TorchFunctionMode):
         result = function(*args, **kwargs)
         if function in _JOINS:
             self._note_joined(*args, **kwargs)
-        if function in _ATTENTIONS or (function in _SOFTMAXES and _is_over_tokens(result, *args[1:], **kwargs)):
+        if function in _ATTENTIONS or (function in SOFTMAXES and is_over_tokens(result, *args[1:], **kwargs)):
             self._attended(result)
         if not isinstance(result, Tensor) or not result.requires_grad:
             return result
@@ -255,7 +255,7 @@ def _as_it_is(values: Tensor) -> Tensor:
     return values
 
 
-def _is_over_tokens(result: Any, dim: int | None = None, *_: object, **options: object) -> bool:
+def is_over_tokens(result: Any, dim: int | None = None, *_: object, **options: object) -> bool:
     """Whether a softmax is attention's: over the last of at least three dimensions."""
     dim = options.get("dim", dim)
     return isinstance(result, Tensor) and result.dim() > 2 and result.shape[-1] > 1 and dim in (-1, result.dim() - 1)

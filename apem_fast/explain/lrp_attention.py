@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Mix = Callable[[Tensor, Tensor], Tensor]
 
 
 class Shared(torch.autograd.Function):
@@ -154,20 +155,30 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    mix: Mix | None = None,
 ) -> Tensor:
-    """What `F.scaled_dot_product_attention` computes, step by step."""
+    """What `F.scaled_dot_product_attention` computes, step by step.
+
+    Args:
+        mix: makes the output of the attention weights and the values, in place of the rule for products.
+    """
     if dropout_p or enable_gqa:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = product(torch.matmul, query, key.transpose(-2, -1)) * scale
+    scores = _scores(query, key.transpose(-2, -1), plain=mix is not None) * scale
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         masked = attn_mask.dtype == torch.bool
         scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
-    return product(torch.matmul, scores.softmax(dim=-1), value)
+    weights = scores.softmax(dim=-1)
+    return product(torch.matmul, weights, value) if mix is None else mix(weights, value)
+
+
+def _scores(query: Tensor, key: Tensor, *, plain: bool) -> Tensor:
+    return query @ key if plain else product(torch.matmul, query, key)
 
 
 def multi_head_attention(
@@ -190,6 +201,7 @@ def multi_head_attention(
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
     use_separate_proj_weight: bool = False,
+    mix: Mix | None = None,
     **options: Any,
 ) -> tuple[Tensor, None] | None:
     """What `F.multi_head_attention_forward` computes for (tokens, N, width); None for its rarer options."""
@@ -204,5 +216,5 @@ def multi_head_attention(
         linear(tokens.transpose(0, 1), weight, bias).unflatten(2, (num_heads, -1)).transpose(1, 2)
         for tokens, weight, bias in zip((query, key, value), weights, biases)
     ]
-    mixed = attention(*heads).transpose(1, 2).flatten(2)
+    mixed = attention(*heads, mix=mix).transpose(1, 2).flatten(2)
     return linear(mixed, out_proj_weight, out_proj_bias).transpose(0, 1), None

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from apem_fast.explain.adapted import Adapted, from_callable, from_captum
+from apem_fast.explain.attention import AttentionRelevance, AttentionRollout
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
@@ -30,6 +31,8 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "grad-cam": GradCAM,
     "guided-backprop": GuidedBackprop,
     "guided-grad-cam": GuidedGradCAM,
+    "attention-rollout": AttentionRollout,
+    "attention-relevance": AttentionRelevance,
     "random": Random,
     "uniform": Uniform,
     "edge": Edge,
