@@ -11,6 +11,7 @@ from captum.attr import IntegratedGradients
 from torch import nn
 
 from apem_fast import explain
+from apem_fast.seeding import generator_for
 
 METHODS = [
     explain.Gradient(),
@@ -20,6 +21,10 @@ METHODS = [
     explain.GuidedGradCAM(),
     explain.LRP(epsilon=0.1),
     explain.from_captum(IntegratedGradients, n_steps=4),
+    explain.IntegratedGradients(steps=3, batch_size=2),
+    explain.InputXGradient(),
+    explain.Occlusion(window=4, stride=3, batch_size=3),
+    explain.RISE(samples=5, cells=3, batch_size=2),
     explain.Random(),
     explain.Uniform(),
     explain.Edge(),
@@ -205,6 +210,40 @@ def test_shape_dtype_and_memory_format(method, dtype, images):
     assert method(model, images[:0].to(dtype)).shape == (0, 3, 9, 7)
 
 
+def test_integrated_gradients_are_those_of_captum(model, images):
+    came = explain.IntegratedGradients(steps=6, baseline=0.5)(model, images)
+    labels = model(images).argmax(1)
+    expected = IntegratedGradients(model).attribute(images.clone(), 0.5, target=labels, n_steps=6)
+    torch.testing.assert_close(came, expected.float())
+    torch.testing.assert_close(explain.InputXGradient()(model, images), images * explain.Gradient()(model, images))
+
+
+def test_occlusion_is_the_mean_fall_over_the_squares_that_cover_a_pixel(model, images):
+    label = int(model(images[:1]).argmax())
+    came = explain.Occlusion(window=4, stride=3, value=0.25)(model, images[:1])[0, 0]
+    falls = [[[] for _ in range(7)] for _ in range(9)]
+    for y in (0, 3, 5):  # the last one at the edge
+        for x in (0, 3):
+            covered = images[:1].clone()
+            covered[:, :, y : y + 4, x : x + 4] = 0.25
+            fall = float(model(images[:1])[0, label] - model(covered)[0, label])
+            for i in range(y, y + 4):
+                for j in range(x, x + 4):
+                    falls[i][j].append(fall)
+    torch.testing.assert_close(came, torch.tensor([[np.mean(one) for one in row] for row in falls]).float())
+
+
+def test_rise_is_the_weighted_mean_of_its_masks(model, images):
+    method = explain.RISE(samples=7, cells=3, shown=0.25, seed=2, batch_size=3)
+    label, generator = int(model(images[:1]).argmax()), generator_for(images[0], 2)
+    masks = [method.mask(9, 7, generator) for _ in range(7)]
+    assert all(float(mask.min()) >= 0 and float(mask.max()) <= 1 and mask.shape == (1, 9, 7) for mask in masks)
+    total = sum(float(model(images[:1] * mask).softmax(1)[0, label]) * mask[0] for mask in masks)
+    torch.testing.assert_close(method(model, images[:1])[0, 1], total / (7 * 0.25))
+    many = torch.stack([method.mask(9, 7, generator) for _ in range(400)])
+    assert float(many.mean()) == pytest.approx(0.25, abs=0.03)
+
+
 def test_random_is_uniform_and_seeded(model, images):
     map_ = explain.Random()(model, images)
     assert map_.min() >= 0 and map_.max() < 1 and map_.mean().item() == pytest.approx(0.5, abs=0.05)
@@ -274,7 +313,7 @@ def test_bad_input_gets_one_sentence(method, model, images, labels, error, words
 
 @pytest.mark.parametrize(
     "method",
-    [method for method in MODEL_METHODS if method.name != "IntegratedGradients"],
+    [m for m in MODEL_METHODS if m.name not in ("IntegratedGradients", "Occlusion", "RISE")],
     ids=lambda method: method.name,
 )
 def test_logits_without_a_gradient_are_refused(method):

@@ -10,15 +10,17 @@ from apem_fast.explain.attention import AttentionRelevance, AttentionRollout
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
-from apem_fast.explain.gradient import Gradient, SmoothGrad
+from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP, LrpResult
+from apem_fast.explain.perturbing import RISE, Occlusion
 from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of, split_outside_brackets
 
 __all__ = [
     "BASELINES",
     "EXPLAINERS",
     "LRP",
+    "RISE",
     "AttentionRelevance",
     "AttentionRollout",
     "CenteredGaussian",
@@ -28,7 +30,10 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "InputXGradient",
+    "IntegratedGradients",
     "LrpResult",
+    "Occlusion",
     "Random",
     "SmoothGrad",
     "Uniform",

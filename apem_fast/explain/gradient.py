@@ -115,3 +115,70 @@ class SmoothGrad(Explainer):
 
     def _drawn(self, image: Tensor, generator: torch.Generator, deviation: float) -> Tensor:
         return torch.randn(image.shape, device="cpu", generator=generator) * deviation
+
+
+@dataclass(frozen=True)
+class InputXGradient(Explainer):
+    """The plain gradient of the label's logit times the input (Shrikumar et al. 2016), signed.
+
+    Args:
+        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+    """
+
+    name: ClassVar[str] = "Input x Gradient"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require_batch_size(self.name, self.batch_size)
+
+    @property
+    def passes_per_image(self) -> float:
+        return 3.0
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return images * logit_gradient(model, images, labels, self.name)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(Explainer):
+    """Integrated Gradients (Sundararajan et al. 2017): the difference from a plain image times the mean gradient of the
+    label's logit on the way from there, signed. Captum's, by its Gauss-Legendre rule.
+
+    Args:
+        steps: points on the way.
+        baseline: the value of the plain image, in the space of the tensor that the model receives (0 is the mean where
+            images are normalised).
+        batch_size: the most points in one forward and backward pass; None for what usually runs well there.
+    """
+
+    name: ClassVar[str] = "Integrated Gradients"
+    steps: int = 50
+    baseline: float = 0.0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least_one(self.name, "steps", self.steps)
+        require_batch_size(self.name, self.batch_size)
+        if not abs(self.baseline) < float("inf"):
+            raise ValueError(f"{self.name}: baseline must be finite (got {self.baseline})")
+
+    def images_at_once(self, device: torch.device) -> int:
+        return 1
+
+    @property
+    def passes_per_image(self) -> float:
+        return 3.0 * self.steps
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        from captum.attr import IntegratedGradients as OfCaptum
+
+        def logits(inputs: Tensor) -> Tensor:
+            return explainable_logits(model, inputs, labels, self.name)
+
+        return OfCaptum(logits).attribute(
+            images,
+            self.baseline,
+            target=int(labels[0]),
+            n_steps=self.steps,
+            internal_batch_size=self.batch_on(images.device),
+        )

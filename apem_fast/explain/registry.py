@@ -20,9 +20,10 @@ from apem_fast.explain.attention import AttentionRelevance, AttentionRollout
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
-from apem_fast.explain.gradient import Gradient, SmoothGrad
+from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP
+from apem_fast.explain.perturbing import RISE, Occlusion
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "gradient": Gradient,
@@ -31,6 +32,10 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "grad-cam": GradCAM,
     "guided-backprop": GuidedBackprop,
     "guided-grad-cam": GuidedGradCAM,
+    "input-x-gradient": InputXGradient,
+    "integrated-gradients": IntegratedGradients,
+    "occlusion": Occlusion,
+    "rise": RISE,
     "attention-rollout": AttentionRollout,
     "attention-relevance": AttentionRelevance,
     "random": Random,
