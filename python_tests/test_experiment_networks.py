@@ -132,3 +132,38 @@ def test_models_that_are_no_such_classifiers(model, words, monkeypatch):
     monkeypatch.setattr(tiny_networks, "tiny", lambda: made)
     with pytest.raises(ValueError, match=re.escape(words)):
         load_network("tiny_networks:tiny")
+
+
+def test_networks_of_timm_come_with_their_own_preparation(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_050", num_classes=7).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    network = load_network("timm:mobilenetv3_small_050", weights=tmp_path / "weights.pt")
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    picture = bundled_photographs()[0].open()
+    images = network.normalised(network.pixels(picture)[None])
+    torch.testing.assert_close(images, prepare(picture)[None], rtol=0, atol=1e-6)
+    assert torch.equal(network.model(images), model(images)) and len(network.categories) == 7
+    with pytest.raises(ValueError, match="did you mean 'mobilenetv3_small_0"):
+        load_network("timm:mobilenetv3_small_05", weights=tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="needs a file of weights"):
+        load_network("timm:mobilenetv3_small_050")
+
+
+def test_exported_programs(tmp_path):
+    model = tiny_networks.pooled().eval()
+    dynamic = ({0: torch.export.Dim.AUTO},)
+    program = torch.export.export(model, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "program.pt2")
+    network = load_network(str(tmp_path / "program.pt2"))
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(network.model(images), model(images))
+    assert network.size == 32 and len(network.categories) == 7
+    (tmp_path / "other.pt2").write_text("nothing")
+    with pytest.raises(ValueError, match="cannot be read as an exported program"):
+        load_network(str(tmp_path / "other.pt2"))
+
+
+def test_a_function_is_named_with_a_colon_or_a_dot():
+    assert load_network("tiny_networks.tiny").digest == load_network("tiny_networks:tiny").digest

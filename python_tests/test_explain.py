@@ -341,7 +341,7 @@ def test_bad_options_get_one_sentence(make, words):
         make()
 
 
-@pytest.mark.parametrize("name", explain.EXPLAINERS)
+@pytest.mark.parametrize("name", [name for name in explain.EXPLAINERS if name != "maps"])  # which names a folder
 def test_specifications_go_there_and_back(name):
     explainer = explain.explainer_from(name)
     assert explain.key_of(explainer) == name

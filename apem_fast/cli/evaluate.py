@@ -79,6 +79,14 @@ def evaluate(
             "smooth-grad and the baselines]",
         ),
     ] = None,
+    maps: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Maps that exist already, beside the computed ones: a .npy, .npz, .pt or .png file for each image, "
+            "called as the image is, of what the network sees. May be given several times.",
+        ),
+    ] = None,
     stages: Annotated[
         str | None,
         typer.Option(
@@ -172,7 +180,7 @@ def evaluate(
         from apem_fast.experiment.run.options import RunOptions
 
         chosen = {
-            "explainers": _names(explainers, "--explainers"),
+            "explainers": _with_maps(_names(explainers, "--explainers"), maps),
             "stages": _names(None if stages is None else [stages], "--stages"),
             "measures": _names(measures, "--measures"),
         }
@@ -221,6 +229,21 @@ def evaluate(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if page is not None:
         console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
+
+
+def _with_maps(explainers: tuple[str, ...] | None, maps: list[str] | None) -> tuple[str, ...] | None:
+    """The explainers, the usual ones where none are named, and the folders of --maps."""
+    from apem_fast.experiment.run.options import DEFAULT_EXPLAINERS
+
+    if not maps:
+        return explainers
+    named = []
+    for text in maps:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise ValueError(f"--maps must be NAME=FOLDER (got {text!r})")
+        named.append(f"maps:folder={folder!r}:title={name!r}")
+    return (*(DEFAULT_EXPLAINERS if explainers is None else explainers), *named)
 
 
 def _names(texts: list[str] | None, option: str) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP, LrpResult
 from apem_fast.explain.perturbing import RISE, Occlusion
 from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of, split_outside_brackets
+from apem_fast.explain.stored_maps import StoredMaps
 
 __all__ = [
     "BASELINES",
@@ -36,6 +37,7 @@ __all__ = [
     "Occlusion",
     "Random",
     "SmoothGrad",
+    "StoredMaps",
     "Uniform",
     "explainer_from",
     "from_callable",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -53,6 +53,10 @@ class Explainer(ABC):
     def images_at_once(self, device: torch.device) -> int:
         """How many images `attribute` gets in one call there."""
         return self.batch_on(device)
+
+    def for_images(self, names: Sequence[str]) -> Explainer:
+        """The method for the images of these names: itself, unless it looks its maps up by name."""
+        return self
 
     @property
     def passes_per_image(self) -> float:

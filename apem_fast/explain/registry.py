@@ -24,6 +24,7 @@ from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradi
 from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP
 from apem_fast.explain.perturbing import RISE, Occlusion
+from apem_fast.explain.stored_maps import StoredMaps
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "gradient": Gradient,
@@ -38,6 +39,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "rise": RISE,
     "attention-rollout": AttentionRollout,
     "attention-relevance": AttentionRelevance,
+    "maps": StoredMaps,
     "random": Random,
     "uniform": Uniform,
     "edge": Edge,
@@ -110,7 +112,8 @@ def key_of(explainer: Explainer) -> str:
 
 def _own(name: str, texts: dict[str, str]) -> Explainer:
     method = EXPLAINERS[name]
-    types = {field.name: get_type_hints(method)[field.name] for field in dataclasses.fields(method)}
+    hints = get_type_hints(method)
+    types = {field.name: hints[field.name] for field in dataclasses.fields(method) if hints[field.name] in _readers}
     options: dict[str, Any] = {}
     for option, text in texts.items():
         if option not in types:
@@ -121,6 +124,13 @@ def _own(name: str, texts: dict[str, str]) -> Explainer:
             options[option] = read(text)
         except (ValueError, KeyError):
             raise ValueError(f"{name}: {option} must be {words} (got {text!r})") from None
+    required = [
+        field.name
+        for field in dataclasses.fields(method)
+        if field.default is dataclasses.MISSING and field.name not in options
+    ]
+    if required:
+        raise ValueError(f"{name}: {required[0]} must be given, as {name}:{required[0]}=VALUE (got none)")
     return method(**options)
 
 
@@ -135,6 +145,12 @@ def _imported(path: str, texts: dict[str, str]) -> Explainer:
         return adapt(method, **{option: _literal(text) for option, text in texts.items()})
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _text(text: str) -> str:
+    """A word, or a text in quotes."""
+    value = _literal(text)
+    return value if isinstance(value, str) else text
 
 
 def _function(path: str) -> Callable:
@@ -169,7 +185,7 @@ _readers: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "an integer"),
     int | None: (int, "an integer"),
     float: (float, "a number"),
-    str: (str, "a word"),
+    str: (_text, "a word"),
     str | None: (str, "a word"),
     Callable[[Tensor], Tensor] | None: (_function, "the path of a function"),
     bool: ({"True": True, "true": True, "False": False, "false": False}.__getitem__, "True or False"),

@@ -174,7 +174,7 @@ def _filtered(
     except OSError as error:
         raise ValueError(f"{photograph.path} cannot be read as an image ({error})") from None
     images = network.normalised(pixels)
-    attribution = explainer_from(options.explainer)(network.model, images)
+    attribution = explainer_from(options.explainer).for_images([photograph.name])(network.model, images)
     relevance = STAGES[options.stage](attribution, pixels, options.percentile)
     result = filter_relevance(
         network.model,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from apem_fast.experiment.inputs.classes import Classes
 from apem_fast.experiment.inputs.ground_truth import read_ground_truth
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
+from apem_fast.explain.stored_maps import plain_name
 
 NO_GROUND_TRUTH = "none"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -116,13 +116,13 @@ def _truths(folder: Path, paths: list[str], ground_truth: str | None, classes: C
 
 def unique_names(paths: list[str]) -> dict[str, str]:
     """A name for each path that is safe as a file's name on any system and unlike any other's, capitals or not."""
-    plain = {path: _safe(str(PurePosixPath(path).with_suffix(""))) for path in paths}
+    plain = {path: _safe(path) for path in paths}
     count = Counter(name.casefold() for name in plain.values())
     return {path: name if count[name.casefold()] == 1 else f"{name}.{_mark(path)}" for path, name in plain.items()}
 
 
 def _safe(path: str) -> str:
-    name = re.sub(r"[^\w.+-]", "_", path.replace("/", "-"), flags=re.ASCII).lstrip(".-") or "image"
+    name = plain_name(path) or "image"
     return name if len(name) <= 100 else f"{name[:80]}.{_mark(path)}"
 
 

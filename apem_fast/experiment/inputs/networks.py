@@ -1,9 +1,10 @@
 """Networks to evaluate, with what their inputs look like and what their outputs are called.
 
-A name stands for one of three kinds: a network that comes with its weights, such as efficientnet-lite0; a
-classification model of torchvision, with a file of weights; or `package.module:function`, a function of no arguments
-that returns a `Network`, or an `nn.Module` that is prepared for as torchvision's are: 224 pixels, ImageNet's mean and
-standard deviation, and ImageNet's categories if it has 1,000 outputs.
+A name stands for one of these kinds: a network that comes with its weights, such as efficientnet-lite0; a
+classification model of torchvision, or `timm:NAME` of timm, with a file of weights; a program that torch.export saved,
+`FILE.pt2`; or `package.module:function` (or `package.module.function`), a function of no arguments that returns a
+`Network`, or an `nn.Module` that is prepared for as torchvision's are: 224 pixels, ImageNet's mean and standard
+deviation, and ImageNet's categories if it has 1,000 outputs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.weights import class_count, load_weights, read_weights
+from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -133,7 +136,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     """The network of that name on `device`, in evaluation mode.
 
     Args:
-        name: of any of the three kinds (see above).
+        name: of any of these kinds (see above).
         device: where its model goes.
         weights: a file that `torch.save(model.state_dict(), file)` wrote; read with `weights_only=True`, so that no
             code in it runs. Nothing is ever downloaded.
@@ -147,7 +150,11 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         if weights is not None:
             raise ValueError(f"weights: {name} comes with its own (got {weights})")
         network = NETWORKS[name]()
-    elif ":" in name:
+    elif name.startswith("timm:"):
+        network = _of_timm(name, weights)
+    elif name.endswith(".pt2"):
+        network = _of_export(name, weights)
+    elif ":" in name or ("." in name and name not in torchvision_names()):
         network = _of_function(name, weights)
     elif name in torchvision_names():
         network = _of_torchvision(name, weights)
@@ -157,9 +164,13 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such "
-            "as resnet18 with --weights FILE, and package.module:function"
+            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, and "
+            "package.module:function"
         )
-    network.model.eval().requires_grad_(False).to(device)
+    if is_exported(network.model):
+        network.model.to(device)
+    else:
+        network.model.eval().requires_grad_(False).to(device)
     _check_outputs(network, device)
     return network
 
@@ -196,6 +207,61 @@ def _of_torchvision(name: str, weights: str | Path | None) -> Network:
     )
 
 
+def _of_timm(name: str, weights: str | Path | None) -> Network:
+    try:
+        import timm
+    except ImportError:
+        raise FileNotFoundError(f"{name} needs timm: pip install timm") from None
+    if weights is None:
+        raise ValueError(f"{name} needs a file of weights: --weights FILE (nothing is downloaded)")
+    state, architecture = read_weights(weights), name.removeprefix("timm:")
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown network {name!r}: timm has no such model{hint}")
+    model = timm.create_model(architecture, pretrained=False, num_classes=class_count(state))
+    load_weights(model, state, name, weights)
+    prepare = timm.data.resolve_model_data_config(model)
+    size = prepare["input_size"][-1]
+    return Network(
+        name,
+        model,
+        size,
+        tuple(prepare["mean"]),
+        tuple(prepare["std"]),
+        _categories(class_count(state)),
+        math.floor(size / prepare["crop_pct"]),
+        prepare["interpolation"] if prepare["interpolation"] in INTERPOLATIONS else "bicubic",
+    )
+
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+def _of_export(name: str, weights: str | Path | None) -> Network:
+    """A program that torch.export.save wrote; its pixels are those of the example that it was exported with."""
+    if weights is not None:
+        raise ValueError(f"weights: {name} comes with its own (got {weights})")
+    if not Path(name).is_file():
+        raise ValueError(f"network: {name} is not a file")
+    try:
+        program = torch.export.load(name)
+    except Exception as error:  # noqa: BLE001 - damaged files raise what they like
+        raise ValueError(
+            f"network: {name} cannot be read as an exported program ({str(error).splitlines()[0]})"
+        ) from None
+    model = program.module()
+    (shape,) = (
+        node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
+    )
+    if len(shape) != 4 or not isinstance(shape[2], int):
+        raise ValueError(f"network: {name} must take images (N, 3, H, W) of one size (got {tuple(map(str, shape))})")
+    network = Network(name, model, shape[2], IMAGENET_MEAN, IMAGENET_STD, (), round(shape[2] / 0.875), "bilinear")
+    return dataclasses.replace(network, categories=_categories(_outputs(network, _device_of(model))))
+
+
 # These two were published in another framework, whose preparation of images they undo within the model; torchvision
 # sets this where it downloads their weights. And initial values that are overwritten need not be drawn the slow way.
 _PUBLISHED_ELSEWHERE = {"transform_input": True, "init_weights": False}
@@ -203,7 +269,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {"googlenet": _PUBLISHED_ELSEWHERE, "incep
 
 
 def _of_function(name: str, weights: str | Path | None) -> Network:
-    module, _, function = name.partition(":")
+    module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
@@ -242,10 +308,13 @@ def _outputs(network: Network, device: str | torch.device) -> int:
             f"network: {network.name} must take images (N, 3, {network.size}, {network.size}) "
             f"(got: {str(error).splitlines()[0]})"
         ) from None
-    if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != 1 or answer.shape[1] < 2:
+    try:
+        return as_logits(answer, 1).shape[1]
+    except ModelOutputError:
         came = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"network: {network.name} must return logits (N, classes), at least 2 of them (got {came})")
-    return answer.shape[1]
+        raise ValueError(
+            f"network: {network.name} must return logits (N, classes), at least 2 of them (got {came})"
+        ) from None
 
 
 def _check_outputs(network: Network, device: str | torch.device) -> None:

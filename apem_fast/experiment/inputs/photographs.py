@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 
@@ -40,12 +41,27 @@ class Photograph:
         """
         try:
             with Image.open(self.path) as picture:
-                picture = picture.convert("RGB")
+                picture = _eight_bits(picture).convert("RGB")
         except UnidentifiedImageError:
             raise OSError("not an image that can be read") from None
         except (SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
             raise OSError(str(error)) from None  # what decoders raise at damaged files
         return picture.crop(self.box) if self.box else picture
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture of one channel with more than eight bits, scaled; Pillow would clip it to white.
+
+    Raises:
+        ValueError: values whose scale is not known.
+    """
+    if picture.mode[0] not in "IF":
+        return picture
+    values = np.asarray(picture).astype(np.float64)
+    greatest = 1.0 if picture.mode == "F" else 65535.0  # files say no more: 16 bits, or a share of white
+    if values.size and not (values.min() >= 0 and values.max() <= greatest):
+        raise ValueError(f"grey values in 0...{greatest:g} were expected (got {values.min():g} to {values.max():g})")
+    return Image.fromarray(np.rint(values * (255 / greatest)).astype(np.uint8))
 
 
 def bundled_photographs() -> tuple[Photograph, ...]:

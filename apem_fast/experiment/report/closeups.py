@@ -88,7 +88,7 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
     image = network.normalised(pixels)
     maps = []
     for key, part in rows.groupby("explainer", sort=False):
-        attribution = explainer_from(key)(network.model, image, None)
+        attribution = explainer_from(key).for_images([name])(network.model, image, None)
         maps += [STAGES[stage](attribution, pixels, store.options.percentile) for stage in part["stage"]]
     # All at once, so that the sign gradient is computed once: maps without channels are repeated for each channel.
     view = RayView(

@@ -7,12 +7,15 @@ leaves no ray gets a row that says so, and stops nobody.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import apem_fast
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.columns import MEASURES, Explained
@@ -20,11 +23,13 @@ from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.pictures import png_of
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
-from apem_fast.explain import Explainer
+from apem_fast.explain import Explainer, StoredMaps
+from apem_fast.explain.adapted import Adapted
 from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.relevance import STAGES
+from apem_fast.running.batching import is_out_of_memory
 
 EXPECTED_PASSES_PER_RAY = 6.0
 """For the estimate of the time left only."""
@@ -33,6 +38,26 @@ ImageProgress = Callable[[int, int], None]
 """Called with (images explained, images in all)."""
 
 NAN = float("nan")
+
+
+class ExplainerFailed(ValueError):
+    """An explainer of the user's own raised an exception."""
+
+    @classmethod
+    def of(cls, explainer: Explainer, image: str, error: Exception) -> Exception:
+        """The error itself where it is one of ours or torch's; else a sentence with the user's own lines."""
+        if not isinstance(explainer, Adapted) or is_out_of_memory(error):
+            return error
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(frame.filename)]
+        lines = "".join(f"\n  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in frames)
+        return cls(f"explainer {explainer.name} on image {image}: {type(error).__name__}: {error}{lines}")
+
+
+def _is_of_a_library(filename: str) -> bool:
+    return "site-packages" in filename or str(PACKAGE) in filename
+
+
+PACKAGE = Path(apem_fast.__file__).parent
 
 
 def expected_passes(explainer: Explainer, images: int, options: RunOptions) -> float:
@@ -211,26 +236,40 @@ class Block:
         """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
         attribution, failed = self.attribution(explainer, explained)
         maps = {name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages}
-        flags = {
-            name: ["the attribution has NaN or infinity" if bad else flag for bad, flag in zip(failed, flags_of(map_))]
-            for name, map_ in maps.items()
-        }
+        flags = {name: [why or flag for why, flag in zip(failed, flags_of(map_))] for name, map_ in maps.items()}
         return maps, flags
 
-    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[bool]]:
-        """The attribution, and of which images there is none because it did not come out finite: it is 0 there."""
+    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[str]]:
+        """The attribution, and why there is none of an image, or nothing: it is 0 there."""
         model, images, labels = self.network.model, self.images, self.labels
-        try:
-            return explainer(model, images, labels, progress=explained), [False] * len(images)
-        except NotFiniteError:
-            attributions, failed = [], []
-        for n in range(len(images)):
+        names = [photograph.name for photograph in self.photographs]
+        lacking = isinstance(explainer, StoredMaps) and not all(map(explainer.has, names))
+        done = [0]
+
+        def counted(images_done: int, images_total: int) -> None:
+            done[0] = images_done
+            explained(images_done, images_total)
+
+        if not lacking:
             try:
-                attributions.append(explainer(model, images[n : n + 1], labels[n : n + 1]))
-                failed.append(False)
+                return explainer.for_images(names)(model, images, labels, progress=counted), [""] * len(images)
             except NotFiniteError:
-                attributions.append(torch.zeros_like(images[n : n + 1]))
-                failed.append(True)
+                pass
+            except Exception as error:
+                raise ExplainerFailed.of(explainer, names[done[0]], error) from error
+        attributions, failed = [], []
+        for n, name in enumerate(names):
+            one = images[n : n + 1]
+            attribution, why = torch.zeros_like(one), ""
+            if isinstance(explainer, StoredMaps) and not explainer.has(name):
+                why = "there is no map of this image"
+            else:
+                try:
+                    attribution = explainer.for_images([name])(model, one, labels[n : n + 1])
+                except NotFiniteError:
+                    why = "the attribution has NaN or infinity"
+            attributions.append(attribution)
+            failed.append(why)
         return torch.cat(attributions), failed
 
     def shuffle(self, maps: Mapping[str, Tensor], work: float, work_after: float) -> dict[str, ShuffledEpsilons]:

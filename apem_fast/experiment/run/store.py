@@ -58,9 +58,9 @@ _COLUMNS = {  # so that a block of images of unknown classes, or of none at all,
 def file_name_of(key: str) -> str:
     """An explainer's key as part of a file name, on any system; different for different keys."""
     name = re.sub(r"[^\w.=+-]", ",", key, flags=re.ASCII)
-    if name == key.replace(":", ","):
+    if name == key.replace(":", ",") and len(name) <= 100:
         return name
-    return f"{name}.{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
+    return f"{name[:100]}.{hashlib.blake2b(key.encode(), digest_size=4).hexdigest()}"
 
 
 class RunStore:
