@@ -6,13 +6,13 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas
 import pytest
 import torch
+from browser import CHROMIUM, in_browser
 from PIL import Image
 from torch import nn
 
@@ -331,15 +331,9 @@ def test_the_page_escapes_names(page, run):
     assert {image["prediction"] for image in json.loads(data)["images"]} == set(run.images()["prediction"])
 
 
-def chromium() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
-def test_the_page_in_a_browser(page, run, tmp_path):
-    check = """<script>addEventListener("load", async () => {
-      const errors = [];
-      addEventListener("error", (event) => errors.push(event.message));
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(page, tmp_path):
+    script = """
       const tabs = document.querySelectorAll("[role=tab]");
       tabs[2].click();
       const scores = document.getElementById("scores");
@@ -349,31 +343,16 @@ def test_the_page_in_a_browser(page, run, tmp_path):
       maps[0].click();
       const images = [...document.querySelectorAll("#gallery img, #detail img")];
       const decoded = await Promise.all(images.map((image) => image.decode().then(() => true, () => false)));
-      document.title = JSON.stringify({
-        errors, medians, maps: maps.length, tabs: tabs.length,
+      return {
+        medians, maps: maps.length, tabs: tabs.length,
         shown: decoded.every(Boolean),
         selected: document.querySelector("[aria-selected=true]").textContent,
         open: document.getElementById("detail").open,
         stages: document.querySelectorAll("#detail-maps img").length,
         plots: document.querySelectorAll(".plots svg").length,
         detail: document.getElementById("detail-maps").textContent,
-      });
-    });</script></body>"""
-    path = tmp_path / "page.html"
-    path.write_text(page.replace("</body>", check), "utf-8")
-    command = [
-        chromium(),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--virtual-time-budget=10000",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
-    came = json.loads(re.search(r"<title>(\{.*?\})</title>", dom, re.DOTALL)[1])
+      };"""
+    came = in_browser(page, script, tmp_path)
     assert came["errors"] == [] and came["maps"] == 15 and came["tabs"] == 3 and came["plots"] >= 1
     assert came["shown"] and came["open"] and came["stages"] == 4 and came["selected"] == "times-image"
     assert came["medians"] == sorted(came["medians"], reverse=True) and len(came["medians"]) == 9
