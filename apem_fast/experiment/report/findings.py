@@ -65,11 +65,15 @@ def sign_test(rows: pandas.DataFrame, stage: str, first: str, second: str) -> Si
 
 
 def told_apart(tests: Sequence[SignTest]) -> list[bool]:
-    """Which of several comparisons chance does not explain, by Holm's procedure at 5 % for all of them together."""
-    order = np.argsort([test.p_value for test in tests], kind="stable")
-    apart = [False] * len(tests)
-    for rank, index in enumerate(order):
-        if tests[index].p_value > LEVEL / (len(tests) - rank):
+    """Which of several comparisons chance does not explain."""
+    return holm([test.p_value for test in tests])
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which of several tests chance does not explain, by Holm's procedure at 5 % for all of them together."""
+    apart = [False] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] > LEVEL / (len(p_values) - rank):
             break
         apart[index] = True
     return apart

@@ -10,6 +10,7 @@ import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from apem_fast.experiment.report.claims import claims, claims_section
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.findings import leader_sentences
 from apem_fast.experiment.report.published import paper_tables
@@ -77,7 +78,10 @@ def write_page(
         image_count=len(store.images()),
         correct_count=int(correct.sum()),
         truth_known=bool(correct.notna().any()),
-        sections=sections(store, rows),
+        sections=[
+            *sections(store, rows),
+            *([claims_section(claims(rows, store.options.step))] if paper else []),
+        ],
         papers=paper_tables(rows, store.options.network) if paper else [],
         filtered=_filtered(store),
     )

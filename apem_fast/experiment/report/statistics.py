@@ -348,14 +348,14 @@ def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetit
     for _ in range(repetitions):
         order = generator.permutation(images)
         halves = order[: images // 2], order[images // 2 :]
-        taus.append(_tau(*(np.median(values[half], axis=0) for half in halves)))
+        taus.append(tau(*(np.median(values[half], axis=0) for half in halves)))
         again = (generator.choice(half, len(half)) for half in halves)
-        resampled.append(_tau(*(np.median(values[half], axis=0) for half in again)))
+        resampled.append(tau(*(np.median(values[half], axis=0) for half in again)))
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Stability(float(np.mean(taus)), float(low), float(high), images, explainers)
 
 
-def _tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Kendall's tau-b; 0 where one of the two ranks nothing."""
     one, other = (np.sign(values[:, None] - values) for values in (first, second))
     pairs = np.sqrt(np.count_nonzero(one) * np.count_nonzero(other))
