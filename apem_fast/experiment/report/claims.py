@@ -255,7 +255,8 @@ def claims_section(found: Sequence[Claim]) -> Section:
         "claims",
         "The papers’ claims",
         "What P1 and P2 claim, and whether this run shows it beyond chance (5 %, Holm’s procedure where a claim is "
-        "about several methods): reproduced, contradicted by a difference the other way, or undecided by these photographs.",
+        "about several methods): reproduced, contradicted by a difference the other way, or undecided by these "
+        "photographs.",
         finding=f"Of {len(found)} claims: {counts}.",
         tables=(("", Table(("passage", "claim", "verdict", "figure"), lines)),),
     )
