@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apem_fast import ops
 from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
-from apem_fast.filter.level_search import Stop
+from apem_fast.filter.stopping import Stop
 from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
 from apem_fast.normalised import ApemNormResult, apem_norm
 from apem_fast.ops import backend

@@ -97,6 +97,18 @@ def levels(value: object) -> int | None:
     return _whole("levels", value)
 
 
+def patience(value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"apem: patience must be a whole number of levels (got {_name(value)})")
+    if value < 0:
+        raise ValueError(f"apem: patience must be at least 0 (got {value})")
+
+
+def against(value: str) -> None:
+    if value not in ("previous", "start"):
+        raise ValueError(f"apem: against must be previous or start (got {value!r})")
+
+
 def min_drop(value: object) -> float:
     converted = number("min_drop", value)
     if not 0 <= converted < math.inf:

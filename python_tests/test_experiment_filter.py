@@ -43,7 +43,8 @@ def test_photographs_are_filtered_and_written(tmp_path):
         maps = af.relevance_map(af.explain.Gradient()(network.model, images), None, 99.0, "sum")
         expected = af.filter_relevance(network.model, images, maps, max_epsilon=30, step=0.5)
         assert torch.equal(FilteredPhotograph.load(tmp_path / f"{one.name}.pt").filtered, expected.relevance[0])
-        assert one.numbers["stopped"] == expected.stopped[0].value
+        assert one.numbers["stopped"] == expected.reasons[0]
+        assert torch.equal(one.curve[1], expected.curves[0].score)
     table = pandas.read_csv(tmp_path / "filtered.csv")
     assert table["image"].tolist() == ["cat", "flower"] and (table["score_after"] >= table["score_before"]).all()
     assert Image.open(tmp_path / "filtered.png").size[0] > 500
@@ -55,7 +56,10 @@ def test_photographs_are_filtered_and_written(tmp_path):
 def test_before_and_after_share_their_scale():
     """What the filter left looks as it did: its pixels have the same shade in both pictures."""
     (one,) = filter_photographs_in_memory()
-    _, before, after, times, filtered = (axis.images[0].get_array() for axis in before_and_after([one]).axes)
+    *pictures, curve = before_and_after([one]).axes
+    _, before, after, times, filtered = (axis.images[0].get_array() for axis in pictures)
+    marked = curve.lines[1].get_xydata()[0]
+    assert tuple(marked) == (100 * one.numbers["removed_share"], one.numbers["score_after"])
     left = one.filtered[0].numpy() > 0
     assert left.any() and not left.all()
     assert (before[left] == after[left]).all() and (after[~left] == 0).all()
@@ -90,6 +94,8 @@ def test_the_command(tmp_path):
         (("nowhere.png",), "nowhere.png is neither an image file nor a bundled photograph"),
         (("cat", "--levels", "0"), "levels must be at least 1 (got 0)"),
         (("cat", "--min-drop", "-1"), "min_drop must be at least 0"),
+        (("cat", "--patience", "-1"), "patience must be at least 0 (got -1)"),
+        (("cat", "--against", "end"), "against must be previous or start (got 'end')"),
         (("cat", "--stage", "colour"), "stage must be 3-channel, 1-channel, times-image (got 'colour')"),
         (("cat", "--explainer", "gradiant"), "did you mean 'gradient'"),
     ],

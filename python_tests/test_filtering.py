@@ -15,8 +15,10 @@ from test_metric import NoisyThenBroken, _replaced, assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.filter.level_ray import LevelMargin
-from apem_fast.filter.level_search import Flips, Start, filter_levels, stop_between
+from apem_fast.filter.level_search import Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
+from apem_fast.filter.stopping import Flips, StoppingRule, Watch
+from apem_fast.margin_curve import margin_curve
 from apem_fast.probing import rays
 from apem_fast.running.clean import run_clean
 from apem_fast.search import CENSORED, Exhaustive, Isolate
@@ -167,19 +169,19 @@ def test_the_cases_end_in_every_way():
 # -- along the levels, without a network -------------------------------------------------------------------------
 
 
-def scripted(surface, policy, last_step, most_lost=0, room=1):
+def scripted(surface, policy, rule, room=1):
     """Runs the level search on margins surface[ray](k, t); the answer and the probes it took."""
     relevance = torch.linspace(0.001, 1, surface.levels + 1).view(1, 1, -1)
     levels = levels_of(relevance, 1)
     start = Start(
         surface(0, 0, 0), (abs(surface(0, 1, 0) - surface(0, 0, 0)), abs(surface(1, 1, 0) - surface(1, 0, 0)))
     )
-    search = filter_levels(policy, levels, start, last_step, most_lost, lambda: room)
+    search = filter_levels(policy, levels, start, rule, lambda: room)
     probes, wanted = 0, next(search)
     while True:
         replies = []
         for ray, level, step, gradient in wanted:
-            assert 0 <= level <= levels.last and 1 <= step <= last_step
+            assert 0 <= level <= levels.last and 1 <= step <= rule.last_step
             probes += 1
             margin = surface(ray, step, level)
             drift = surface.drift(ray, step) if gradient else None
@@ -218,29 +220,130 @@ class Surface:
     most_lost=st.integers(0, 3),
     room=st.sampled_from([1, 4]),
     last_step=st.sampled_from([33, 80]),
+    patience=st.sampled_from([0, 1, 7, 1000]),
+    against=st.sampled_from(["previous", "start"]),
 )
-def test_following_equals_visiting_every_level(levels, seed, rough, trend, most_lost, room, last_step):
+def test_following_equals_visiting_every_level(
+    levels, seed, rough, trend, most_lost, room, last_step, patience, against
+):
     surface = Surface(levels, seed, rough, trend)
-    fast, _ = scripted(surface, Isolate(), last_step, most_lost, room)
-    slow, _ = scripted(surface, Exhaustive(), last_step, most_lost, room)
+    rule = StoppingRule(last_step, most_lost, patience, against)
+    fast, _ = scripted(surface, Isolate(), rule, room)
+    slow, _ = scripted(surface, Exhaustive(), rule, room)
     assert fast == slow
 
 
 def test_most_levels_need_no_probe():
     surface = Surface(2000, 1, 0.0, (0.2, -0.2))
-    (fast, few), (slow, many) = (scripted(surface, p, 100, most_lost=50) for p in (Isolate(), Exhaustive()))
-    assert fast == slow and fast.stop is af.Stop.WOULD_BE_EMPTY and len(fast.changes) > 10
+    (fast, few), (slow, many) = (scripted(surface, p, StoppingRule(100, 50)) for p in (Isolate(), Exhaustive()))
+    assert fast == slow and fast.ending.stop is af.Stop.WOULD_BE_EMPTY and len(fast.changes) > 10
     assert few * 20 < many
 
 
-def test_scores_are_compared_in_whole_steps_and_never_across_censoring():
-    assert stop_between(Flips(0, 5, 9), Flips(1, 5, 9), 20, 0) is None
-    assert stop_between(Flips(0, 5, 9), Flips(1, 4, 8), 20, 0) is None
-    assert stop_between(Flips(0, 5, 9), Flips(1, 6, 9), 20, 0) is af.Stop.DROPPED
-    assert stop_between(Flips(0, 5, 9), Flips(1, 6, 9), 20, 1) is None
-    assert stop_between(Flips(0, 5, CENSORED), Flips(1, 6, CENSORED), 20, 0) is af.Stop.DROPPED
-    assert stop_between(Flips(0, 5, CENSORED), Flips(1, 5, 20), 20, 0) is af.Stop.CENSORED
-    assert stop_between(Flips(0, CENSORED, CENSORED), Flips(1, 3, CENSORED), 20, 0) is af.Stop.CENSORED
+def ending_of(flips, rule):
+    """The ending that a watch comes to when it is shown every change, and the last level."""
+    watch = Watch(rule)
+    for level, (minus, plus) in enumerate(flips):
+        changed = level == 0 or flips[level - 1] != (minus, plus)
+        ending = watch.see(Flips(level, minus, plus)) if changed else watch.ended(level)
+        if ending is not None:
+            return ending.level, ending.stop
+    ending = watch.ended(len(flips) - 1, at_last=True)
+    return None if ending is None else (ending.level, ending.stop)
+
+
+@pytest.mark.parametrize(
+    "before, after, most_lost, stop",
+    [
+        ((5, 9), (5, 9), 0, None),
+        ((5, 9), (4, 8), 0, None),
+        ((5, 9), (6, 9), 0, af.Stop.DROPPED),
+        ((5, 9), (6, 9), 1, None),
+        ((5, CENSORED), (6, CENSORED), 0, af.Stop.DROPPED),
+        ((5, CENSORED), (5, 20), 0, af.Stop.CENSORED),
+        ((CENSORED, CENSORED), (3, CENSORED), 0, af.Stop.CENSORED),
+    ],
+)
+@pytest.mark.parametrize("against", ["previous", "start"])
+def test_scores_are_compared_in_whole_steps_and_never_across_censoring(before, after, most_lost, stop, against):
+    ended = ending_of([before, after], StoppingRule(20, most_lost, against=against))
+    assert ended == (None if stop is None else (0, stop))
+
+
+@settings(max_examples=300)
+@given(
+    scores=st.lists(st.integers(0, 6), min_size=2, max_size=40),
+    most_lost=st.integers(0, 2),
+    patience=st.integers(0, 6),
+    against=st.sampled_from(["previous", "start"]),
+)
+def test_a_drop_is_a_fall_that_lasts(scores, most_lost, patience, against):
+    """Straight from the words: the first level below its reference at which the score stays for `patience` more."""
+    expected, level = None, 1
+    while level < len(scores) and expected is None:
+        reference = scores[0] if against == "start" else scores[level - 1]
+        stays = [score < reference - most_lost for score in scores[level : level + patience + 1]]
+        if all(stays):
+            expected = (level - 1, af.Stop.DROPPED)
+        level += max(stays.index(False), 1) if False in stays else 1
+    flips = [(10, 10 + score) for score in scores]
+    assert ending_of(flips, StoppingRule(50, most_lost, patience, against)) == expected
+
+
+def test_the_margin_that_decided_and_the_size_of_the_fall_are_told():
+    model = small_network()
+    images, relevance = images_and_maps(4)
+    result = af.filter_relevance(model, images, relevance, step=0.25, max_epsilon=40.0)
+    dropped = [i for i, stop in enumerate(result.stopped) if stop is af.Stop.DROPPED]
+    assert dropped
+    for i in dropped:
+        curve = result.curves[i]
+        assert result.fell[i] == curve.score[-2] - curve.score[-1] > 0
+        assert result.reasons[i] == (
+            f"The score drops by {float(result.fell[i]):g} at the next level, decided by a margin of "
+            f"{float(result.deciding_margin[i]):.2g}."
+        )
+        threshold = relevance[i][relevance[i] > 0].unique()[result.levels_removed[i]]
+        values = torch.where(relevance[i] <= threshold, 0, relevance[i])[None]
+        margins = []
+        for kind, here, before in (("minus", -1, -2), ("plus", -1, -2)):
+            epsilon = getattr(curve, f"epsilon_{kind}")
+            if kind == "minus" and epsilon[here] > epsilon[before]:
+                at = margin_curve(model, images[i : i + 1], values, epsilon[-1:] - 0.25)
+                margins.append(float(at.margin_minus))
+            if kind == "plus" and epsilon[here] < epsilon[before]:
+                at = margin_curve(model, images[i : i + 1], values, epsilon[-1:])
+                margins.append(float(at.margin_plus))
+        assert abs(float(result.deciding_margin[i]) - min(margins, key=abs)) < 1e-5
+    others = [i for i in range(4) if i not in dropped]
+    assert result.fell[others].isnan().all() and result.deciding_margin[others].isnan().all()
+
+
+def test_patience_and_the_start_take_more_away_and_end_no_lower():
+    model = small_network()
+    images, relevance = images_and_maps(6)
+    grid = {"step": 0.25, "max_epsilon": 40.0, "search": "isolate"}
+    paper = af.filter_relevance(model, images, relevance, **grid)
+    patient = af.filter_relevance(model, images, relevance, patience=20, **grid)
+    start = af.filter_relevance(model, images, relevance, against="start", patience=20, **grid)
+    assert (patient.levels_removed >= paper.levels_removed).all()
+    kept = [stop is not af.Stop.WOULD_BE_EMPTY for stop in start.stopped]
+    assert (start.score_after >= start.score_before)[kept].all()
+    assert patient.levels_removed.sum() > paper.levels_removed.sum()
+
+
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        ({"patience": -1}, r"apem: patience must be at least 0 \(got -1\)"),
+        ({"patience": 1.5}, r"apem: patience must be a whole number of levels \(got float\)"),
+        ({"against": "end"}, r"apem: against must be previous or start \(got 'end'\)"),
+    ],
+)
+def test_bad_stopping_options(option, sentence):
+    images, relevance = images_and_maps(1)
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        af.filter_relevance(small_network(), images, relevance, **option)
 
 
 # -- levels ------------------------------------------------------------------------------------------------------
@@ -315,7 +418,7 @@ def test_progress_and_table():
     total = int(result.levels.sum())
     assert heard[-1] == (total, total, int(result.probes.sum())) and heard == sorted(heard)
     table = result.to_dataframe()
-    assert table["stopped"].tolist() == [stop.value for stop in result.stopped] and len(table) == 3
+    assert table["stopped"].tolist() == list(result.reasons) and len(table) == 3
     assert (result.score_after >= result.score_before).all()  # no step lost anything
 
 

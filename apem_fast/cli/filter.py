@@ -48,6 +48,16 @@ def filter_maps(
     min_drop: Annotated[
         float, typer.Option(metavar="E", help="A score that falls by no more than this has not dropped.")
     ] = 0.0,
+    patience: Annotated[
+        int, typer.Option(metavar="N", help="For how many further levels a score may stay lower before that is a drop.")
+    ] = 0,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="What a score is compared with: previous, the level before (the paper's); start, the map as it came.",
+        ),
+    ] = "previous",
     max_epsilon: Annotated[
         float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
     ] = 4096.0,
@@ -91,6 +101,8 @@ def filter_maps(
             "stage": stage,
             "levels": levels,
             "min_drop": min_drop,
+            "patience": patience,
+            "against": against,
             "batch_size": batch_size,
             "device": device_named(device),
         }

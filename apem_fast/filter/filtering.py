@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.filter.level_ray import LevelMargin, LevelProbe, LevelSearch
-from apem_fast.filter.level_search import Filtered, Start, Stop, filter_levels
+from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
+from apem_fast.filter.stopping import Stop, StoppingRule
 from apem_fast.metric import BoundsOf, Evaluator
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.prober import Prober
@@ -47,11 +48,12 @@ class ScoreCurve:
     """The score of one map over its levels (all tensors are (K,), on the CPU).
 
     It is a step function: an epsilon changes at each row after the first, and nothing in between. Where the filter
-    stopped because of a change, that is the last row.
+    stopped because of a change, that is the last row, or as many levels before it as `patience` allows.
     """
 
     level: Tensor  # int64, ascending from 0, the map as it came
     removed: Tensor  # int64: positive values that are 0 at this level
+    removed_share: Tensor  # float64: of the map's l1 norm
     epsilon_minus: Tensor  # float64, on the relevance ray
     epsilon_plus: Tensor  # float64, on the irrelevance ray
     flipped_minus: Tensor  # bool; False: censored
@@ -76,26 +78,34 @@ class FilterResult:
     removed_share: Tensor  # float64: of the map's l1 norm
     probes: Tensor  # int64: model inputs that were run; a gradient counts as three
     stopped: tuple[Stop, ...]  # why each went no further
+    fell: Tensor  # float64: by how much the score fell at the level that was not taken; NaN where it did not drop
+    deciding_margin: Tensor  # float64: there, of the probe that made it fall; the nearer to 0, the less it means
     curves: tuple[ScoreCurve, ...]
     labels: Tensor  # int64: the predictions that were explained
     record: str  # "float64" or "float32": what decided where margins are close to 0
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each went no further, in a sentence with its numbers."""
+        numbers = zip(self.stopped, self.fell.tolist(), self.deciding_margin.tolist())
+        return tuple(_reason(*one) for one in numbers)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image, one column a quantity."""
         import pandas
 
-        names = (
-            "labels",
-            "score_before",
-            "score_after",
-            "levels",
-            "levels_removed",
-            "removed",
-            "removed_share",
-            "probes",
-        )
-        columns = {name.replace("labels", "label"): getattr(self, name).numpy() for name in names}
-        return pandas.DataFrame({**columns, "stopped": [stop.value for stop in self.stopped]})
+        columns = {name.replace("labels", "label"): getattr(self, name).numpy() for name in COLUMNS}
+        return pandas.DataFrame({**columns, "stopped": self.reasons})
+
+
+COLUMNS = ("labels", "score_before", "score_after", "levels", "levels_removed", "removed", "removed_share", "probes")
+
+
+def _reason(stop: Stop, fell: float, margin: float) -> str:
+    if stop is not Stop.DROPPED:
+        return stop.value
+    decided = "" if math.isnan(margin) else f", decided by a margin of {margin:.2g}"
+    return f"The score drops by {fell:g} at the next level{decided}."
 
 
 # -- the filter --------------------------------------------------------------------------------------------------
@@ -109,6 +119,8 @@ def filter_relevance(
     labels: Tensor | None = None,
     levels: int | None = None,
     min_drop: float = 0.0,
+    patience: int = 0,
+    against: Literal["previous", "start"] = "previous",
     max_epsilon: float = 4096.0,
     step: float = 1.0,
     search: str | Search = "isolate",
@@ -131,7 +143,12 @@ def filter_relevance(
         labels: the predictions, if known; an error if they are not the model's.
         levels: into how many steps of equally many distinct values each map's levels are grouped; None for the
             paper's, one value each.
-        min_drop: how much a score may fall from one level to the next without that being a drop.
+        min_drop: how much a score may fall without that being a drop.
+        patience: for how many further levels a score may stay so low before that is a drop; 0 is the paper's, where the
+            first fall ends the filter. What it recovers from in time is passed over.
+        against: what a score is compared with: "previous", the level before (the paper's), so that a score may sink
+            unseen by less than `min_drop` at a time, and ends at the first fall from wherever it had risen to; or
+            "start", the map as it came, so that the filtered map scores no less than that.
         search: "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips,
             as in `apem`, and skips levels between two others at which the bounds leave no room for a change.
         max_epsilon, step, batch_size, bounds: see `apem_fast.metric.Options`.
@@ -143,6 +160,8 @@ def filter_relevance(
     """
     levels = validation.levels(levels)
     min_drop = validation.min_drop(min_drop)
+    validation.patience(patience)
+    validation.against(against)
     evaluator = Evaluator(
         model,
         images,
@@ -157,7 +176,10 @@ def filter_relevance(
     validation.contrast(relevance)
     rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))
     with evaluator.probing(rays) as prober:
-        run = _Run(evaluator, prober, rays, levels, min_drop, progress)
+        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
+        most_lost = math.floor(min_drop / evaluator.options.step * (1 + 1e-12))
+        rule = StoppingRule(evaluator.options.last_step, most_lost, patience, against)
+        run = _Run(evaluator, prober, rays, levels, rule, progress)
         run.until_settled()
     return run.result()
 
@@ -180,15 +202,13 @@ class _Run:
         prober: Prober,
         rays: Rays,
         steps: int | None,
-        min_drop: float,
+        rule: StoppingRule,
         progress: Progress | None,
     ):
         maps = len(rays.relevance)
         self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
         self._prober, self._rays, self._record = prober, rays, evaluator.record
-        self._steps, self._progress = steps, progress
-        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
-        self._most_lost = math.floor(min_drop / self._options.step * (1 + 1e-12))
+        self._steps, self._rule, self._progress = steps, rule, progress
         self._tracks: dict[int, _Track] = {}  # by row of relevance
         self._answers: dict[int, _Answer] = {}
         self._settled = np.zeros(maps, np.int64)
@@ -212,9 +232,7 @@ class _Run:
         def settled(level: int) -> None:
             self._settled[i] = level
 
-        search = filter_levels(
-            self._options.policy, levels, start, self._options.last_step, self._most_lost, self._room, settled
-        )
+        search = filter_levels(self._options.policy, levels, start, self._rule, self._room, settled)
         self._tracks[i] = _Track(levels, search, next(search))
 
     def _room(self) -> int:
@@ -269,20 +287,24 @@ class _Run:
         curve = ScoreCurve(
             level,
             torch.from_numpy(levels.zeroed)[level],
+            torch.from_numpy(levels.removed_share)[level],
             epsilon(minus),
             epsilon(plus),
             minus != CENSORED,
             plus != CENSORED,
         )
-        kept = int((level <= filtered.level).nonzero()[-1])
+        ending = filtered.ending
+        kept = int((level <= ending.level).nonzero()[-1])
         return _Answer(
-            threshold=float(levels.threshold[filtered.level]),
+            threshold=float(levels.threshold[ending.level]),
             score_before=float(curve.score[0]),
             score_after=float(curve.score[kept]),
-            levels_removed=filtered.level,
-            removed=int(levels.zeroed[filtered.level]),
-            removed_share=float(levels.removed_share[filtered.level]),
-            stop=filtered.stop,
+            levels_removed=ending.level,
+            removed=int(levels.zeroed[ending.level]),
+            removed_share=float(levels.removed_share[ending.level]),
+            stop=ending.stop,
+            fell=math.nan if ending.fall is None else ending.fall.steps * self._options.step,
+            deciding_margin=filtered.margin,
             curve=curve,
         )
 
@@ -306,6 +328,8 @@ class _Run:
             removed_share=real("removed_share"),
             probes=torch.from_numpy(self._probes),
             stopped=tuple(answer.stop for answer in answers),
+            fell=real("fell"),
+            deciding_margin=real("deciding_margin"),
             curves=tuple(answer.curve for answer in answers),
             labels=self._labels.cpu(),
             record=self._record,
@@ -323,4 +347,6 @@ class _Answer:
     removed: int
     removed_share: float
     stop: Stop
+    fell: float
+    deciding_margin: float
     curve: ScoreCurve

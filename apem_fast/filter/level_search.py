@@ -9,17 +9,17 @@ as `level_ray` finds it.
 
 from __future__ import annotations
 
-import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apem_fast.filter.level_ray import SAFETY, Curve, LevelProbe, LevelSearch, cold, search_ray, together, warm
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, Levels
-from apem_fast.search import CENSORED, Isolate, Search
+from apem_fast.filter.stopping import Ending, Flips, Stop, StoppingRule, Watch
+from apem_fast.search import Isolate, Search
 
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
@@ -30,30 +30,14 @@ Room = Callable[[], int]
 """How many levels of a ray may be asked for at once."""
 
 
-class Stop(enum.Enum):
-    """Why the filter went no further."""
-
-    DROPPED = "The score drops at the next level."
-    CENSORED = "At the next level a ray begins or ceases to be censored, so the scores cannot be compared."
-    WOULD_BE_EMPTY = "The next level would leave nothing of the map."
-
-
-class Flips(NamedTuple):
-    """First flips, or CENSORED, of both rays at one level."""
-
-    level: int
-    minus: int
-    plus: int
-
-
 @dataclass(frozen=True)
 class Filtered:
-    """The last level before the score drops, why no further, and the flips of every level: from one row of `changes`
-    to the next they stay as they are. Its first row is level 0; where the score dropped, the drop is its last."""
+    """Where it ended, and the flips of every level: from one row of `changes` to the next they stay as they are. Its
+    first row is level 0; what was seen last is its last."""
 
-    level: int
-    stop: Stop
+    ending: Ending
     changes: list[Flips]
+    margin: float = math.nan  # of the probe that made the score fall, where it dropped: of several the nearest to 0
 
 
 @dataclass(frozen=True)
@@ -64,27 +48,11 @@ class Start:
     slope: tuple[float, float]
 
 
-def stop_between(before: Flips, after: Flips, last_step: int, most_lost: int) -> Stop | None:
-    """Whether the filter stops before `after`. Scores are compared in whole grid steps, which do not round.
-
-    Args:
-        most_lost: a score that falls by more steps than this has dropped.
-    """
-    if (before.minus == CENSORED, before.plus == CENSORED) != (after.minus == CENSORED, after.plus == CENSORED):
-        return Stop.CENSORED
-
-    def score(at: Flips) -> int:
-        return (last_step if at.plus == CENSORED else at.plus) - (last_step if at.minus == CENSORED else at.minus)
-
-    return Stop.DROPPED if score(before) - score(after) > most_lost else None
-
-
 def filter_levels(
     policy: Search,
     levels: Levels,
     start: Start,
-    last_step: int,
-    most_lost: int,
+    rule: StoppingRule,
     room: Room = lambda: 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
@@ -93,16 +61,17 @@ def filter_levels(
     Args:
         policy: finds the first flip at one level.
         start: both rays at epsilon 0.
-        last_step: a ray without a flip up to here is censored.
-        most_lost: the score has dropped if it fell by more grid steps than this from one level to the next.
+        rule: what counts as a drop, and how far rays are searched.
         room: how many levels of a ray may be asked for at once.
         settled: called with each level up to which everything is known.
     """
     kind = _Follower if isinstance(policy, Isolate) else _Visitor
     rays = [
-        kind(policy, levels, ray, start.margin, start.slope[ray], last_step, room) for ray in (RELEVANCE, IRRELEVANCE)
+        kind(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
+        for ray in (RELEVANCE, IRRELEVANCE)
     ]
     changes: list[Flips] = []
+    watch = Watch(rule)
     yield from together([ray.begin() for ray in rays])
     while True:
         known = min(ray.at for ray in rays)
@@ -110,15 +79,30 @@ def filter_levels(
             if changes and level <= changes[-1].level:
                 continue
             changes.append(Flips(level, *(ray.flip_at(level) for ray in rays)))
-            stop = stop_between(changes[-2], changes[-1], last_step, most_lost) if level else None
-            if stop is not None:
-                return Filtered(level - 1, stop, changes)
+            ending = watch.see(changes[-1])
+            if ending is not None:
+                return (yield from _ended(ending, changes, rule.patience))
         settled(known)
-        if known == levels.last:
-            return Filtered(known, Stop.WOULD_BE_EMPTY, changes)
+        ending = watch.ended(known, at_last=known == levels.last)
+        if ending is None and known == levels.last:
+            ending = Ending(known, Stop.WOULD_BE_EMPTY)
+        if ending is not None:
+            return (yield from _ended(ending, changes, rule.patience))
         # The ray that is behind; the other as well only if there is room to run ahead.
         behind = [ray for ray in rays if ray.at == known or (room() > 1 and ray.at < levels.last)]
         yield from together([ray.extend() for ray in behind])
+
+
+def _ended(ending: Ending, changes: list[Flips], patience: int) -> LevelSearch[Filtered]:
+    """Asks for the margins that decided, so that they can be told."""
+    margin, fall = math.nan, ending.fall
+    points = [] if fall is None else [LevelProbe(ray, fall.at.level, step) for ray, step in fall.deciding()]
+    if points:
+        reply = yield points
+        margin = min((answer.margin for answer in reply), key=abs)
+    if ending.stop is Stop.DROPPED:  # what lies beyond may be known or not
+        changes = [change for change in changes if change.level <= fall.at.level + patience]
+    return Filtered(ending, changes, margin)
 
 
 @dataclass

@@ -10,14 +10,16 @@ from torch import Tensor
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("photograph", "map", "filtered", "map × image", "filtered × image")
+COLUMNS = ("photograph", "map", "filtered", "map × image", "filtered × image", "score as values go")
 PANEL = 1.9  # inches
 
 
 def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
-    """One row a photograph: it, its map, the filtered map, and both multiplied by the photograph (P1 Figure 7).
+    """One row a photograph: it, its map, the filtered map, both multiplied by the photograph (P1 Figure 7), and the
+    score over the share of the map that is gone, where the filter stopped marked.
 
     A map and its filtered one share their scale, so what is left looks as it did. Both are shown by the square root of
     their values: on a linear scale the least values, which are what the filter takes, would all look black.
@@ -33,6 +35,7 @@ def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
         panels = (one.pixels, before, after, *(product / brightest for product in products))
         for axis, panel in zip(row, panels):
             _show(axis, panel, photograph=panel is one.pixels)
+        _draw_curve(row[-1], one)
         score_before, score_after, share = (one.numbers[n] for n in ("score_before", "score_after", "removed_share"))
         row[0].set_xlabel(f"{one.subject} ({one.prediction})", fontsize=8)
         row[1].set_xlabel(f"score {score_before:g}", fontsize=8)
@@ -40,6 +43,18 @@ def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
     for axis, title in zip(axes[0], COLUMNS):
         axis.set_title(title, fontsize=9)
     return figure
+
+
+def _draw_curve(axis: Axes, one: FilteredPhotograph) -> None:
+    gone, score = (100 * one.curve[0]).tolist(), one.curve[1].tolist()
+    stop = 100 * one.numbers["removed_share"]
+    axis.step([*gone, max(gone[-1], stop)], [*score, score[-1]], where="post", color="0.45", linewidth=1)
+    axis.plot([stop], [one.numbers["score_after"]], "o", color="tab:red", markersize=4)
+    axis.axvline(stop, color="tab:red", linewidth=0.7, linestyle=":")
+    axis.set_xlim(0, max(5.0, min(100.0, 1.15 * max(gone[-1], stop))))
+    axis.set_xlabel("% of the map gone; • where it stops", fontsize=7)
+    axis.tick_params(labelsize=6)
+    axis.set_box_aspect(0.8)
 
 
 def times_image(relevance: Tensor, pixels: Tensor) -> Tensor:

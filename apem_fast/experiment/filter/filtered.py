@@ -24,6 +24,7 @@ class FilteredPhotograph:
         pixels: (3, H, W) in [0, 1].
         relevance, filtered: the map before and after, (1 or C, H, W) in [0, 1].
         numbers: by column of the table; see `FilterResult`.
+        curve: (2, K): shares of the map that are gone, ascending, and the score from there on; as far as it is known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class FilteredPhotograph:
     relevance: Tensor
     filtered: Tensor
     numbers: dict[str, Any]
+    curve: Tensor
 
     @classmethod
     def of(
@@ -41,7 +43,9 @@ class FilteredPhotograph:
         """From the result of this photograph alone, and its pixels and map, (1, C, H, W)."""
         numbers = result.to_dataframe().iloc[0].to_dict()
         plain = {key: value.item() if hasattr(value, "item") else value for key, value in numbers.items()}
-        return cls(name, subject, prediction, pixels[0].cpu(), relevance[0].cpu(), result.relevance[0].cpu(), plain)
+        curve = torch.stack([result.curves[0].removed_share, result.curves[0].score])
+        maps = relevance[0].cpu(), result.relevance[0].cpu()
+        return cls(name, subject, prediction, pixels[0].cpu(), *maps, plain, curve)
 
     def save(self, path: Path) -> None:
         """Write the file whole: whoever reads it finds all or nothing."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas
 
+from apem_fast import validation
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.inputs.networks import Network, load_network
@@ -38,7 +39,7 @@ class FilterOptions:
     Args:
         network, weights, explainer: as for `evaluate`.
         stage: the maps to filter; P2 section 4.5 takes the 1-channel map after the percentile clip.
-        levels, min_drop, max_epsilon, step, search, batch_size: see `filter_relevance`.
+        levels, min_drop, patience, against, max_epsilon, step, search, batch_size: see `filter_relevance`.
         percentile: see `relevance_map`.
     """
 
@@ -49,6 +50,8 @@ class FilterOptions:
     percentile: float | None = 99.0
     levels: int | None = None
     min_drop: float = 0.0
+    patience: int = 0
+    against: str = "previous"
     max_epsilon: float = 4096.0
     step: float = 1.0
     search: str = "isolate"
@@ -58,6 +61,8 @@ class FilterOptions:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ValueError(f"stage must be {', '.join(STAGES)} (got {self.stage!r})")
+        validation.patience(self.patience)
+        validation.against(self.against)
 
     @classmethod
     def of_run(cls, store: RunStore, **others: object) -> FilterOptions:
@@ -182,6 +187,8 @@ def _filtered(
         relevance,
         levels=options.levels,
         min_drop=options.min_drop,
+        patience=options.patience,
+        against=options.against,
         search=options.search,
         max_epsilon=options.max_epsilon,
         step=options.step,
