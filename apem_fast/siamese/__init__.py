@@ -1,10 +1,13 @@
 """Siamese ranking networks: training, perception visualization, adversarial explanations and their validation (P3)."""
 
 from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.bounds import normalised_bounds
+from apem_fast.siamese.explaining import PairExplanation, explain_pair
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.recycling import Recycling, recycle
+from apem_fast.siamese.report.pair import write_explanation
 from apem_fast.siamese.results import AttackOptions, AttackResult
 from apem_fast.siamese.training import Training, TrainingOptions
 from apem_fast.siamese.wrapped import FusionRanker, ScoreRanker, Verifier
@@ -13,6 +16,7 @@ __all__ = [
     "AttackOptions",
     "AttackResult",
     "FusionRanker",
+    "PairExplanation",
     "RankedImages",
     "Ranker",
     "Recycling",
@@ -22,7 +26,10 @@ __all__ = [
     "TrainingOptions",
     "Verifier",
     "attack",
+    "explain_pair",
     "mid_point_attack",
+    "normalised_bounds",
     "one_step_attack",
     "recycle",
+    "write_explanation",
 ]

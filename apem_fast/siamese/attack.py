@@ -21,6 +21,7 @@ from apem_fast.siamese.automatic import Stride, sizes
 from apem_fast.siamese.bounds import Limit, check_bounds, held, within
 from apem_fast.siamese.bracketing import meet_target
 from apem_fast.siamese.checks import check_pairs, check_rankings, check_region, embed_images
+from apem_fast.siamese.layout import channels_last_on_cpu, usual_batch
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.results import AttackOptions, AttackResult, join_results
 
@@ -49,7 +50,7 @@ def attack(
     precision: float = 1e-4,
     perceptions_at: Sequence[int] = (),
     zero_surrogate: Literal["proximal", "none"] = "proximal",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> AttackResult:
     """Perturbs each first image until the pair is ranked as `target` says, and records what that took.
@@ -93,7 +94,8 @@ def attack(
             numeric step size, and for "auto" the norm of A: as much change as there is image.
         precision: of the ranking, on [0, 1].
         perceptions_at: steps (0 for the original) whose perceptions are kept.
-        batch_size: pairs that run together; halved, and the run goes on, when memory does not suffice.
+        batch_size: pairs that run together; halved, and the run goes on, when memory does not suffice. None for what
+            suits the images' size.
         progress: show a progress bar over the pairs.
 
     Returns:
@@ -130,11 +132,15 @@ def attack(
     if space == "embedding" and mask is not None:
         raise ValueError("attack: region must be None in embedding space, which has no pixels (got a mask)")
 
-    def run(rows: slice) -> AttackResult:
-        part = mask[rows] if mask is not None and len(mask) > 1 else mask
-        return _attack_batch(ranker, first[rows], second[rows], goal[rows], part, options)
+    with channels_last_on_cpu(ranker, first, second) as memory_format:
 
-    result = join_results(in_batches(run, len(first), batch_size, "attack" if progress else None))
+        def run(rows: slice) -> AttackResult:
+            part = mask[rows] if mask is not None and len(mask) > 1 else mask
+            images = (each[rows].detach().contiguous(memory_format=memory_format) for each in (first, second))
+            return _attack_batch(ranker, *images, goal[rows], part, options)
+
+        size = usual_batch(first) if batch_size is None else batch_size
+        result = join_results(in_batches(run, len(first), size, "attack" if progress else None))
     _warn_of_step_size(result)
     return result
 
@@ -281,7 +287,7 @@ def _attack_batch(
         final, score = record.final, record.score
         terms = ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
         return AttackResult(
-            final,
+            final.contiguous(),
             score,
             record.distances,
             target,

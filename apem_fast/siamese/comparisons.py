@@ -116,13 +116,13 @@ def mid_point_sensitivity(ranker: Ranker, perturbed: Tensor, second: Tensor) -> 
 
 @torch.no_grad()
 def masking_importance(
-    ranker: Ranker, first: Tensor, second: Tensor, labels: Tensor, *, fill: float = 0.0, batch_size: int = 256
+    ranker: Ranker, first: Tensor, second: Tensor, labels: Tensor, *, fill: float | Tensor = 0.0, batch_size: int = 256
 ) -> list[Tensor]:
     """How much the ranking changes when a region of the first image is blacked out (P3 section 6.3).
 
     Args:
         labels: (N, H, W) int64 from 0, the regions of each first image: super-pixels, or regions of your own.
-        fill: what a region is filled with.
+        fill: what a region is filled with: a number, or (1, C, 1, 1) for one a channel.
 
     Returns:
         For each pair, |ranking after - before| of each of its regions: (its regions,), on the CPU.
@@ -144,7 +144,7 @@ def masking_importance(
 
 
 def masking_agreement(
-    ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float = 0.0
+    ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float | Tensor = 0.0
 ) -> Tensor:
     """(N,), on the CPU: Spearman's correlation, over the regions of each image, of their greatest saliency with their
     importance.

@@ -13,7 +13,7 @@ import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
 
-__all__ = ["Plot", "Row", "Section", "Table", "Tile", "write_page"]
+__all__ = ["Plot", "Row", "Section", "Table", "Tile", "png", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,17 @@ class Tile:
     @property
     def source(self) -> str:
         """A PNG as a data URI; the page enlarges it without smoothing."""
-        from PIL import Image
+        return "data:image/png;base64," + base64.b64encode(png(self.image)).decode()
 
-        pixels = (self.image.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+def png(image: Tensor) -> bytes:
+    """The file of an image (1 or 3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    pixels = (image.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ class Section:
 
 
 def write_page(
-    path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
+    path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], banner: str = ""
 ) -> Path:
-    """Writes `path` and, beside it, the numbers of all sections as JSON."""
+    """Writes `path` and, beside it, the numbers of all sections as JSON. A banner warns above everything else."""
     templates = Environment(
         loader=PackageLoader("apem_fast.siamese.report", "templates"),
         autoescape=select_autoescape(),
@@ -89,7 +93,7 @@ def write_page(
     )
     templates.tests["row"] = lambda item: isinstance(item, Row)
     templates.tests["table"] = lambda item: isinstance(item, Table)
-    page = templates.get_template("page.html.jinja").render(title=title, lead=lead, facts=facts, sections=sections)
+    page = templates.get_template("page.html.jinja").render(title=title, lead=lead, facts=facts, sections=sections, banner=banner)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     numbers = {section.title: section.numbers for section in sections if section.numbers}
