@@ -15,7 +15,7 @@ from apem_fast.relevance import relevance_map
 from apem_fast.running.outputs import Classifier
 
 if TYPE_CHECKING:
-    from apem_fast import explain, measures
+    from apem_fast import explain, measures, siamese
     from apem_fast.measures import continuity, data_randomisation, parameter_randomisation, selectivity
 
 __version__ = "0.1.0"
@@ -42,9 +42,10 @@ __all__ = [
     "parameter_randomisation",
     "relevance_map",
     "selectivity",
+    "siamese",
 ]
 
-_MODULES = ("explain", "measures")
+_MODULES = ("explain", "measures", "siamese")
 _MEASURES = ("continuity", "data_randomisation", "parameter_randomisation", "selectivity")
 
 

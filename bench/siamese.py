@@ -147,7 +147,7 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
         perturbed = torch.empty_like(first)
 
         def ours(steps: int, ranker=ranker, first=first, second=second, perturbed=perturbed) -> None:
-            result = attack(ranker, first, second, TARGET, steps=steps, step_size=STEP_SIZE, batch_size=PAIRS)
+            result = attack(ranker, first, second, TARGET, steps=steps, step_size=STEP_SIZE)
             perturbed.copy_(result.perturbed)
 
         ours(2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.perception import interpolate_perceptions, perceive, perception_change
 from apem_fast.siamese.quality import measure_quality
 from apem_fast.siamese.recycling import recycle
-from apem_fast.siamese.report import agreement, explanations
+from apem_fast.siamese.report import agreement, explanations, published
 from apem_fast.siamese.report.page import write_page
 from apem_fast.siamese.saliency import saliency_map, superimpose, superpixels, tessellate
 from apem_fast.siamese.sanity import cascading_randomisation
@@ -34,6 +36,13 @@ def ranker_and_pairs(device: str, channels: int = 1) -> tuple[Ranker, Tensor, Te
     ranker = made_on_cpu(small_ranker, channels=channels).to(device)
     first, second = made_on_cpu(small_pairs, 4, channels=channels)
     return ranker, first.to(device), second.to(device)
+
+
+@pytest.fixture(autouse=True)
+def one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same memory format on both devices: another one adds in another order, and results are compared exactly."""
+    attacks = importlib.import_module("apem_fast.siamese.attack")
+    monkeypatch.setattr(attacks, "channels_last_on_cpu", lambda *_: nullcontext(torch.contiguous_format))
 
 
 # -- attacks -----------------------------------------------------------------------------------------------------
@@ -114,7 +123,7 @@ def test_the_pages(tmp_path: Path) -> None:
         data = made_on_cpu(stripes).to(device)
         first, second = explanations.choose_pairs(data, 4, seed=0)
         a, b = data.batch(first), data.batch(second)
-        short = {"steps": 3, "step_size": 2.0}
+        short = {"steps": 3}
         quality = measure_quality(ranker, data, pairs=50)
         sections = [
             explanations.perception_section(ranker, data, 3),
@@ -122,6 +131,10 @@ def test_the_pages(tmp_path: Path) -> None:
             explanations.maps_section(ranker, data, first, second, **short),
             explanations.advanced_section(ranker, data, first, second, **short),
             explanations.recycling_section(ranker, data, first, second, **short),
+            published.target_section(ranker, data),
+            published.one_and_many_section(ranker, data, first, second, **short),
+            published.boundary_section(ranker, data, first, second),
+            agreement.regime_section({"simultaneous": quality}),
             agreement.agreement_section(ranker, quality, a, b, **short),
             agreement.parameter_section(ranker, a, b, **short),
             agreement.label_section(ranker, {"targets": agreement.Relabelled(ranker, quality, quality)}, a, b, **short),

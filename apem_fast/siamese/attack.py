@@ -132,7 +132,7 @@ def attack(
     if space == "embedding" and mask is not None:
         raise ValueError("attack: region must be None in embedding space, which has no pixels (got a mask)")
 
-    with channels_last_on_cpu(ranker, first, second) as memory_format:
+    with torch.inference_mode(False), channels_last_on_cpu(ranker, first, second) as memory_format:
 
         def run(rows: slice) -> AttackResult:
             part = mask[rows] if mask is not None and len(mask) > 1 else mask

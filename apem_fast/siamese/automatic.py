@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["SHARE", "Stride", "sizes"]
+from apem_fast.siamese.networks import Ranker
+
+__all__ = ["SHARE", "Stride", "sizes", "usual_step"]
 
 SHARE = 0.25  # of the steps that an attack would need if the ranking were straight; the others are for where it is not
 LONGEST = 0.05  # of the original's norm: the longest step
@@ -78,3 +80,26 @@ class Stride:
         length = torch.where(slope > 0, torch.minimum(length, self.longest), 0)
         self.promised = slope * length
         return unit * (length / torch.where(norm > 0, norm, 1)).view(shape)
+
+
+def usual_step(ranker: Ranker, first: Tensor, second: Tensor, target: float, steps: int) -> tuple[float, float]:
+    """A fixed step size that suits a network, for attacks that need one, and the loss's gradient that it multiplies.
+
+    It is lambda at which the first step changes the ranking by its share of the way, the median over the pairs.
+
+    Returns:
+        (lambda, the root mean square of the gradient of (ranking - target)^2 over the pixels, the median over pairs).
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        point = first.detach().clone().requires_grad_()
+        score = ranker.rank(point, second.detach().clone())
+        (gradient,) = torch.autograd.grad(score.sum(), point)
+    gap = (score.detach() - target).abs()
+    slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    moves = (slope > 0) & (gap > 0)
+    if not bool(moves.any()):
+        return 1.0, 1.0
+    share = 1 / max(1.0, SHARE * steps)
+    step_size = (share / (2 * slope[moves] ** 2)).median()
+    pull = (2 * gap[moves] * slope[moves]).median() / first[0].numel() ** 0.5
+    return float(step_size), float(pull)

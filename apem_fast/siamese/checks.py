@@ -87,3 +87,17 @@ def check_rankings(call: str, score: Tensor, pairs: int) -> None:
             f"{call}: ranker must rank in [0, 1], for example by a sigmoid at its end "
             f"(got min={float(score.min()):g}, max={float(score.max()):g})"
         )
+
+
+def rank_once(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> None:
+    """Ranks one pair; a network that does not take it says so in one sentence."""
+    embedded = embed_images(call, ranker, first[:1]), embed_images(call, ranker, second[:1])
+    try:
+        with torch.no_grad():
+            score = ranker.rank_embeddings(*embedded)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{call}: ranker must take the pair (got {type(error).__name__}: {reason})") from error
+    check_rankings(call, score, 1)

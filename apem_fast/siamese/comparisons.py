@@ -6,6 +6,7 @@ Maps are compared by Spearman's rank correlation and perturbations by the angle 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from apem_fast.similarity import rank_correlation
 __all__ = [
     "AttackComparison",
     "angle",
+    "compare_kinds",
     "compare_mid_point_and_boundary",
     "compare_one_and_many_steps",
+    "irrelevant_inputs",
     "masking_agreement",
     "masking_importance",
     "mid_point_sensitivity",
@@ -71,7 +74,7 @@ def _compare(images: Tensor, first: AttackResult, second: AttackResult) -> Attac
 
 
 def compare_one_and_many_steps(
-    ranker: Ranker, first: Tensor, second: Tensor, target: float, *, steps: int, step_size: float, **options
+    ranker: Ranker, first: Tensor, second: Tensor, target: float, *, steps: int, **options: Any
 ) -> AttackComparison:
     """A many-step attack, and the one-step attack that travels as far (P3 section 5.3.4). Options as `attack`'s.
 
@@ -80,18 +83,71 @@ def compare_one_and_many_steps(
     ranking has moved by .01 to 20 at .1 and 60 at the end of a 300-step attack to 0. P3 gives 14 degrees without a
     distance; compare figures at the same one only.
     """
-    many = attack(ranker, first, second, target, steps=steps, step_size=step_size, **options)
+    many = attack(ranker, first, second, target, steps=steps, **options)
     return _compare(first, one_step_attack(ranker, first, second, target, distance=many.distance), many)
 
 
 def compare_mid_point_and_boundary(
-    ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, step_size: float, **options
+    ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, **options: Any
 ) -> AttackComparison:
     """The mid-point attack, and the attack to the end of the range that lies beyond the mid-point (P3 section
     5.3.6)."""
-    middle = mid_point_attack(ranker, first, second, steps=steps, step_size=step_size, **options)
+    middle = mid_point_attack(ranker, first, second, steps=steps, **options)
     beyond = (middle.score_before < 0.5).to(first.dtype)
-    return _compare(first, middle, attack(ranker, first, second, beyond, steps=steps, step_size=step_size, **options))
+    return _compare(first, middle, attack(ranker, first, second, beyond, steps=steps, **options))
+
+
+def compare_kinds(ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, **options: Any) -> dict[str, Tensor]:
+    """The perturbed images of the four attacks that P3 section 5.3.6 relates (Figure 46), (N, C, H, W) each.
+
+    Many steps to the mid-point (m) and one (m'), many to the boundary beyond it (b) and one as long (s). P3's claim is
+    that the maps of all four may stand for that of m', "the unspoiled source of explanation": m' and s lie on one line,
+    so their maps are the same where nothing is clamped, and m lies on the way to b.
+    """
+    middle = mid_point_attack(ranker, first, second, steps=steps, **options)
+    beyond = (middle.score_before < 0.5).to(first.dtype)
+    boundary = attack(ranker, first, second, beyond, steps=steps, **options)
+    return {
+        "mid-point, one step": one_step_attack(ranker, first, second, 0.5).perturbed,
+        "mid-point, many steps": middle.perturbed,
+        "boundary, one step": one_step_attack(ranker, first, second, beyond, distance=boundary.distance).perturbed,
+        "boundary, many steps": boundary.perturbed,
+    }
+
+
+def irrelevant_inputs(
+    ranker: Ranker, perturbed: Tensor, second: Tensor, *, values: int = 5, batch_size: int = 256
+) -> Tensor:
+    """Which inputs cannot change a mid-point ranking at all: the other half of P3 section 5.3.5.
+
+    "For features for which the gradient is zero, we should check, for every other possible value assignment, if there
+    exists a configuration such that the prediction switches class." Where one does, the sample sat in a stationary
+    point, and the feature belongs to the explanation after all.
+
+    Args:
+        perturbed: the images of a mid-point attack, (N, C, H, W).
+        second: the other images of the pairs.
+        values: each input without a gradient is set to so many values, evenly from 0 to 1.
+
+    Returns:
+        (N, C, H, W) bool: inputs without a gradient of which no value changes the ranking.
+    """
+    without = ~mid_point_sensitivity(ranker, perturbed, second)
+    result = torch.zeros_like(without)
+    levels = torch.linspace(0, 1, values, dtype=perturbed.dtype, device=perturbed.device)
+    with torch.no_grad():
+        other = ranker.embed(second)
+        score = ranker.rank_embeddings(ranker.embed(perturbed), other)
+        for i in range(len(perturbed)):
+            places = without[i].flatten().nonzero()[:, 0]
+            for part in places.split(max(1, batch_size // values)):
+                tried = perturbed[i].flatten().repeat(len(part) * values, 1)
+                rows = torch.arange(len(tried), device=tried.device)
+                tried[rows, part.repeat_interleave(values)] = levels.repeat(len(part))
+                embedded = ranker.embed(tried.view(-1, *perturbed.shape[1:]))
+                changed = ranker.rank_embeddings(embedded, other[i].expand(len(tried), -1)) != score[i]
+                result[i].view(-1)[part] = ~changed.view(-1, values).any(dim=1)
+    return result
 
 
 def mid_point_sensitivity(ranker: Ranker, perturbed: Tensor, second: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from apem_fast.ops import saliency_map
 from apem_fast.siamese.attack import attack
 from apem_fast.siamese.bounds import Limit, normalised_bounds
+from apem_fast.siamese.checks import check_pairs, rank_once
 from apem_fast.siamese.comparisons import masking_importance
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.perception import perception_change
@@ -28,6 +29,7 @@ BROUGHT = {
     "limit": "the image had by then changed by as much as it was allowed to",
     "overshoots": "the ranking swings around the target: the steps are too long; let them be found (step size auto)",
     "hardly moves": "the ranking hardly moves: the steps are too short, or it does not depend on what may change",
+    "stalls": "the last quarter of the steps brought it no nearer: the target may be out of reach",
     "steps used up": "it was still on its way after the last step; allow more steps",
 }
 
@@ -126,6 +128,8 @@ def explain_pair(
     if (mean is None) != (std is None):
         raise ValueError("explain_pair: mean and std must be given together (got one of them)")
     scale = _scale(a, mean, std)
+    check_pairs("explain_pair", ranker, a, b, target)
+    rank_once("explain_pair", ranker, a, b)
     regressor = ranker if isinstance(ranker, ScoreRanker) else None
     if value is not None:
         if regressor is None:
@@ -177,7 +181,9 @@ def _scale(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | 
     channels = images.shape[1]
     values = []
     for name, numbers, usual in (("mean", mean, 0.0), ("std", std, 1.0)):
-        row = torch.as_tensor([usual] * channels if numbers is None else list(numbers), dtype=images.dtype)
+        row = torch.as_tensor(
+            [usual] * channels if numbers is None else list(numbers), dtype=images.dtype, device="cpu"
+        )
         if row.shape != (channels,):
             raise ValueError(f"explain_pair: {name} must be {channels} numbers, one a channel (got {len(row)})")
         values.append(row.to(images.device).view(1, -1, 1, 1))
@@ -199,7 +205,8 @@ def _bounds(
     low, high = float(images.min()), float(images.max())
     if low < -1e-5 or high > 1 + 1e-5:
         raise ValueError(
-            f"explain_pair: images must be pixels in [0, 1], or mean and std say how they are normalised, or bounds=None "
+            f"explain_pair: images must be pixels in [0, 1], or mean and std say how they are normalised, or "
+            f"bounds=None "
             f"(got min={low:g}, max={high:g})"
         )
     return 0.0, 1.0
@@ -270,7 +277,8 @@ def _sentences(
     else:
         became = f" (the {attacked} image is given {values['perturbed']:.4g})" if values else ""
         sentences.append(
-            f"The target {target:.4g} was not reached: the ranking came from {before:.4f} to {after:.4f}{became} with a "
+            f"The target {target:.4g} was not reached: the ranking came from {before:.4f} to {after:.4f}{became} with "
+            f"a "
             f"change of l2 length {distance:.3g}{share}; {BROUGHT[result.outcome[0]]}."
         )
     return tuple(sentences)

@@ -36,6 +36,19 @@ class RankerQuality:
         """
         return self.mean_deviation <= 0.8 * self.baseline and self.order_accuracy >= 0.6
 
+    @property
+    def warning(self) -> str:
+        """What has to stand above everything that is drawn of a network that learnt nothing; else empty."""
+        if self.learnt:
+            return ""
+        return (
+            f"This network has learnt next to nothing: it misses the targets by {self.mean_deviation:.3f} on average "
+            f"where "
+            f"a constant 0.5 misses them by {self.baseline:.3f}, and orders {self.order_accuracy:.0%} of the pairs "
+            f"rightly. "
+            f"What is drawn here explains a network that cannot rank; train it longer before believing any of it."
+        )
+
 
 @torch.no_grad()
 def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, seed: int = 0) -> RankerQuality:

@@ -21,6 +21,7 @@ __all__ = [
     "train_autoencoder",
     "train_autoencoder_first",
     "train_contrastive",
+    "train_fine_tuned",
     "train_mirroring",
     "train_ranking",
     "train_simultaneous",
@@ -145,6 +146,12 @@ def fine_tune(ranker: SiameseRanker, data: RankedImages, options: TrainingOption
     The loss is the ranking's; the decoder is frozen, so what this costs the reconstructions can be measured.
     """
     return _train_comparison("fine_tune", ranker, data, options)
+
+
+def train_fine_tuned(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> tuple[Training, Training]:
+    """An autoencoder, then `fine_tune`: the route that P3 section 5.2.2 names and leaves."""
+    first = train_autoencoder(ranker, data, options.stage("autoencoder"), regularisation="norm")
+    return first, fine_tune(ranker, data, options.stage("fine-tuning"))
 
 
 def _train_comparison(regime: str, ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:

@@ -146,7 +146,8 @@ class AttackResult:
 
         "reached"; "no gradient": nothing moved, because the ranking does not depend on what may change; "limit": it
         moved as far as it was allowed; "overshoots": the ranking swings around the target, so the steps are too long;
-        "hardly moves": the ranking came less than a hundredth of the way; "steps used up": it was on its way.
+        "hardly moves": the ranking came less than a hundredth of the way; "stalls": the last quarter of its steps
+        brought it no nearer, so the target may be out of reach; "steps used up": it was on its way.
         """
         columns = (self.reached, self.distances, self.score, self.target, self.limit)
         reached, distances, score, target, limit = (part.detach().cpu() for part in columns)
@@ -154,6 +155,7 @@ class AttackResult:
         swings = (gap[:, 1:] * gap[:, :-1] < 0).sum(dim=1)
         # Less than LITTLE of the way, or than the precision: a force that weighs as much as the target stops there.
         hardly = gap[:, -1].abs() > (1 - LITTLE) * gap[:, 0].abs()
+        late = gap[:, -1 - (gap.shape[1] - 1) // 4].abs() - gap[:, -1].abs() < LITTLE * gap[:, 0].abs()
         moved = distances[:, -1] > 0
         words = []
         for i in range(len(self)):
@@ -166,7 +168,7 @@ class AttackResult:
             elif swings[i] > 1:
                 words.append("overshoots")
             else:
-                words.append("hardly moves" if hardly[i] else "steps used up")
+                words.append("hardly moves" if hardly[i] else "stalls" if late[i] else "steps used up")
         return tuple(words)
 
     def to_dataframe(self) -> pandas.DataFrame:

@@ -120,10 +120,15 @@ class FusionRanker(Ranker):
                 f"FusionRanker: network must give one number for each pair (got shape {tuple(score.shape)} "
                 f"for {len(first)} pairs)"
             )
-        return score.reshape(-1).sigmoid() if self.logit else score.reshape(-1)
+        return _sigmoid(score.reshape(-1)) if self.logit else score.reshape(-1)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, stacked={self.stacked}, logit={self.logit}"
+
+
+def _sigmoid(logit: Tensor) -> Tensor:
+    """The sigmoid, with a derivative that is not lost where the value rounds to 1."""
+    return torch.where(logit > 0, 1 - (-logit).sigmoid(), logit.sigmoid())
 
 
 class Swapped(Ranker):

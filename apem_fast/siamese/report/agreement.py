@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -14,8 +13,11 @@ from apem_fast.ops import saliency_map
 from apem_fast.siamese.attack import attack
 from apem_fast.siamese.comparisons import (
     AttackComparison,
+    angle,
+    compare_kinds,
     compare_mid_point_and_boundary,
     compare_one_and_many_steps,
+    irrelevant_inputs,
     masking_agreement,
     mid_point_sensitivity,
 )
@@ -25,10 +27,18 @@ from apem_fast.siamese.quality import RankerQuality
 from apem_fast.siamese.recycling import recycle
 from apem_fast.siamese.report.page import Plot, Row, Section, Table, Tile
 from apem_fast.siamese.saliency import superpixels
-from apem_fast.siamese.sanity import CRITERION, SanityCheck, cascading_randomisation, label_randomisation
+from apem_fast.siamese.sanity import (
+    CRITERION,
+    Explanation,
+    SanityCheck,
+    cascading_randomisation,
+    label_randomisation,
+)
 from apem_fast.similarity import rank_correlation
 
-__all__ = ["agreement_section", "label_section", "parameter_section", "sanity_plot"]
+TRIED = 3  # pairs whose every insensitive input is tried at other values
+
+__all__ = ["agreement_section", "label_section", "parameter_section", "regime_section", "sanity_plot"]
 
 
 def agreement_section(
@@ -38,17 +48,19 @@ def agreement_section(
     b: Tensor,
     *,
     steps: int,
-    step_size: float | Literal["auto"],
 ) -> Section:
     """P3's comparisons of sections 5.3.3 to 5.3.7 and its own published figures."""
     by_length = {
-        k: compare_one_and_many_steps(ranker, a, b, 0.0, steps=k, step_size=step_size)
+        k: compare_one_and_many_steps(ranker, a, b, 0.0, steps=k)
         for k in sorted({max(1, steps // part) for part in (100, 30, 10, 3, 1)})
     }
     one = by_length[steps]
-    middle = compare_mid_point_and_boundary(ranker, a, b, steps=steps, step_size=step_size)
+    middle = compare_mid_point_and_boundary(ranker, a, b, steps=steps)
     reached = middle.first
     sensitive = mid_point_sensitivity(ranker, reached.perturbed, b).double().flatten(1).mean(dim=1)
+    some = slice(0, TRIED)
+    irrelevant = irrelevant_inputs(ranker, reached.perturbed[some], b[some]).double()
+    kinds = compare_kinds(ranker, a, b, steps=steps)
     saliency = saliency_map(a, reached.perturbed)
     masking = masking_agreement(ranker, a, b, saliency, superpixels(a, 40))
     again = recycle(ranker, a, b, one.second.perturbed)
@@ -59,12 +71,15 @@ def agreement_section(
     noise = rank_correlation(again.difference, one.second.perturbed - a)
     rows = [
         ("mean deviation of the ranking", "at most .05", f"{quality.mean_deviation:.3f}"),
+        ("that of a network that always says 0.5", "not given", f"{quality.baseline:.3f}"),
         ("one step and many, to the end: angle", "14°, distance not given", f"{one.mean_angle:.1f}°"),
         ("one step and many, to the end: rank correlation", ".75", f"{one.mean_correlation:.2f}"),
+        ("the same, of a single pair", ".71", f"{float(one.correlation[0]):.2f}"),
         ("mid-point and boundary: angle", "not given", f"{middle.mean_angle:.1f}°"),
         ("mid-point and boundary: rank correlation", "“strongly correlated”", f"{middle.mean_correlation:.2f}"),
         ("mid-points reached, to 0.0001", "“approximations”", f"{float(reached.reached.double().mean()):.0%}"),
         ("inputs with a gradient at the mid-point", "“almost every feature”", f"{float(sensitive.mean()):.1%}"),
+        ("inputs of which no value changes the ranking", "“few”", f"{float(irrelevant.mean()):.1%}"),
         (
             "recycling: share of the ranking's change that follows",
             "“can widely differ”",
@@ -89,6 +104,7 @@ def agreement_section(
                 "P3's are for UTKFace at 112 pixels; another network and other images need not give the same figures.",
             ),
             _distance_table(by_length, a),
+            _kinds_table(kinds, a),
         ],
         {
             "one step and many, by steps": {k: [c.mean_angle, c.mean_correlation] for k, c in by_length.items()},
@@ -100,6 +116,52 @@ def agreement_section(
             "masking agreement": masking.tolist(),
             "recycling: share followed": followed.tolist(),
         },
+    )
+
+
+def _kinds_table(kinds: Mapping[str, Tensor], images: Tensor) -> Table:
+    """Section 5.3.6's central claim: the four kinds of attack may stand for each other."""
+    maps = {name: saliency_map(images, perturbed) for name, perturbed in kinds.items()}
+    rows = []
+    for name, perturbed in kinds.items():
+        row: list[object] = [name]
+        for other in kinds:
+            turned = float(angle(perturbed - images, kinds[other] - images).nanmean())
+            alike = float(rank_correlation(maps[name], maps[other]).nanmean())
+            row.append("" if name == other else f"{alike:.2f}, {turned:.0f}°")
+        rows.append(row)
+    return Table(
+        ["", *kinds],
+        rows,
+        "Mean rank correlation of the saliency maps, and mean angle between the perturbations. P3 takes the map of "
+        "any of "
+        "the four for that of the first, “the unspoiled source of explanation” (section 5.3.6, Figure 46).",
+    )
+
+
+def regime_section(judged: Mapping[str, RankerQuality]) -> Section:
+    """How well each regime ranks and reconstructs (P3 sections 5.2.2 to 5.2.4)."""
+    published = {"autoencoder-first": "± .2", "variational-first": "± .2", "simultaneous": "at most .05 (faces)"}
+    rows = [
+        [
+            name,
+            published.get(name, "not given"),
+            f"{quality.mean_deviation:.3f}",
+            f"{quality.order_accuracy:.1%}",
+            f"{quality.reconstruction_error:.3f}",
+        ]
+        for name, quality in judged.items()
+    ]
+    constant = next(iter(judged.values())).baseline
+    return Section(
+        "What does each regime learn?",
+        "Networks of one architecture, trained by each regime on the same images and judged on those held out. P3 "
+        "gives up "
+        "frozen encoders, which “were never able to be more accurate than average ± 0.2”, for fine-tuning, mirroring "
+        "and, "
+        f"at last, training for both tasks at once. A constant 0.5 deviates by {constant:.3f}.",
+        [Table(["regime", "P3", "mean deviation", "right order", "reconstruction error"], rows)],
+        {name: [quality.mean_deviation, quality.order_accuracy] for name, quality in judged.items()},
     )
 
 
@@ -128,11 +190,11 @@ def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> T
     )
 
 
-def maps_of_attack(steps: int, step_size: float | Literal["auto"]):
+def maps_of_attack(steps: int) -> Explanation:
     """What the sanity checks are made on, as in P3: boundary attacks of many steps, and the perception's change."""
 
     def explain(ranker: Ranker, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-        perturbed = attack(ranker, a, b, 0.0, steps=steps, step_size=step_size).perturbed
+        perturbed = attack(ranker, a, b, 0.0, steps=steps).perturbed
         maps = {"attack": saliency_map(a, perturbed)}
         if ranker.reconstructs:
             maps["perception"] = perception_change(ranker, a, perturbed).saliency
@@ -161,11 +223,9 @@ def sanity_plot(check: SanityCheck) -> Figure:
     return figure
 
 
-def parameter_section(
-    ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, step_size: float | Literal["auto"], seed: int = 0
-) -> Section:
+def parameter_section(ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, seed: int = 0) -> Section:
     """Cascading randomisation of the branch (P3 Figures 49 and 50)."""
-    check = cascading_randomisation(ranker, a, b, maps_of_attack(steps, step_size), seed=seed)
+    check = cascading_randomisation(ranker, a, b, maps_of_attack(steps), seed=seed)
     return Section(
         "Do they depend on the model's parameters?",
         "The layers of tail and branch are re-initialised one after the other, from the last up to the first (P3 "
@@ -173,11 +233,12 @@ def parameter_section(
         "with the branch's last), and every pair "
         f"is explained again. {' '.join(check.verdict(name) for name in check.correlation)}",
         [
+            *_stages(ranker, a, b, steps, seed),
             Plot.of(
                 sanity_plot(check),
                 "Spearman's rank correlation with the maps of the trained network; a dot for each "
                 "pair, the line through their means (P3 Figure 50).",
-            )
+            ),
         ],
         {name: check.mean(name).tolist() for name in check.correlation} | {"stages": list(check.stages)},
     )
@@ -192,6 +253,31 @@ class Relabelled:
     on_true: RankerQuality
 
 
+def _stages(ranker: SiameseRanker, a: Tensor, b: Tensor, steps: int, seed: int) -> list[Row]:
+    """The maps of one pair at every stage (P3 Figure 49): perceptions after and before, and the two saliency maps."""
+    one = slice(0, 1)
+    rows: list[Row] = []
+
+    def draw(randomised: Ranker, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        perturbed = attack(randomised, first, second, 0.0, steps=steps).perturbed
+        maps = {"attack": saliency_map(first, perturbed)}
+        tiles = [Tile(maps["attack"][0], "saliency of the attack")]
+        if randomised.reconstructs:
+            change = perception_change(randomised, first, perturbed)
+            tiles = [
+                Tile(change.after[0], "perception after"),
+                Tile(change.before[0], "perception before"),
+                Tile(change.saliency[0], "where it changed"),
+                *tiles,
+            ]
+        rows.append(Row("", tiles))
+        return maps
+
+    check = cascading_randomisation(ranker, a[one], b[one], draw, seed=seed)
+    names = ["as trained", *(f"then {stage}" for stage in check.stages)]
+    return [Row(name, row.tiles) for name, row in zip(names, rows, strict=True)]
+
+
 def label_section(
     ranker: SiameseRanker,
     relabelled: Mapping[str, Relabelled],
@@ -199,10 +285,9 @@ def label_section(
     b: Tensor,
     *,
     steps: int,
-    step_size: float | Literal["auto"],
 ) -> Section:
     """Retraining on shuffled labels (P3 Figure 51 and equation 38), of one kind or several."""
-    explain = maps_of_attack(steps, step_size)
+    explain = maps_of_attack(steps)
     original = explain(ranker, a[:4], b[:4])
     tiles = [[Tile(a[i], "A"), Tile(original["attack"][i], "trained")] for i in range(min(4, len(a)))]
     table, learning, verdicts, numbers = [], [], [], {}

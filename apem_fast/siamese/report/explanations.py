@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
 from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.automatic import usual_step
 from apem_fast.siamese.comparisons import masking_importance
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.pairs import RankedImages
@@ -92,22 +95,21 @@ def _progression(result: AttackResult) -> list[Tile]:
     ]
 
 
-def progression_section(
-    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
-) -> Section:
+def progression_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
     """Both ways out of one pair, through the embedding and through the input, beside a straight line (Figures 33-35,
     40)."""
     a, b = data.batch(first[:1]), data.batch(second[:1])
     steps_shown = _shown(steps)
     rows = [Row("the pair", [Tile(a[0], value_of(data, first)[0]), Tile(b[0], value_of(data, second)[0])])]
     numbers = {}
-    for name, space, target, size in (
-        ("embedding to 0", "embedding", 0.0, step_size),
-        ("embedding to 1", "embedding", 1.0, step_size),
-        ("input to 0", "input", 0.0, step_size / 2),
-        ("input to 1", "input", 1.0, step_size / 2),
-    ):
-        result = attack(ranker, a, b, target, steps=steps, step_size=size, space=space, perceptions_at=steps_shown)
+    kinds: tuple[tuple[str, Literal["input", "embedding"], float], ...] = (
+        ("embedding to 0", "embedding", 0.0),
+        ("embedding to 1", "embedding", 1.0),
+        ("input to 0", "input", 0.0),
+        ("input to 1", "input", 1.0),
+    )
+    for name, space, target in kinds:
+        result = attack(ranker, a, b, target, steps=steps, space=space, perceptions_at=steps_shown)
         tiles = _progression(result)
         if space == "input":
             tiles.append(Tile(result.perturbed[0], f"A', moved {result.distance[0]:.2g}"))
@@ -127,12 +129,10 @@ def progression_section(
     )
 
 
-def maps_section(
-    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
-) -> Section:
+def maps_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
     """Why each pair ranks as it does: mid-point attacks and every map that can be drawn of them."""
     a, b = data.batch(first), data.batch(second)
-    result = mid_point_attack(ranker, a, b, steps=steps, step_size=step_size)
+    result = mid_point_attack(ranker, a, b, steps=steps)
     saliency = saliency_map(a, result.perturbed)
     change = perception_change(ranker, a, result.perturbed) if ranker.reconstructs else None
     drawn = {flavour: superimpose(a, saliency, flavour) for flavour in ("red on blue", "green on red")}
@@ -168,18 +168,21 @@ def maps_section(
     )
 
 
-def advanced_section(
-    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
-) -> Section:
+def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
     """Equation 25's three forces at equal score (P3 section 5.3.8, Figure 48), ZeroForce with and without its
     surrogate."""
     a, b = data.batch(first), data.batch(second)
-    kinds: list[tuple[str, dict]] = [
+    step_size, pull = usual_step(ranker, a, b, 0.5, steps)
+    # In the network's own units: what pulls a pixel is its gradient, and a force is a part of that.
+    step = step_size * pull
+    kinds: list[tuple[str, dict[str, Any]]] = [
         ("none", {}),
-        ("TVForce", {"tv_force": 1e-4}),
-        ("DiffForce", {"diff_force": 1.0}),
-        ("ZeroForce, as in P3", {"zero_force": 2e-5, "zero_surrogate": "none"}),
-        ("ZeroForce, proximal", {"zero_force": 2e-5}),
+        ("TVForce", {"tv_force": 0.03 * pull}),
+        ("TVForce, ten times", {"tv_force": 0.3 * pull}),
+        ("DiffForce", {"diff_force": 0.3 * pull / step, "diff_reduction": "sum"}),
+        ("DiffForce, ten times", {"diff_force": 3 * pull / step, "diff_reduction": "sum"}),
+        ("ZeroForce, as in P3", {"zero_force": 10 * step**2 / step_size, "zero_surrogate": "none"}),
+        ("ZeroForce, proximal", {"zero_force": 2 * step**2 / step_size}),
     ]
     results = {
         # A force balances the pull of the target a little before it, hence the wider precision.
@@ -207,7 +210,10 @@ def advanced_section(
         )
         maps = saliency_map(a, result.perturbed)[everywhere][:7]
         counts = result.changed_pixels[everywhere]
-        rows.append(Row(name, [Tile(m, f"{int(p)} pixels") for m, p in zip(maps, counts, strict=False)]))
+        tiles = [Tile(m, f"{int(p)} pixels") for m, p in zip(maps, counts, strict=False)]
+        if ranker.reconstructs:  # P3 Figure 48 shows the perceptions beside the maps
+            tiles.append(Tile(perceive(ranker, result.perturbed[:1])[0], f"perception: {result.score_after[0]:.2f}"))
+        rows.append(Row(name, tiles))
     return Section(
         "What the forces do",
         f"The same mid-point attacks on {len(a)} pairs with each force of equation 25, so at equal score (to 0.01). "
@@ -225,12 +231,10 @@ def advanced_section(
     )
 
 
-def recycling_section(
-    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int, step_size: float
-) -> Section:
+def recycling_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
     """Algorithm 4: the change of the perception, added to the input (P3 section 5.3.7, Figure 47)."""
     a, b = data.batch(first), data.batch(second)
-    low = attack(ranker, a, b, 0.0, steps=steps, step_size=step_size)
+    low = attack(ranker, a, b, 0.0, steps=steps)
     again = recycle(ranker, a, b, low.perturbed)
     rows = [
         Row(
@@ -260,13 +264,10 @@ def recycling_section(
     )
 
 
-def face_sections(
-    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 200, step_size: float = 3.0
-) -> list[Section]:
+def face_sections(ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 100) -> list[Section]:
     """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take.
 
-    The mid-point counts as reached where the ages are a year apart: that is how far apart the network's classes are,
-    and once it is sure of one of them its gradient all but vanishes.
+    The mid-point counts as reached where the ages are a year apart: that is how far apart the network's classes are.
     """
     from apem_fast.siamese.saliency import superpixel_maximum, superpixels
     from apem_fast.similarity import rank_correlation
@@ -276,9 +277,7 @@ def face_sections(
     score = ranker.rank(faces, other).detach()
     older = names[0] if score[0] > 0.5 else names[1]
     a_year = 0.5 / (ranker.high - ranker.low)
-    result = mid_point_attack(
-        ranker, faces, other, steps=steps, step_size=step_size, bounds=(0.0, 1.0), precision=a_year
-    )
+    result = mid_point_attack(ranker, faces, other, steps=steps, bounds=(0.0, 1.0), precision=a_year)
     changed = ranker.embed(result.perturbed).detach()[:, 0]
     saliency = saliency_map(faces, result.perturbed)
     labels = superpixels(faces, 40)

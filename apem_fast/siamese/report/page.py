@@ -93,7 +93,9 @@ def write_page(
     )
     templates.tests["row"] = lambda item: isinstance(item, Row)
     templates.tests["table"] = lambda item: isinstance(item, Table)
-    page = templates.get_template("page.html.jinja").render(title=title, lead=lead, facts=facts, sections=sections, banner=banner)
+    page = templates.get_template("page.html.jinja").render(
+        title=title, lead=lead, facts=facts, sections=sections, banner=banner
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     numbers = {section.title: section.numbers for section in sections if section.numbers}

@@ -56,7 +56,8 @@ def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks
     agreement = "cannot be compared" if e.agreement != e.agreement else f"agree to {e.agreement:.2f} (Spearman)"
     return Section(
         title,
-        f"{e} The saliency map is bright where the image had to change most (P3 equations 28 and 29). The super-pixels' "
+        f"{e} The saliency map is bright where the image had to change most (P3 equations 28 and 29). The "
+        f"super-pixels' "
         f"greatest saliency and what blacking each of them out does to the ranking {agreement}.",
         [*rows, table],
         {
