@@ -7,9 +7,11 @@ import sys
 import typer
 
 from apem_fast.cli import siamese
+from apem_fast.cli.compare import compare
 from apem_fast.cli.evaluate import evaluate
 from apem_fast.cli.filter import filter_maps
 from apem_fast.cli.report import report
+from apem_fast.cli.study import study
 
 app = typer.Typer(
     name="apem-fast",
@@ -25,6 +27,8 @@ app.add_typer(siamese.app, name="siamese")
 app.command()(evaluate)
 app.command("filter")(filter_maps)
 app.command()(report)
+app.command()(study)
+app.command()(compare)
 
 
 def main() -> None:

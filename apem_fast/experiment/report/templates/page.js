@@ -1,4 +1,4 @@
-// The page's only script: sorts tables, fills the gallery from the JSON beside it, and shows a map closely.
+// Fills the gallery from the JSON beside it, and shows a map closely.
 "use strict";
 
 const run = JSON.parse(document.getElementById("data").textContent);
@@ -6,28 +6,6 @@ const number = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const signed = new Intl.NumberFormat("en", { maximumFractionDigits: 2, signDisplay: "exceptZero" });
 
 const copy = (name) => document.getElementById(name).content.firstElementChild.cloneNode(true);
-
-// -- table ----------------------------------------------------------------------------------------------------------
-
-function sortTable(table, column) {
-  const heads = [...table.tHead.rows[0].cells];
-  const text = heads[column].dataset.type === "text";
-  const ascending = heads[column].ariaSort === "descending" || (heads[column].ariaSort === "none" && text);
-  heads.forEach((head, i) => { head.ariaSort = i === column ? (ascending ? "ascending" : "descending") : "none"; });
-  const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-  const compare = (a, b) => {
-    const [x, y] = [value(a), value(b)];
-    if (x === "nan" || y === "nan") return (x === "nan" ? -1 : 0) - (y === "nan" ? -1 : 0);
-    return isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-  };
-  const rows = [...table.tBodies[0].rows].sort((a, b) => (ascending ? compare(a, b) : compare(b, a)));
-  table.tBodies[0].append(...rows);
-  table.classList.toggle("sorted", column > 0);
-}
-
-for (const table of document.querySelectorAll("table.sortable")) {
-  [...table.tHead.rows[0].cells].forEach((head, i) => head.addEventListener("click", () => sortTable(table, i)));
-}
 
 // -- maps -----------------------------------------------------------------------------------------------------------
 

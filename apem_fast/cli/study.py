@@ -1,0 +1,125 @@
+"""`apem-fast study`: the papers' whole protocol by one command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apem_fast.cli.common import STOPPED, device_named, user_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from apem_fast.experiment.study import Study
+
+
+def study(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where the runs and their pages go; continued if there."),
+    ],
+    images: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="ILSVRC2012's validation images, as for evaluate.")
+    ] = None,
+    ground_truth: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What the images of a flat folder show, as for evaluate.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(metavar="FILE", help="The networks' classes, as for evaluate.")] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="A network and the file of its weights; may be given several times.  [default: vgg16=vgg16.pth and "
+            "resnet50=resnet50.pth]",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", min=1, help="Images of each set; the papers have 5,000.")] = 5000,
+    shuffles: Annotated[int, typer.Option(metavar="N", min=0, help="Of each map; the papers have 10.")] = 10,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the draw of images, and of the shuffles.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The protocol in small, on the bundled network and photographs.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say what is missing, and about how long it would take.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+    ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="As for evaluate: it changes no result."),
+    ] = "float32",
+) -> None:
+    """Repeat the papers' study: six methods, three stages, both sets of images, shuffled maps, each network.
+
+    Says what is missing before anything is computed, predicts the time from a few images, runs each network, and
+    writes their reports beside the papers' numbers and claims. A study that is stopped goes on where it was. On many
+    GPUs: torchrun --nproc-per-node N -m apem_fast study ...
+    """
+    from rich.console import Console
+
+    from apem_fast.experiment.run.ranks import rank_of_process
+
+    rank, ranks = rank_of_process()
+    console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
+    with user_errors("study"):
+        from apem_fast.cli.console import ConsoleProgress
+        from apem_fast.experiment.study import Study
+
+        on = device_named(device)
+        if quick:
+            if images or ground_truth or classes or network:
+                raise ValueError("--quick brings its own network and images (got others as well)")
+            chosen = Study.quick(on)
+        else:
+            if images is None:
+                raise ValueError("--images is needed: the papers take ILSVRC2012's validation images; or try --quick")
+            chosen = Study.of_papers(
+                images=images,
+                ground_truth=ground_truth,
+                classes=classes,
+                networks=_networks(network or ["vgg16=vgg16.pth", "resnet50=resnet50.pth"]),
+                count=count,
+                shuffles=shuffles,
+                seed=seed,
+                device=on,
+                precision=precision,
+            )
+        lacking = chosen.missing()
+        if lacking:
+            raise ValueError("\n  ".join(["this is missing, and nothing was computed:", *lacking]))
+        try:
+            if ranks == 1 and (check or not quick):
+                _predict(chosen, console)
+            if check:
+                return
+            with ConsoleProgress(console) as progress:
+                pages = chosen.run(output, progress, first=rank == 0)
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    for page in pages:
+        console.print(f"A page to open: {page}", highlight=False, soft_wrap=True)
+
+
+def _networks(texts: list[str]) -> dict[str, str | None]:
+    pairs = [text.partition("=") for text in texts]
+    if any(not name for name, _, _ in pairs) or len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"--network must be NAME or NAME=FILE, each name once (got {', '.join(texts)})")
+    return {name: file or None for name, _, file in pairs}
+
+
+def _predict(chosen: Study, console: Console) -> None:
+    console.print("Predicting the time from a few images ...", highlight=False)
+    for name, seconds in chosen.predicted_seconds().items():
+        console.print(f"{name}: about {_duration(seconds)} here", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    hours = seconds / 3600
+    if hours < 2:
+        return f"{max(1, round(seconds / 60))} minutes"
+    return f"{hours:,.0f} hours" if hours < 48 else f"{hours / 24:,.0f} days"

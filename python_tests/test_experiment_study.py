@@ -1,0 +1,84 @@
+"""The papers' study by one command, and runs set side by side, on networks small enough for a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from apem_fast.cli.main import app
+from apem_fast.experiment.report.comparison import Run, named, write_comparison
+from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.study import METHODS, Study
+
+OPTIONS = RunOptions(
+    network="tiny_networks:tiny", limit=6, explainers=("gradient", "random", "uniform"), max_epsilon=64.0, pictures=0
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that differ in the random maps alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = dataclasses.replace(OPTIONS, seed=1, percentile=90.0)
+    return [evaluate(one, folder / name) for name, one in (("first", OPTIONS), ("second", other))]
+
+
+def test_runs_of_one_network_are_compared_image_by_image(runs, tmp_path):
+    page = write_comparison(named(runs), tmp_path / "comparison.html").read_text("utf-8")
+    assert "2 runs compared" in page and "first less the others, image by image" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    one, other = (Run.of(name, store) for name, store in named(runs).items())
+    a, b = (run.scores("1-channel")["gradient"] for run in (one, other))
+    assert f"{np.median(a - b.loc[a.index]):.1f}".replace("-", "−") in page
+
+
+def test_a_run_is_not_compared_with_itself(runs):
+    with pytest.raises(ValueError, match="at least two runs"):
+        named(runs[:1])
+    with pytest.raises(ValueError, match="must differ"):
+        named([runs[0], runs[0]])
+
+
+def test_the_papers_protocol():
+    study = Study.of_papers(images="photographs", networks={"vgg16": "a.pth", "resnet50": "b.pth"})
+    assert list(study.runs) == ["vgg16", "resnet50"]
+    for options in study.runs.values():
+        assert options.explainers == METHODS and len(options.stages) == 3 and options.shuffles == 10
+        assert (options.selection, options.count, options.percentile, options.step) == ("both", 5000, 99.0, 1.0)
+
+
+def test_what_is_missing_is_named_before_anything_is_computed(tmp_path):
+    folder = tmp_path / "study"
+    arguments = ["study", "-o", folder, "--images", "photographs", "--network", "vgg16=nowhere.pth", "--count", 40]
+    came = CliRunner(env={"TERM": "dumb", "COLUMNS": "200"}).invoke(app, [*map(str, arguments)])
+    assert came.exit_code == 2 and not folder.exists()
+    assert "the file of its weights" in came.output and "nowhere.pth" in came.output
+    few = Study.of_papers(images="photographs", networks={"tiny_networks:tiny": None}, count=40)
+    (sentence,) = few.missing()
+    assert re.search(r"two sets of 40 images need at least 80 \(there are \d+\)", sentence)
+
+
+@pytest.mark.slow
+def test_a_small_study_from_beginning_to_end(tmp_path):
+    study = Study(
+        runs={
+            name: dataclasses.replace(
+                OPTIONS, network=f"tiny_networks:{name}", explainers=("gradient", "lrp"), shuffles=1
+            )
+            for name in ("tiny", "pooled")
+        }
+    )
+    assert study.missing() == []
+    assert all(seconds > 0 for seconds in study.predicted_seconds().values())
+    first, *reports = study.run(tmp_path / "study")
+    assert first.name == "index.html" and len(reports) == 2
+    assert all("The papers’ claims" in page.read_text("utf-8") for page in reports)
+    before = [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]
+    assert study.run(tmp_path / "study")[0] == first  # a second time finds everything done
+    assert before == [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]
