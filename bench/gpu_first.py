@@ -63,19 +63,20 @@ def steps(device: str, out: Path) -> list[Step]:
         arguments = ["--networks", network, "--precisions", *precisions, "--batches", *batches, "--name", name]
         return Step(name, [python, "-m", "bench.throughput", "--device", device, *arguments, *few], seconds)
 
-    captures = "captured or dropped or side_by_side" if on_gpu else "a_pretended_one"
-    where = "test_cuda_engine" if on_gpu else "test_devices"
+    engine_tests = ["python_tests/test_cuda_engine.py"]
+    if not on_gpu:
+        engine_tests += ["python_tests/test_gpu_first.py", "python_tests/test_pretended.py"]
     operators = [] if on_gpu else ["--seconds", "0.05"]
     return [
         Step("machine", [python, "-c", MACHINE], 60),
         Step("build", [python, "-m", "bench.gpu_first", "--build"], 240, {**jobs, "FORCE_CUDA": str(int(on_gpu))}),
-        tests("captures", 90, f"python_tests/{where}.py", "-k", captures),
+        tests("captures", 90, "python_tests/test_cuda_engine.py", "-k", "captured or dropped or side_by_side"),
         tests("kernels", 150, "python_tests/test_cuda.py"),
         Step("operators", [python, "-m", "bench.operators", "--device", device, "--no-compile", *operators], 120),
         engine("resnet50", 120, "float32"),
         engine("vgg16", 120, "float32"),
         engine("resnet50", 120, "float32", "bfloat16", "tf32") if on_gpu else engine("resnet50", 120, "bfloat16"),
-        tests("engine", 150, f"python_tests/{where}.py"),
+        tests("engine", 150, *engine_tests),
         tests("operators-tests", 240, *_files_with_operators()),
         Step("agreement", [python, "-m", "bench.agreement", "--network", "resnet50", "--devices", "cpu", device], 120),
         Step("memcheck", ["bash", "bench/cuda_checks.sh"], 300, {"PYTHON": python}),

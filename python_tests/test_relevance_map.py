@@ -58,6 +58,29 @@ def test_the_percentile_is_that_of_numpy(backend: Backend, data: st.DataObject, 
 
 @native_backend
 @every_dtype
+@pytest.mark.parametrize("percentile", [0.0, 50.0, 99.0, 99.9, 100.0])
+def test_images_whose_percentile_is_narrowed_down_first(
+    backend: Backend, dtype: torch.dtype, percentile: float, generator: torch.Generator
+) -> None:
+    """Large ones on a GPU. Where its sample misleads, and among equal values, the percentile is the same."""
+    side = 160 if backend.device == "cuda" else 24
+    values = torch.randn((7, 3, side, side), generator=generator)
+    values[1] *= torch.logspace(-6, 4, side)  # of every magnitude, and sorted along each row
+    values[2] = values[2].relu().sub(1.5).relu()  # nearly all are 0
+    values[3] = 2.0
+    values[4] = values[4].round()
+    values[5, :, : side // 2], values[5, 0, 0, :4] = 0.001, torch.inf
+    values[6, 2, 3, 3] = torch.nan
+    attribution = values.to(dtype)
+    for channels in ("sum", "keep"):
+        for images in (None, attribution.nan_to_num().sigmoid()):
+            expected = reference.relevance_map(attribution, images, percentile, channels)
+            arguments = [None if t is None else moved(t, backend.device) for t in (attribution, images)]
+            same(backend.relevance_map(*arguments, percentile, channels), expected)
+
+
+@native_backend
+@every_dtype
 @every_layout
 @channel_modes
 def test_equals_the_reference(

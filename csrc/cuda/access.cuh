@@ -61,6 +61,21 @@ __device__ __forceinline__ typename Access::template Vector<T> load(const T* fro
   return values;
 }
 
+// The same from what this thread alone writes while the kernel runs.
+template <typename Access, typename T>
+__device__ __forceinline__ typename Access::template Vector<T> load_own(const T* from) {
+  using Vector = typename Access::template Vector<T>;
+  using Word = word_t<alignof(Vector)>;
+  Word words[sizeof(Vector) / sizeof(Word)];
+#pragma unroll
+  for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Word)); ++i) {
+    words[i] = reinterpret_cast<const Word*>(from)[i];
+  }
+  Vector values;
+  memcpy(&values, words, sizeof(Vector));
+  return values;
+}
+
 // One instruction: the compiler splits an assignment into its elements. No kernel reads what it stores like this.
 __device__ __forceinline__ void store_word(uint4* to, const uint4& word) {
 #if defined(APEM_FAST_EMULATOR)

@@ -25,6 +25,11 @@ struct Limits {
   static int64_t yz() { return 65535; }
   // What stays in the second-level cache from one kernel to the next: a third of an H100's or an A100's.
   static int64_t cache_bytes() { return 16 << 20; }
+  // Of an image whose percentile is first narrowed down by a sample: its least values, the sectors of 32 bytes in the
+  // sample, and how many standard deviations of a rank in it the percentile is looked for within.
+  static int64_t least_sampled() { return 1 << 16; }
+  static int64_t sampled_sectors() { return 4096; }
+  static double deviations() { return 6; }
 };
 
 template <typename... Parameters>

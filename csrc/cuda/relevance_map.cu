@@ -26,12 +26,27 @@ Tensor relevance_map(const Tensor& attribution, const std::optional<Tensor>& ima
   // Where no step looks across channels, the channels are one.
   const Cover cover(c, h * w, keep && image_per_channel ? c : 1, channels_last);
 
+  const bool by_many = is_sampled(size);
+  const int64_t room = by_many && percentile ? room_for_candidates(size) : 0;
+  const int64_t chunks = by_many ? chunks_of(cover.pixels) : 0;
+  const auto scratch = [&](int64_t count, size_t size_of_one) {
+    return torch::stable::new_empty(a, {std::max<int64_t>(1, count * static_cast<int64_t>(size_of_one))},
+                                    ScalarType::Byte);
+  };
+
   dispatch_floating(attribution.scalar_type(), [&](auto value) {
     using T = decltype(value);
+    using A = arithmetic_t<T>;
+    using Key = magnitude_key_t<T>;
+    const Tensor limit = scratch(by_many ? n : 0, sizeof(A)), bracket = scratch(by_many ? n : 0, sizeof(Bracket<T>));
+    const Tensor candidates = scratch(n * room, sizeof(Key)), extent = scratch(n * chunks, sizeof(Extent<A>));
+    const auto in = [](const Tensor& bytes) { return static_cast<void*>(mutable_data_of<uint8_t>(bytes)); };
     launch_relevance_map APEM_FAST_BLOCK(
         RelevanceMapArguments<T>{data_of<T>(a), images ? data_of<T>(x) : nullptr, mutable_data_of<T>(out), n, cover,
                                  image_per_channel, keep, percentile.has_value(),
-                                 percentile_position(percentile.value_or(0), size)},
+                                 percentile_position(percentile.value_or(0), size), static_cast<A*>(in(limit)),
+                                 static_cast<Bracket<T>*>(in(bracket)), static_cast<Key*>(in(candidates)),
+                                 static_cast<Extent<A>*>(in(extent)), room, chunks},
         device.stream);
   });
   device.check_launches();

@@ -8,8 +8,12 @@ using namespace testing;
 
 namespace {
 
+// How often the percentile was found among what was gathered around it, and how often not.
+int found = 0, missed = 0;
+
 template <typename T>
-void test(int64_t channels, int64_t pixels, bool channels_last, int64_t image_channels, bool keep, int64_t offset) {
+void test(int64_t channels, int64_t pixels, bool channels_last, int64_t image_channels, bool keep, int64_t offset,
+          float step = 1.f / 16) {
   using A = arithmetic_t<T>;
   const int64_t n = 4, size = channels * pixels, out_size = keep ? size : pixels;
   const bool image_per_channel = image_channels == channels || image_channels == 0;
@@ -17,14 +21,25 @@ void test(int64_t channels, int64_t pixels, bool channels_last, int64_t image_ch
   Random random;
   Buffer<T> attribution(n * size, offset), images(n * std::max<int64_t>(1, image_channels) * pixels, offset);
   Buffer<T> out(n * out_size, offset);
-  attribution.fill([&](int64_t) { return static_cast<float>(std::round(20 * random.centred()) / 16); });
+  attribution.fill([&](int64_t) { return static_cast<float>(std::round(1.25f / step * random.centred()) * step); });
   images.fill([&](int64_t) { return static_cast<float>(random.uniform()); });
 
+  const Cover cover(channels, pixels, keep && image_per_channel ? channels : 1, channels_last);
+  const int64_t room = room_for_candidates(size), chunks = chunks_of(cover.pixels);
+  Buffer<A> limit(n);
+  Buffer<Bracket<T>> bracket(n);
+  Buffer<magnitude_key_t<T>> candidates(n * room);
+  Buffer<Extent<A>> extent(n * chunks);
   launch_relevance_map<kBlock>(
-      RelevanceMapArguments<T>{attribution.data(), image_channels ? images.data() : nullptr, out.data(), n,
-                               Cover(channels, pixels, keep && image_per_channel ? channels : 1, channels_last),
-                               image_per_channel, keep, true, position},
+      RelevanceMapArguments<T>{attribution.data(), image_channels ? images.data() : nullptr, out.data(), n, cover,
+                               image_per_channel, keep, true, position, limit.data(), bracket.data(), candidates.data(),
+                               extent.data(), room, chunks},
       nullptr);
+  for (int64_t image = 0; image < n && is_sampled(size); ++image) {
+    const int64_t below = bracket[image].below, gathered = bracket[image].gathered;
+    const bool lies_within = below <= position.below && position.above < below + gathered && gathered <= room;
+    ++(lies_within ? found : missed);
+  }
   for (int64_t image = 0; image < n; ++image) {
     const T* row = attribution.data() + image * size;
     std::vector<A> sorted;
@@ -66,8 +81,11 @@ int main() {
           }
         }
         test<double>(3, pixels, channels_last, 3, false, offset);
+        test<double>(3, pixels, channels_last, 3, true, offset, 1.f / 4096);
+        test<float>(3, pixels, channels_last, 3, false, offset, 1.f / 4096);
       }
     }
   }
+  EXPECT(found > 0 && missed > 0);
   return result();
 }
