@@ -292,7 +292,7 @@ template <int kSelect, int kGather, typename T>
 void launch_percentile(const PercentileArguments<T>& arguments, cudaStream_t stream) {
   const PercentileArguments<T> a = with_sample(arguments);
   const auto run = [&](auto select, auto gather) {
-    launch(sample_kernel<decltype(select), T>, a.N, 1, 1, kSelect, stream, a);
+    launch(sample_kernel<Access<T, kSelect, false>, T>, a.N, 1, 1, kSelect, stream, a);
     launch(gather_kernel<decltype(gather), T>, a.chunks, a.N, 1, kGather, stream, a);
     launch(select_kernel<decltype(select), T>, a.N, 1, 1, kSelect, stream, a);
   };

@@ -127,9 +127,13 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
 template <typename T>
 constexpr bool kProductsAreExact = std::is_same_v<T, arithmetic_t<T>>;
 
+// Double precision needs more registers than there are for four blocks of 256 threads.
+template <typename Access, typename T>
+constexpr int kBlocksOfMany = std::is_same_v<T, double> ? Access::kBlocksOf128 : Access::kBlocksOf64;
+
 // The products' extrema, chunk by chunk, and the products themselves where they are rescaled in place.
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) product_kernel(RelevanceMapArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, kBlocksOfMany<Access, T>) product_kernel(RelevanceMapArguments<T> a) {
   using A = arithmetic_t<T>;
   const int64_t items = a.cover.pixels / Access::kElements;
   for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
@@ -157,7 +161,7 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) product_k
 
 // The last image first, and of it the last chunk.
 template <typename Access, typename T>
-__global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64) rescale_kernel(RelevanceMapArguments<T> a) {
+__global__ void __launch_bounds__(Access::kBlock, kBlocksOfMany<Access, T>) rescale_kernel(RelevanceMapArguments<T> a) {
   using A = arithmetic_t<T>;
   using Values = Pack<A, Access::kElements>;
   const int64_t items = a.cover.pixels / Access::kElements;
