@@ -300,12 +300,14 @@ class PretendedGraph:
         self.replays = 0
         self.pool: Any = None
         self.stream: Any = None
+        self.priorities: set[int] = set()  # of the streams that it was replayed on
 
     def record(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         self.steps.append((func, args, kwargs, result))
 
     def replay(self) -> None:
         self.replays += 1
+        self.priorities.add(torch.cuda.current_stream().priority)
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             for func, args, kwargs, before in self.steps:
                 after = func(*args, **kwargs)

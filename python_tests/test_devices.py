@@ -373,14 +373,30 @@ def test_batches_of_selectivity_do_not_wait() -> None:
     assert waits(5) == waits(50)
 
 
-def test_graphs_that_take_turns_share_a_stream_and_a_pool() -> None:
+def test_single_images_run_beside_the_batches() -> None:
+    """On a stream of high priority, and in memory that no batch's graph uses at the same time."""
     with PretendedGPU() as gpu:
         c = classifier("cuda")
         evaluator = af.Evaluator(c.model, c.images, batch_size=32, max_epsilon=40.0, record="float32")
         del gpu.graphs[:]
         evaluator.apem({"relevance": c.relevance})
-    assert len(gpu.graphs) > 1
-    assert len({graph.stream for graph in gpu.graphs}) == len({graph.pool for graph in gpu.graphs}) == 1
+        alone = [graph for graph in gpu.graphs if graph.priorities == {-1}]
+        batches = [graph for graph in gpu.graphs if graph.priorities == {0}]
+    assert alone and batches and len(alone) + len(batches) == len(gpu.graphs)
+    assert not {graph.pool for graph in alone} & {graph.pool for graph in batches}
+    assert not {graph.stream for graph in alone} & {graph.stream for graph in batches}
+
+
+def test_graphs_that_take_turns_share_a_stream_and_a_pool() -> None:
+    with PretendedGPU() as gpu:
+        images, relevance = (tensor.to("cuda") for tensor in made_on_cpu(images_and_maps, 20))
+        model = made_on_cpu(small_network).to("cuda")
+        evaluator = af.Evaluator(model, images, batch_size=8, precision="bfloat16", max_epsilon=40.0)
+        del gpu.graphs[:]
+        evaluator.apem({"relevance": relevance})
+    batches = [graph for graph in gpu.graphs if graph.priorities == {0}]
+    assert len(batches) > 1
+    assert len({graph.stream for graph in batches}) == len({graph.pool for graph in batches}) == 1
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ at some probes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from apem_fast import ops
 from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
+from apem_fast.running.beside import Beside
 from apem_fast.running.clean import ModelOutputError, logits_of
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
@@ -56,10 +57,15 @@ class Answers:
 
 
 class Started:
-    """Passes under way, and their answers on the way to the host."""
+    """Passes under way, and their answers on the way to the host.
 
-    def __init__(self, answers: Tensor, tuner: BatchTuner, begin: float):
-        self._tuner, self._begin = tuner, begin
+    Args:
+        answers: (3, M) on the model's device, from the stream that is current.
+        worked: told in the end how many seconds it all took.
+    """
+
+    def __init__(self, answers: Tensor, worked: Callable[[float], None] | None = None, begin: float = 0.0):
+        self._worked, self._begin = worked, begin
         self._there: torch.cuda.Event | None = None
         self._answers = answers
         if answers.device.type == "cuda":
@@ -73,7 +79,8 @@ class Started:
         if self._there is not None:
             self._there.synchronize()
         margin, flipped, greatest = self._answers.numpy()
-        self._tuner.worked(time.perf_counter() - self._begin)
+        if self._worked is not None:
+            self._worked(time.perf_counter() - self._begin)
         return margin.copy(), flipped != 0, greatest
 
 
@@ -95,18 +102,22 @@ class Prober:
         self._model, self._rays, self._tuner, self._passes, self._record = model, rays, tuner, passes, record
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
+        self._beside = Beside(self._device)
 
     def __enter__(self) -> Self:
         self._passes.begin()
+        self._beside.may_use_what_there_is()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._beside.close()
         self._passes.end()
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         self._passes.lay_out(memory_format)
         if memory_format is not self._format:
             self._format, self._rays = memory_format, self._rays.in_format(memory_format)
+            self._beside.may_use_what_there_is()
 
     @property
     def size(self) -> int:
@@ -135,19 +146,19 @@ class Prober:
         _check_finite(margin, greatest)
         runs = np.ones(len(ray), np.int64)
 
-        def alone(rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        def alone(rows: NDArray[np.int64]) -> Waiting[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
             """Asked again, by which it is seen how far batches are off."""
             runs[rows] += 1
-            exact, its_flipped = self._alone(ray[rows], epsilon[rows])
+            exact, its_flipped = yield from self._alone(ray[rows], epsilon[rows])
             off = np.abs(margin[rows] - exact) / np.maximum(greatest[rows], np.finfo(np.float64).tiny)
             self._passes.differed(self._tuner.best, float(np.max(off, initial=0.0)))
             return exact, its_flipped
 
         if not self._passes.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
-            alone(np.arange(min(COMPARED, len(ray))))
+            yield from alone(np.arange(min(COMPARED, len(ray))))
         noise = greatest * self._passes.noise
         close = np.flatnonzero(np.abs(margin) <= noise)
-        margin[close], flipped[close] = alone(close)
+        margin[close], flipped[close] = yield from alone(close)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return Answers(margin[back], flipped[back], noise[back], runs[back])
@@ -200,7 +211,7 @@ class Prober:
     def _start(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Started:
         """Starts all the passes of these probes, in the batches of a tuner."""
         begin = time.perf_counter()
-        return Started(torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1), tuner, begin)
+        return Started(torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1), tuner.worked, begin)
 
     def _batches(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Iterator[Tensor]:
         at = 0
@@ -229,11 +240,21 @@ class Prober:
 
     def _alone(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Margins and flips of record: each image alone and contiguous, as a plain loop would run it."""
+    ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+        """Margins and flips of record: each image alone and contiguous, as a plain loop would run it. They need not
+        wait for the batches of other lanes that a device has still to run."""
         if not len(ray):
             return np.zeros(0), np.zeros(0, bool)
-        rays, answers = self._rays, []
+        rays = self._rays  # held until the answers are there: another lane may exchange them meanwhile
+        with self._beside.the_batches():
+            started = Started(torch.cat(self._each_alone(rays, ray, epsilon), dim=1))
+        yield
+        margin, flipped, greatest = started.read()
+        _check_finite(margin, greatest)
+        return margin, flipped
+
+    def _each_alone(self, rays: Rays, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> list[Tensor]:
+        answers = []
         for r, e in zip(ray.tolist(), epsilon.tolist()):
             image, row = rays.image[r], rays.map[r]
             one = replace(
@@ -249,9 +270,7 @@ class Prober:
                 level=rays.level[[r]],
             )
             answers.append(self._measure(np.zeros(1, np.int64), np.array([e]), one))
-        margin, flipped, greatest = torch.cat(answers, dim=1).cpu().numpy()
-        _check_finite(margin, greatest)
-        return margin, flipped != 0
+        return answers
 
     def _measure(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None

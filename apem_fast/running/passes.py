@@ -138,7 +138,7 @@ class _PreparedPasses(PlainPasses, ABC):
     def _prepare(self, key: tuple[object, ...], batch: Tensor) -> None:
         while len(self._ready) >= KEPT:
             del self._ready[next(iter(self._ready))]  # used longest ago
-        ready = self._compared(batch, self.noise if key[-1] else None)
+        ready = self._compared(batch, self.noise if key[-1] else None, self.prepare)
         if ready is None:
             self._given_up = True
         else:
@@ -147,11 +147,11 @@ class _PreparedPasses(PlainPasses, ABC):
     def forget(self) -> None:
         self._ready.clear()
 
-    def _compared(self, batch: Tensor, tolerance: float | None) -> Forward | None:
+    def _compared(self, batch: Tensor, tolerance: float | None, prepare: Callable[[Tensor], Forward]) -> Forward | None:
         """The model prepared for batches like this one, whose logits may be off by so much of the greatest; if it can
         be."""
         try:
-            ready = self.prepare(batch)
+            ready = prepare(batch)
             if tolerance is not None:
                 plain, prepared = self._model(batch), ready(batch)
                 off = float((plain - prepared).abs().max() / plain.abs().max())
@@ -189,8 +189,9 @@ class GraphedPasses(_PreparedPasses):
         super().__init__(model)
         self._alone: dict[tuple[object, ...], Forward] = {}
         self._captured_of: Fingerprint | None = None
-        # One memory for all graphs: they run one after the other, and answers are copied out.
-        self._place: tuple[torch.cuda.Stream, Pool] | None = None
+        # One memory for all batches: they run one after the other, and answers are copied out. Single images may run
+        # beside them.
+        self._places: dict[str, tuple[torch.cuda.Stream, Pool]] = {}
 
     def begin(self) -> None:
         super().begin()
@@ -205,22 +206,30 @@ class GraphedPasses(_PreparedPasses):
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
     def prepare(self, example: Tensor) -> Forward:
-        if self._place is None:
-            self._place = torch.cuda.Stream(example.device), torch.cuda.graph_pool_handle()
-        replay = captured(lambda batch: (self._model(batch),), example, *self._place)
+        return self._graph(example, "batches")
+
+    def _graph(self, example: Tensor, place: str) -> Forward:
+        if place not in self._places:
+            self._places[place] = torch.cuda.Stream(example.device), torch.cuda.graph_pool_handle()
+        replay = captured(lambda batch: (self._model(batch),), example, *self._places[place])
         return lambda batch: replay(batch)[0]
 
     def alone(self, image: Tensor) -> Tensor:
         with self._layouts.as_given():
             key = (*image.shape, image.dtype)
             if key not in self._alone:
-                self._alone[key] = self._model if self._given_up else self._compared(image, 0.0) or self._model
+                self._alone[key] = self._prepared_alone(image)
             return self._alone[key](image)
+
+    def _prepared_alone(self, image: Tensor) -> Forward:
+        if self._given_up:
+            return self._model
+        return self._compared(image, 0.0, lambda example: self._graph(example, "single images")) or self._model
 
     def forget(self) -> None:
         super().forget()
         self._alone.clear()
-        self._place = None
+        self._places.clear()
 
 
 def passes_for(model: Forward, device: torch.device, compile: bool) -> PlainPasses:
