@@ -1,24 +1,29 @@
-"""How reliable is a visual explanation? APEM, its filter, and adversarial explanations of ranking networks."""
+"""How reliable is a visual explanation? APEM, its filter, and adversarial explanations of ranking networks.
+
+Importing the package registers the operators, `torch.ops.apem_fast.*`; everything else is loaded when it is first used.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apem_fast import ops
-from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
-from apem_fast.filter.stopping import Stop
-from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
-from apem_fast.normalised import ApemNormResult, apem_norm
-from apem_fast.ops import backend
-from apem_fast.relevance import relevance_map
-from apem_fast.running.outputs import Classifier
-
 if TYPE_CHECKING:
-    from apem_fast import explain, measures, siamese
+    from apem_fast import explain, measures, ops, siamese
+    from apem_fast.cmake import cmake_prefix
+    from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
+    from apem_fast.filter.stopping import Stop
     from apem_fast.measures import continuity, data_randomisation, parameter_randomisation, selectivity
+    from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
+    from apem_fast.normalised import ApemNormResult, apem_norm
+    from apem_fast.ops import backend
+    from apem_fast.relevance import relevance_map
+    from apem_fast.running.outputs import Classifier
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ApemNormResult",
@@ -32,6 +37,7 @@ __all__ = [
     "apem",
     "apem_norm",
     "backend",
+    "cmake_prefix",
     "continuity",
     "data_randomisation",
     "explain",
@@ -45,14 +51,50 @@ __all__ = [
     "siamese",
 ]
 
-_MODULES = ("explain", "measures", "siamese")
-_MEASURES = ("continuity", "data_randomisation", "parameter_randomisation", "selectivity")
+# Where each of these names is defined; any other is a module of the package.
+_HOMES = {
+    "ApemNormResult": "normalised",
+    "ApemResult": "metric",
+    "Classifier": "running.outputs",
+    "EpsilonResult": "metric",
+    "Evaluator": "metric",
+    "FilterResult": "filter.filtering",
+    "ScoreCurve": "filter.filtering",
+    "Stop": "filter.stopping",
+    "apem": "metric",
+    "apem_norm": "normalised",
+    "backend": "ops",
+    "cmake_prefix": "cmake",
+    "continuity": "measures",
+    "data_randomisation": "measures",
+    "filter_relevance": "filter.filtering",
+    "minimum_epsilon": "metric",
+    "parameter_randomisation": "measures",
+    "relevance_map": "relevance",
+    "selectivity": "measures",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded when it is first used: the libraries behind these take a second or two."""
-    if name in _MODULES:
-        return importlib.import_module(f"apem_fast.{name}")
-    if name in _MEASURES:
-        return getattr(importlib.import_module("apem_fast.measures"), name)
-    raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"apem_fast.{_HOMES[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"apem_fast.{name}") is not None:
+        value = importlib.import_module(f"apem_fast.{name}")
+    else:
+        raise AttributeError(f"module 'apem_fast' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _is_the_command() -> bool:
+    """Whether this process is `apem-fast` or `python -m apem_fast`: its --help and --version do not wait for torch."""
+    program = Path(sys.argv[0]).stem if getattr(sys, "argv", None) else ""
+    return program == "apem-fast" or ("-m", "apem_fast") in zip(sys.orig_argv, sys.orig_argv[1:])
+
+
+if not _is_the_command():
+    from apem_fast import ops

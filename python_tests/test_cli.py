@@ -12,6 +12,7 @@ import pytest
 from tiny_networks import class_tree
 from typer.testing import CliRunner
 
+import apem_fast
 from apem_fast.cli import evaluate as evaluate_command
 from apem_fast.cli import main as cli
 from apem_fast.cli.common import STOPPED
@@ -194,3 +195,27 @@ def test_two_photographs_from_the_shell(tmp_path):
     assert (table["probes"] < table["scan_probes"]).all()
     for name in ("index.html", "results.csv", "run.json", "photographs/cat.png", "maps/gradient/1-channel/cat.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["siamese", "--help"]])
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    program = f"""
+import sys
+sys.argv = ["/somewhere/apem-fast", *{arguments!r}]
+from apem_fast.cli.main import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+assert "torch" not in sys.modules
+"""
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert apem_fast.__version__ in said if arguments == ["--version"] else "Usage: apem-fast" in said
+
+
+def test_every_public_name_is_there() -> None:
+    for name in apem_fast.__all__:
+        assert getattr(apem_fast, name) is not None
+    assert set(apem_fast._HOMES) < set(apem_fast.__all__) <= set(dir(apem_fast))
+    with pytest.raises(AttributeError, match="module 'apem_fast' has no attribute 'epsilon'"):
+        apem_fast.epsilon  # noqa: B018
