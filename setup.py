@@ -99,20 +99,26 @@ def libraries(cuda_home: str | None) -> list:
     def found(*patterns: str) -> list[str]:
         return [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
-    link = ["-Wl,--wrap=dlsym", *([] if flag("DEBUG") else ["-Wl,--strip-all"])]
-    shared = {"extra_link_args": link, "py_limited_api": True, "depends": found("csrc/**/*.*h")}
+    def options(name: str, cuda: bool) -> dict:
+        link = ["-Wl,--wrap=dlsym", f"-Wl,-soname,{name}.so", *([] if flag("DEBUG") else ["-Wl,--strip-all"])]
+        return {
+            "extra_compile_args": compile_options(cuda),
+            "extra_link_args": link,
+            "py_limited_api": True,
+            "depends": found("csrc/**/*.*h"),
+        }
+
     cuda = wants_cuda(cuda_home)
     if cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(Path(cuda_home) / "bin" / "nvcc")
     where = f" and CUDA ({os.environ['TORCH_CUDA_ARCH_LIST']})" if cuda else ""
     print(f"apem_fast: building the operators for the CPU{where}", file=sys.stderr)
     sources = found("csrc/*.cpp", "csrc/cpu/*.cpp")
-    sources.remove("csrc/example.cpp")
-    built = [CppExtension("apem_fast.lib.libapem_fast", sources, extra_compile_args=compile_options(False), **shared)]
+    built = [CppExtension("apem_fast.lib.libapem_fast", sources, **options("libapem_fast", False))]
     if cuda:
-        name = f"apem_fast.lib.libapem_fast_cuda{torch.version.cuda.split('.')[0]}"
+        name = f"libapem_fast_cuda{torch.version.cuda.split('.')[0]}"
         sources = found("csrc/glibc.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu")
-        built.append(CUDAExtension(name, sources, extra_compile_args=compile_options(True), **shared))
+        built.append(CUDAExtension(f"apem_fast.lib.{name}", sources, **options(name, True)))
     return built
 
 

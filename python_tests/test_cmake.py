@@ -1,4 +1,4 @@
-"""The CMake build: a C++ program that uses the operators, and every CUDA kernel under sanitizers in the emulator.
+"""The CMake build: the operators as a library, and every CUDA kernel under sanitizers in the emulator.
 
 Kept in build/cmake, so that a second run compiles only what changed.
 """

@@ -21,8 +21,9 @@ def apem(
     forward_func: Callable[..., Tensor],
     inputs: Tensor | tuple[Tensor],
     attributions: Tensor | tuple[Tensor],
+    baselines: None = None,
     additional_forward_args: Any = None,
-    target: int | Tensor | None = None,
+    target: int | list[int] | Tensor | None = None,
     max_examples_per_batch: int | None = None,
     *,
     percentile: float | None = 99.0,
@@ -35,10 +36,11 @@ def apem(
         forward_func: the model, in eval mode, or any function of it that returns logits (N, classes).
         inputs: (N, C, H, W), alone or as a tuple of one.
         attributions: as an attribution method of Captum returns them for these inputs, signed.
+        baselines: has this place in Captum's metrics; APEM has none.
         additional_forward_args: handed on to every call of forward_func; no tensors, for they would have a row for
             each example.
-        target: the class that was explained, for all or for each, (N,); an error where it is not the prediction.
-            None takes the predictions.
+        target: the class that was explained, for all or for each, (N,) or a list; an error where it is not the
+            prediction. None takes the predictions.
         max_examples_per_batch: how many perturbed inputs enter one call; None measures what is fastest.
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
         options: max_epsilon, step, search and bounds, as for `af.apem`.
@@ -51,14 +53,28 @@ def apem(
     extra = () if additional_forward_args is None else extra
     if any(isinstance(value, Tensor) for value in extra):
         raise TypeError("apem: additional_forward_args must not hold tensors (got torch.Tensor)")
-    labels = target
-    if isinstance(target, int) and not isinstance(target, bool):
-        labels = torch.full((len(images),), target, dtype=torch.int64, device=images.device)
+    if baselines is not None:
+        raise ValueError(f"apem: baselines must be None, for APEM has none (got {type(baselines).__name__})")
+    labels = _labels(target, images)
     relevance = relevance_map(attribution.to(images.dtype), percentile=percentile, channels=channels)
     result = apem_of_relevance(
         _Forward(forward_func, extra), images, relevance, labels=labels, batch_size=max_examples_per_batch, **options
     )
     return result.score.to(images.device)
+
+
+def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor | None:
+    """What Captum takes for a target, as the label of each image."""
+    if target is None:
+        return None
+    if isinstance(target, list) and not all(isinstance(label, int) for label in target):
+        raise TypeError(f"apem: target must be a class for each image (got a list with {target[0]!r})")
+    if isinstance(target, (int, list)):
+        target = torch.tensor(target, dtype=torch.int64)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"apem: target must be an int, a list or a tensor (got {type(target).__name__})")
+    target = target.to(images.device)
+    return target.expand(len(images)) if target.numel() == 1 and target.dim() < 2 else target
 
 
 class _Forward(nn.Module):

@@ -23,13 +23,14 @@ from apem_fast.running.undisturbed import undisturbed
 class Apem:
     """Called with a batch, returns one score an image: epsilon_plus - epsilon_minus, high is good.
 
-    An image whose explained class is not the model's prediction has no APEM, nor has a map that is 0 throughout: its
-    score is NaN.
+    An image whose explained class is not the model's prediction has no APEM, nor has a map that is 0 throughout.
 
     Args:
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
+        missing: what stands for an image without APEM: "nan", or "left out", so that there are fewer scores than
+            images, for an aggregation that does not know NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
         return_aggregate: whether a call returns one number, [aggregate_func(scores)].
-        aggregate_func: by default the mean of the scores that are there.
+        aggregate_func: of the scores that are there.
         options: those of `apem_fast.metric.Options`: max_epsilon, step, search, batch_size (perturbed images in one
             forward pass), bounds.
     """
@@ -43,11 +44,15 @@ class Apem:
         *,
         percentile: float | None = 99.0,
         channels: Literal["sum", "keep"] = "sum",
+        missing: Literal["nan", "left out"] = "nan",
         return_aggregate: bool = False,
-        aggregate_func: Callable[[Sequence[float]], float] = np.nanmean,
+        aggregate_func: Callable[[Sequence[float]], float] = np.mean,
         **options: Any,
     ):
         Options(**options)  # a bad one is said now
+        if missing not in ("nan", "left out"):
+            raise ValueError(f'apem: missing must be "nan" or "left out" (got {missing!r})')
+        self.missing = missing
         self.percentile, self.channels, self.options = percentile, channels, options
         self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
         self.evaluation_scores: list[float] = []
@@ -109,11 +114,55 @@ class Apem:
             if len(rows):
                 evaluator = Evaluator(model, images[rows], **self.options)
                 scores[rows.cpu()] = evaluator.apem({"relevance": maps[rows]})["relevance"].score
-        self.evaluation_scores = scores.tolist()
+        there = scores[~scores.isnan()].tolist()
+        self.evaluation_scores = there if self.missing == "left out" else scores.tolist()
         if self.return_aggregate:
-            self.evaluation_scores = [float(self.aggregate_func(self.evaluation_scores))]
+            self.evaluation_scores = [float(self.aggregate_func(there)) if there else np.nan]
         self.all_evaluation_scores.extend(self.evaluation_scores)
         return self.evaluation_scores
+
+    @property
+    def get_params(self) -> dict[str, Any]:
+        """What this metric was made with."""
+        names = ("percentile", "channels", "missing", "return_aggregate", "aggregate_func")
+        return {name: getattr(self, name) for name in names} | self.options
+
+    @property
+    def interpret_scores(self) -> None:
+        """Prints what the scores mean."""
+        print(  # noqa: T201  (as Quantus has it)
+            "APEM is the change of the image, in l1 norm, that flips the prediction along what the explanation calls "
+            "irrelevant, less the change that flips it along what it calls relevant. High is good; 0 and below: the "
+            "explanation tells the two no better than chance."
+        )
+
+    def plot(
+        self,
+        plot_func: Callable[..., None] | None = None,
+        show: bool = True,
+        path_to_save: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Draws a histogram of the scores of the last call, or what `plot_func` draws; needs matplotlib.
+
+        Args:
+            plot_func: called with args and kwargs, draws into matplotlib's current figure.
+            show: whether to show the figure.
+            path_to_save: where to save it, if anywhere.
+        """
+        from matplotlib import pyplot
+
+        if plot_func is not None:
+            plot_func(*args, **kwargs)
+        else:
+            pyplot.hist([score for score in self.evaluation_scores if not np.isnan(score)])
+            pyplot.xlabel("APEM")
+            pyplot.ylabel("images")
+        if path_to_save:
+            pyplot.savefig(path_to_save, dpi=400)
+        if show:
+            pyplot.show()
 
 
 def _predictions(model: nn.Module, images: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apem_fast.metric import ApemResult, BoundsOf, Options, apem
-from apem_fast.search import Search
+from apem_fast.metric import ApemResult, Options, apem
 
 try:
     from torchmetrics import Metric
@@ -18,7 +18,16 @@ except ImportError as error:
         "apem_fast.adapters.torchmetrics needs torchmetrics: pip install 'apem_fast[torchmetrics]'"
     ) from error
 
-COLUMNS = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "labels", "probes")
+# The states, in the order of ApemResult, and what they hold.
+COLUMNS = {
+    "epsilon_minus": torch.float64,
+    "epsilon_plus": torch.float64,
+    "flipped_minus": torch.bool,
+    "flipped_plus": torch.bool,
+    "labels": torch.int64,
+    "probes": torch.int64,
+}
+OPTIONS = tuple(field.name for field in fields(Options) if field.init)
 
 
 class _Untracked:
@@ -42,35 +51,20 @@ class Apem(Metric):
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes); moving or copying the metric leaves it as
             it is.
-        max_epsilon, step, search, batch_size, bounds: see `apem_fast.metric.Options`.
-        kwargs: torchmetrics' own, such as `dist_sync_on_step` and `sync_on_compute`.
+        options: those of `apem_fast.metric.Options`, max_epsilon and step among them; and torchmetrics' own, such as
+            `dist_sync_on_step` and `sync_on_compute`.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        max_epsilon: float = 4096.0,
-        step: float = 1.0,
-        search: str | Search = "isolate",
-        batch_size: int | None = None,
-        bounds: BoundsOf = (None, None),
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
+    def __init__(self, model: nn.Module, **options: Any):
+        own = {name: options.pop(name) for name in OPTIONS if name in options}
+        record = Options(**own)  # a bad one is said now
+        super().__init__(**options)
         self._untracked = _Untracked(model)
-        self._options = {
-            "max_epsilon": max_epsilon,
-            "step": step,
-            "search": search,
-            "batch_size": batch_size,
-            "bounds": bounds,
-        }
-        Options(**self._options)  # a bad one is said now
+        self._options = {name: getattr(record, name) for name in OPTIONS}
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._records: set[str] = set()
@@ -82,6 +76,14 @@ class Apem(Metric):
         for name in COLUMNS:
             getattr(self, name).append(getattr(result, name).to(self.device))
 
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """As torchmetrics has it. A process that has seen no image sends none, of the same types as the others."""
+        if not self._is_synced:
+            for name, dtype in COLUMNS.items():
+                if not getattr(self, name):
+                    setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
+        super().sync(*arguments, **options)
+
     def compute(self) -> Tensor:
         """APEM, the mean score: () float64."""
         return dim_zero_cat(self.epsilon_plus).mean() - dim_zero_cat(self.epsilon_minus).mean()
@@ -92,3 +94,15 @@ class Apem(Metric):
             columns = [dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS]
         record = "float32" if "float32" in self._records else "float64"
         return ApemResult(*columns, self._options["max_epsilon"], self._options["step"], record)
+
+    def plot(self, val: Tensor | list[Tensor] | None = None, ax: Any = None) -> Any:
+        """The mean score, or those that were collected over time, as torchmetrics plots its metrics; needs matplotlib.
+
+        Args:
+            val: what `compute` or `forward` returned, once or in a list; None computes it now.
+            ax: the matplotlib axis to draw into.
+
+        Returns:
+            The figure and its axis.
+        """
+        return self._plot(val, ax)

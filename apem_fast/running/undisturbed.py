@@ -87,6 +87,9 @@ def undisturbed(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
     required = [(p, p.requires_grad) for p in model.parameters()]
     devices = sorted({t.device.index for t in (*model.parameters(), *inputs) if t.device.type == "cuda"})
     with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():  # nothing in it can be differentiated
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(products_in("ieee"))
         stack.enter_context(same_algorithms())
