@@ -1,6 +1,6 @@
 """Attacks measured: the operators against their definitions, and 64 pairs at once against loops over pairs.
 
-    python -m bench.siamese [--threads 2] [--only operators|attacks] [--loop-seconds 300]
+    python -m bench.siamese [--threads 2] [--only operators|attacks|reach] [--loop-seconds 300]
 
 The attacks are of 100 steps, on 64 pairs of the networks for UTKFace (112 pixels) and for digits (28 pixels), with
 fresh parameters: the time does not depend on what was learnt. The loops are in plain torch. One runs over as many of
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -22,8 +23,9 @@ from rich.console import Console
 from torch import Tensor
 
 from apem_fast.ops import reference
-from apem_fast.siamese.attack import attack
-from apem_fast.siamese.networks import SiameseRanker
+from apem_fast.siamese import FusionRanker, TrainingOptions, Verifier, pairs, regimes
+from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.networks import Ranker, SiameseRanker
 from bench.timing import circumstances, interleaved, print_table, write_json
 
 PAIRS, TARGET, STEP_SIZE = 64, 0.0, 50.0
@@ -174,14 +176,94 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
             }
 
 
+# -- automatic steps ---------------------------------------------------------------------------------------------
+
+
+class Scaled(Ranker):
+    """A ranker that takes its images multiplied by a number: gradients are smaller or greater by as much."""
+
+    def __init__(self, ranker: Ranker, gain: float) -> None:
+        super().__init__()
+        self.ranker, self.gain = ranker, gain
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.ranker.embed(images / self.gain)
+
+    def rank_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.ranker.rank_embeddings(first, second)
+
+
+class PairLogit(torch.nn.Module):
+    """Early fusion: two digits in one network, whose logit saturates the sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(2, 16, 5, stride=3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(1024, 1)
+        )
+
+    def forward(self, pair: Tensor) -> Tensor:
+        return 300 * self.layers(pair)
+
+
+def networks_of_five_scales(steps: int) -> Iterator[tuple[str, Ranker, Tensor, Tensor, float]]:
+    """Name, ranker, pairs, and the precision that counts as there."""
+    from apem_fast.siamese import faces
+
+    learnt, held_out = pairs.digits().split(0.2, torch.Generator().manual_seed(0))
+    options = TrainingOptions(steps=steps, images=64, learning_rate=2e-3, progress=False)
+    torch.manual_seed(0)
+    ranker = SiameseRanker.for_mnist(16)
+    regimes.train_ranking(ranker, learnt, options)
+    first, second = held_out.draw_pairs(PAIRS, torch.Generator().manual_seed(0))
+    a, b = held_out.batch(first), held_out.batch(second)
+    yield "digits, ranked", ranker, a, b, 1e-4
+    yield "the same, images in thousands", Scaled(ranker, 1000.0).eval(), 1000 * a, 1000 * b, 1e-4
+    torch.manual_seed(1)
+    verifier = Verifier(SiameseRanker.for_mnist(16).branch, distance=0.5)
+    regimes.train_contrastive(verifier, learnt, options)
+    yield "digits, verified", verifier.eval(), a, b, 1e-4
+    torch.manual_seed(2)
+    yield (
+        "early fusion, logits of hundreds",
+        FusionRanker(PairLogit(), (1, 28, 28), stacked=True, logit=True).eval(),
+        a,
+        b,
+        1e-4,
+    )
+    ages = faces.face_age_ranker()
+    photographs = torch.stack([faces.sample_face(name) for name in faces.SAMPLE_FACES])
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.15 * torch.randn((16, *photographs.shape[1:]), generator=generator)
+    many = (photographs.repeat(8, 1, 1, 1) + noise).clamp(0, 1)
+    yield "face ages", ages, many, many.flip(0), 0.5 / (ages.high - ages.low)
+
+
+def reach(steps: int) -> Iterator[dict[str, Any]]:
+    """The share of mid-point attacks that arrive by the automatic step, and by two fixed ones, in 100 steps."""
+    for name, ranker, first, second, precision in networks_of_five_scales(steps):
+        row: dict[str, Any] = {"network": name, "pairs": len(first)}
+        for step_size in ("auto", 3.0, 20.0):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = mid_point_attack(ranker, first, second, steps=100, step_size=step_size, precision=precision)
+            row[f"reached, {step_size}"] = float(result.reached.double().mean())
+            if step_size == "auto":
+                row["median steps"] = int(result.steps_taken.median())
+                row["median distance"] = float(result.distance.median())
+                row["others"] = ", ".join(sorted(set(result.outcome) - {"reached"}))
+        yield row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="of the CPU (default: 2)")
-    parser.add_argument("--only", choices=("operators", "attacks"), help="one half; nothing is written")
+    parser.add_argument("--only", choices=("operators", "attacks", "reach"), help="one part; nothing is written")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each operator (default: 2)")
     parser.add_argument("--steps", type=int, default=100, help="of an attack (default: 100)")
     parser.add_argument("--rounds", type=int, default=3, help="of each attack (default: 3)")
     parser.add_argument("--loop-seconds", type=float, default=300.0, help="for each loop over pairs (default: 300)")
+    parser.add_argument("--training", type=int, default=300, help="steps of the networks for digits (default: 300)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     where, results = circumstances("cpu"), {}
@@ -190,6 +272,7 @@ def main() -> None:
         for name, measured in (
             ("operators", lambda: operators(options.seconds)),
             ("attacks", lambda: attacks(options.steps, options.rounds, options.loop_seconds)),
+            ("reach", lambda: reach(options.training)),
         ):
             if options.only in (None, name):
                 status.update(f"measuring {name}")

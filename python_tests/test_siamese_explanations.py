@@ -19,7 +19,7 @@ from apem_fast.cli import siamese as commands
 from apem_fast.ops import saliency_map
 from apem_fast.siamese import attack, checkpoints, sanity
 from apem_fast.siamese import comparisons as validation
-from apem_fast.siamese.networks import SiameseRanker
+from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.perception import interpolate_perceptions, perceive
 from apem_fast.siamese.report.explanations import choose_pairs
@@ -95,6 +95,38 @@ def test_the_share_of_sensitive_inputs() -> None:
         ranker.branch[-1].weight[:, :, 3:] = 0  # blind to the lower half, but for what the first layer brings down
     sensitive = validation.mid_point_sensitivity(ranker, first, second)
     assert sensitive[:, :, :5].all() and not sensitive[:, :, 7:].any()
+
+
+def test_inputs_without_a_gradient_are_tried_at_other_values() -> None:
+    class Gate(Ranker):
+        """Only the first pixel counts, and the second where it exceeds 0.6: flat below."""
+
+        def embed(self, images: torch.Tensor) -> torch.Tensor:
+            flat = images.flatten(1)
+            return flat[:, :1] + torch.relu(flat[:, 1:2] - 0.6)
+
+        def rank_embeddings(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            return ((first - second)[:, 0] / 4 + 0.5).clamp(0, 1)
+
+    images = torch.full((1, 1, 2, 3), 0.25)
+    sensitive = validation.mid_point_sensitivity(Gate().eval(), images, images).flatten().tolist()
+    irrelevant = validation.irrelevant_inputs(Gate().eval(), images, images, batch_size=7).flatten().tolist()
+    assert sensitive == [True, False, False, False, False, False]
+    assert irrelevant == [False, False, True, True, True, True], "the second could change the ranking after all"
+
+
+def test_the_four_attacks_of_section_5_3_6() -> None:
+    ranker, (first, second) = small_ranker(), small_pairs(3)
+    kinds = validation.compare_kinds(ranker, first, second, steps=40)
+    maps = {name: saliency_map(first, perturbed) for name, perturbed in kinds.items()}
+    # "The explanation map for the point m' will be the same as the map for point s": both lie on the first gradient.
+    one = [kinds[f"{end}, one step"] - first for end in ("mid-point", "boundary")]
+    torch.testing.assert_close(validation.angle(*one), torch.zeros(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps["mid-point, one step"], maps["boundary, one step"], atol=1e-6, rtol=0)
+    many, far = (
+        float(validation.angle(kinds[f"{end}, many steps"] - first, one[0]).max()) for end in ("mid-point", "boundary")
+    )
+    assert 0 < many < far, "the path bends as it goes"
 
 
 def test_masking_measures_each_region() -> None:

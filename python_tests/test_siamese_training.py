@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rankers import PIXELS, small_ranker, stripes
-from torch import nn
+from torch import Tensor, nn
 
-from apem_fast.siamese import SiameseRanker, TrainingOptions, folders, losses, pairs, regimes, tails, training
+from apem_fast.siamese import (
+    ScoreRanker,
+    SiameseRanker,
+    TrainingOptions,
+    folders,
+    losses,
+    pairs,
+    regimes,
+    tails,
+    training,
+)
 from apem_fast.siamese.checkpoints import load_ranker, save_ranker
+from apem_fast.siamese.networks import AsPixel
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.quality import measure_quality
 from apem_fast.siamese.tails import DistanceTail, JointTail
@@ -50,6 +63,142 @@ def test_layer_sizes_are_those_of_tables_2_to_4_and_5_to_7() -> None:
     assert sizes(faces.branch) == [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (64, 256, 7, 7)]
     assert sizes(faces.tail) == [(128, 128), (1, 128)]
     assert sizes(faces.decoder) == [(64, 256, 7, 7), (256, 128, 4, 4), (128, 64, 4, 4), (64, 32, 4, 4), (32, 3, 4, 4)]
+
+
+def _layers(module: nn.Module) -> list[tuple[object, ...]]:
+    """Every layer in order: its kind, and of convolutions channels, kernel, stride and padding."""
+    rows: list[tuple[object, ...]] = []
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            kind = "conv" if isinstance(layer, nn.Conv2d) else "tconv"
+            sizes = layer.kernel_size, layer.stride, layer.padding
+            assert all(size[0] == size[1] for size in sizes)
+            rows.append((kind, layer.in_channels, layer.out_channels, *(size[0] for size in sizes)))
+        elif isinstance(layer, nn.BatchNorm2d):
+            rows.append(("batchnorm", layer.num_features))
+        elif isinstance(layer, nn.MaxPool2d):
+            rows.append(("maxpool", layer.kernel_size, layer.stride))
+        elif isinstance(layer, nn.Linear):
+            rows.append(("dense", layer.in_features, layer.out_features))
+        elif not isinstance(layer, nn.Sequential | tails.JointTail | AsPixel):
+            rows.append((type(layer).__name__,))
+    return rows
+
+
+def test_strides_order_and_activations_are_those_of_tables_1_to_7() -> None:
+    e = 10
+    up = [("tconv", e, 128, 7, 1, 0), ("ReLU",), ("tconv", 128, 128, 2, 2, 0), ("ReLU",), ("tconv", 128, 1, 2, 2, 0)]
+    decoder = [*up, ("ClippedReLU",)]
+    mirroring, mnist, faces = (
+        make(e) for make in (SiameseRanker.for_mnist_mirroring, SiameseRanker.for_mnist, SiameseRanker.for_utkface)
+    )
+    assert _layers(mirroring.branch) == [  # Table 1
+        ("conv", 1, 64, 5, 1, 2),
+        ("ReLU",),
+        ("maxpool", 2, 2),
+        ("conv", 64, 128, 3, 1, 1),
+        ("ReLU",),
+        ("maxpool", 2, 2),
+        ("conv", 128, 128, 3, 1, 1),
+        ("ReLU",),
+        ("conv", 128, e, 7, 1, 0),
+    ]
+    assert _layers(mirroring.decoder) == _layers(mnist.decoder) == decoder  # Tables 1 and 4
+    assert _layers(mnist.branch) == [  # Table 2
+        ("conv", 1, 32, 3, 2, 1),
+        ("ReLU",),
+        ("conv", 32, 64, 3, 2, 1),
+        ("ReLU",),
+        ("conv", 64, e, 7, 1, 0),
+    ]
+    for ranker, hidden in ((mnist, 4096), (faces, 2 * e)):  # Tables 3 and 6
+        assert _layers(ranker.tail) == [("dense", 2 * e, hidden), ("Sigmoid",), ("dense", hidden, 1), ("Sigmoid",)]
+    down, back = [], []
+    for before, after in ((3, 32), (32, 64), (64, 128), (128, 256)):
+        down += [("conv", before, after, 4, 2, 1), ("ReLU",), ("batchnorm", after)]
+    assert _layers(faces.branch) == [*down, ("conv", 256, e, 7, 1, 0)]  # Table 5
+    for before, after in ((256, 128), (128, 64), (64, 32)):
+        back += [("tconv", before, after, 4, 2, 1), ("ReLU",), ("batchnorm", after)]
+    first = [("tconv", e, 256, 7, 1, 0), ("ReLU",), ("batchnorm", 256)]
+    assert _layers(faces.decoder) == [*first, *back, ("tconv", 32, 3, 4, 2, 1), ("ClippedReLU",)]  # Table 7
+
+
+def _first_loss(regime: Callable[..., Any], ranker: SiameseRanker, **options: Any) -> tuple[float, Any]:
+    """The loss of a regime's first step, and the batch that it was of; the ranker is as it was before that step."""
+    batches, draw = [], training._draw
+
+    def drawing(*arguments: Any) -> Any:
+        batches.append(draw(*arguments))
+        return batches[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_draw", drawing)
+        once = TrainingOptions(steps=1, images=6, pairs=5, progress=False)
+        result = regime(copy.deepcopy(ranker), stripes(), once, **options)
+    last = result[-1] if isinstance(result, tuple) else result
+    return float(last.losses[0]), batches[-1]
+
+
+def test_the_losses_of_equations_27_33_and_36_by_value() -> None:
+    ranker = small_ranker(dtype=torch.float32)
+
+    def image_error(a: Tensor, h: Tensor) -> float:
+        return sum(float(((a[i] - h[i]) ** 2).sum()) for i in range(len(a))) / len(a)
+
+    def trained(module: nn.Module) -> nn.Module:
+        return copy.deepcopy(module).train()  # batch normalisation sees the batch, as it does in training
+
+    # E27: k * MSE(target, prediction) + MSE(A, p(e_A)) + MSE(B, p(e_B)), sums of squares over an image.
+    loss, batch = _first_loss(regimes.train_simultaneous, ranker, ranking_weight=70.0)
+    with torch.no_grad():
+        e = trained(ranker.branch)(batch.images).flatten(1)
+        prediction = ranker.tail(e[batch.first], e[batch.second])
+        ranking = sum(float((t - c) ** 2) for t, c in zip(batch.target, prediction, strict=True)) / 5
+        images = image_error(batch.images, ranker.decoder(e))
+    assert loss == pytest.approx(70 * ranking + 2 * images, rel=1e-5)
+
+    # E33: MSE(A, p(e)) + (1 - |e|)^2.
+    loss, batch = _first_loss(regimes.train_autoencoder, ranker, regularisation="norm")
+    with torch.no_grad():
+        e = trained(ranker.branch)(batch.images).flatten(1)
+        norms = sum((1 - float(row.norm())) ** 2 for row in e) / len(e)
+        images = image_error(batch.images, ranker.decoder(e))
+    assert loss == pytest.approx(images + norms, rel=1e-5)
+
+    # E36: MSE(A, p(e_encoder)) + k * MSE(e_siamese, e_encoder), of an encoder of its own.
+    siamese, encoders = [], []
+
+    class Seen(SiameseRanker):
+        def reconstruct(self, embedding: Tensor) -> Tensor:
+            encoders.append(embedding.detach().clone())
+            return super().reconstruct(embedding)
+
+        def embed(self, images: Tensor) -> Tensor:
+            siamese.append(super().embed(images))
+            return siamese[-1]
+
+    seen = Seen(ranker.branch, ranker.tail, ranker.decoder)
+    loss, batch = _first_loss(regimes.train_mirroring, seen, mirror_weight=3.0)
+    with torch.no_grad():
+        images = image_error(batch.images, ranker.decoder(encoders[-1]))
+        apart = float(((siamese[-1].detach() - encoders[-1]) ** 2).mean())
+    assert loss == pytest.approx(images + 3 * apart, rel=1e-5)
+
+
+def test_a_network_that_learnt_nothing_is_known_by_its_deviation() -> None:
+    data = stripes(40)
+    quality = measure_quality(small_ranker(dtype=torch.float32), data)
+    assert not quality.learnt
+    assert f"{quality.baseline:.3f}" in quality.warning
+
+    class Widths(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(1, 2, 3)) * PIXELS - 1
+
+    right = measure_quality(ScoreRanker(Widths(), 0, 9).eval(), data)
+    assert right.learnt
+    assert right.warning == ""
+    assert right.mean_deviation == pytest.approx(0, abs=1e-6)
 
 
 def test_targets_of_equations_13_15_32_and_37() -> None:
