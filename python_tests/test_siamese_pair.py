@@ -329,3 +329,12 @@ def test_a_network_that_does_not_take_the_images_and_a_target_out_of_reach(files
     assert code == 0
     assert re.search(r"The target 1 was not reached: the ranking came from 0\.\d+ to 0\.\d+", said)
     assert 'role="alert"' in (files / "out" / "explanation.html").read_text()
+
+
+def test_the_example_of_the_documentation_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "siamese.md").read_text(encoding="utf-8")
+    example = page.split("```python\n")[1].split("```")[0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/siamese.md", "exec"), {"__name__": "example"})
+    assert (tmp_path / "pair" / "explanation.html").exists()
