@@ -93,6 +93,7 @@ check: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	@$(BIN)/mypy
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

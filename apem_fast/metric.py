@@ -290,9 +290,9 @@ class Evaluator:
         lower, upper = (self._bound(bound) for bound in self.options.bounds)
         return replace(rays, lower=lower, upper=upper)
 
-    def _bound(self, bound: float | tuple[float, ...] | None) -> float | Tensor | None:
+    def _bound(self, bound: BoundOf) -> float | Tensor | None:
         """One number, or one for each channel as a tensor beside the images."""
-        if not isinstance(bound, tuple):
+        if bound is None or isinstance(bound, (int, float)):
             return bound
         if len(bound) != self._images.shape[1]:
             raise ValueError(

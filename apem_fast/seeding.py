@@ -18,7 +18,7 @@ def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
         values: one image or map, of any shape, dtype and memory format.
     """
     contents = values.detach().to("cpu", copy=False).contiguous().reshape(-1).view(torch.uint8)
-    of_contents = hashlib.blake2b(memoryview(contents.numpy()), digest_size=8)
+    of_contents = hashlib.blake2b(contents.numpy().data, digest_size=8)
 
     def generator(*numbers: int) -> torch.Generator:
         digest = of_contents.copy()

@@ -60,7 +60,7 @@ class Apem:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | Any,
         x_batch: NDArray | Tensor,
         y_batch: NDArray | Tensor | None = None,
         a_batch: NDArray | Tensor | None = None,
@@ -86,7 +86,8 @@ class Apem:
             batch_size: how many images are evaluated at a time.
             s_batch, softmax, kwargs: for other metrics; logits and softmax have the same flips.
         """
-        model = model.get_model() if hasattr(model, "get_model") else model
+        unwrap: Any = getattr(model, "get_model", None)  # of Quantus' own wrapper
+        model = model if unwrap is None else unwrap()
         validation.model(model)
         if model_predict_kwargs:
             raise ValueError(f"apem: model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})")

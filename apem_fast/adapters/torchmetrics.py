@@ -58,13 +58,15 @@ class Apem(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    epsilon_minus: list[Tensor]
+    epsilon_plus: list[Tensor]
 
     def __init__(self, model: nn.Module, **options: Any):
         own = {name: options.pop(name) for name in OPTIONS if name in options}
         record = Options(**own)  # a bad one is said now
         super().__init__(**options)
         self._untracked = _Untracked(model)
-        self._options = {name: getattr(record, name) for name in OPTIONS}
+        self._options: dict[str, Any] = {name: getattr(record, name) for name in OPTIONS}
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._records: set[str] = set()
@@ -91,9 +93,10 @@ class Apem(Metric):
     def result(self) -> ApemResult:
         """Everything this process has seen, as `af.apem` returns it."""
         with torch.no_grad():
-            columns = [dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS]
+            columns = {name: dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS}
         record = "float32" if "float32" in self._records else "float64"
-        return ApemResult(*columns, self._options["max_epsilon"], self._options["step"], record)
+        o = self._options
+        return ApemResult(**columns, max_epsilon=o["max_epsilon"], step=o["step"], record=record)
 
     def plot(self, val: Tensor | list[Tensor] | None = None, ax: Any = None) -> Any:
         """The mean score, or those that were collected over time, as torchmetrics plots its metrics; needs matplotlib.

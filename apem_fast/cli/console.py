@@ -105,8 +105,8 @@ def left_out_lines(left_out: list[LeftOut], shown: int = 5) -> list[str]:
 def flagged_lines(store: RunStore) -> list[str]:
     """One line where maps left no ray, with the reasons."""
     results = store.results()
-    reasons = results.loc[results["flag"] != "", "flag"].value_counts() if len(results) else {}
-    if not len(reasons):
+    reasons = results.loc[results["flag"] != "", "flag"].value_counts() if len(results) else None
+    if reasons is None or not len(reasons):
         return []
     reasons_text = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
     return [

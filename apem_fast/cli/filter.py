@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -83,7 +83,7 @@ def filter_maps(
 
     console = Console(width=None if sys.stdout.isatty() else 110)
     with user_errors("filter"):
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
         from apem_fast.experiment.filter.maps import (
             FOLDER_IN_RUN,
@@ -96,7 +96,8 @@ def filter_maps(
 
         if (run is None) == (output is None):
             raise ValueError("give either --output, a folder for results, or --run, a folder that evaluate wrote")
-        own = {
+        folder = Path(output or "") if run is None else run / FOLDER_IN_RUN
+        own: dict[str, Any] = {
             "explainer": explainer,
             "stage": stage,
             "levels": levels,
@@ -106,10 +107,9 @@ def filter_maps(
             "batch_size": batch_size,
             "device": device_named(device),
         }
-        if run is not None:
-            store = RunStore(run)
+        store = None if run is None else RunStore(run)
+        if store is not None:
             options = FilterOptions.of_run(store, **own)
-            output = run / FOLDER_IN_RUN
         else:
             options = FilterOptions(
                 network=network, weights=weights, max_epsilon=max_epsilon, step=step, search=search, **own
@@ -122,7 +122,7 @@ def filter_maps(
             console=console,
             disable=not console.is_terminal,
         )
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(name: str, settled: int, total: int, probes: int) -> None:
             if name not in tasks:
@@ -131,13 +131,13 @@ def filter_maps(
 
         try:
             with bar:
-                if run is not None:
+                if store is not None:
                     done = filter_run(options, store, photographs or list(store.images()["image"][:3]), show)
                 else:
                     chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
-                    done = filter_photographs(options, chosen, output, show)
+                    done = filter_photographs(options, chosen, folder, show)
         except KeyboardInterrupt:
-            console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
+            console.print(f"Stopped. {folder} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
     for one in done:
         numbers = one.numbers
@@ -149,4 +149,4 @@ def filter_maps(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"Before and after: {output / 'filtered.png'}", highlight=False, soft_wrap=True)
+    console.print(f"Before and after: {folder / 'filtered.png'}", highlight=False, soft_wrap=True)

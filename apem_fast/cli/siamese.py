@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from apem_fast.cli import siamese_pair
 from apem_fast.cli.common import device_named, user_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from apem_fast.siamese.networks import SiameseRanker
+    from apem_fast.siamese.pairs import RankedImages
+    from apem_fast.siamese.quality import RankerQuality
+    from apem_fast.siamese.report.page import Section
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -338,7 +347,7 @@ def check(
 # -- what the commands share -------------------------------------------------------------------------------------
 
 
-def _images(images: Images, folder: Path | None, attributes: Path | None = None, grey: bool = False):
+def _images(images: Images, folder: Path | None, attributes: Path | None = None, grey: bool = False) -> RankedImages:
     from apem_fast.siamese import folders, pairs
 
     if images is Images.digits:
@@ -359,13 +368,15 @@ def _images(images: Images, folder: Path | None, attributes: Path | None = None,
     return data
 
 
-def _split(data):
+def _split(data: RankedImages) -> tuple[RankedImages, RankedImages]:
     import torch
 
     return data.split(HELD_OUT, torch.Generator().manual_seed(SPLIT_SEED))
 
 
-def _train(data, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path):
+def _train(
+    data: RankedImages, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path
+) -> tuple[SiameseRanker, str]:
     from apem_fast.seeding import seeded
     from apem_fast.siamese import networks, regimes, training
 
@@ -377,18 +388,18 @@ def _train(data, regime: Regime, size: int, steps: int, seed: int, checkpoint: P
     options = training.TrainingOptions(
         steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
     )
-    run = {
+    run: dict[Regime, Callable[..., object]] = {
         Regime.simultaneous: regimes.train_simultaneous,
         Regime.autoencoder_first: regimes.train_autoencoder_first,
         Regime.variational_first: partial(regimes.train_autoencoder_first, regularisation="variational"),
         Regime.fine_tuning: regimes.train_fine_tuned,
         Regime.mirroring: regimes.train_mirroring,
-    }[regime]
-    run(network, data, options)
+    }
+    run[regime](network, data, options)
     return network, architecture
 
 
-def _trained(path: Path, folder: Path | None, attributes: Path | None, device: str):
+def _trained(path: Path, folder: Path | None, attributes: Path | None, device: str) -> tuple[Any, ...]:
     """The ranker, facts about it, the images that it was trained on, as far as they are there, and the others."""
     from apem_fast.siamese import checkpoints
 
@@ -415,7 +426,7 @@ def _trained(path: Path, folder: Path | None, attributes: Path | None, device: s
     return network.to(device), facts, learnt, held_out
 
 
-def _face_sections(device) -> list:
+def _face_sections(device: torch.device) -> list[Section]:
     import torch
 
     from apem_fast.siamese import faces
@@ -441,7 +452,7 @@ def _run(tasks: dict) -> list:
     return sections
 
 
-def _facts(facts: dict, judged, held_out) -> list[tuple[str, str]]:
+def _facts(facts: dict[str, Any], judged: RankerQuality, held_out: RankedImages) -> list[tuple[str, str]]:
     return [
         ("images held out", str(len(held_out))),
         ("mean deviation", f"{judged.mean_deviation:.3f}"),

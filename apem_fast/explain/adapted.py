@@ -46,7 +46,7 @@ class Adapted(Explainer):
         require_at_least_one(self.title, "batch_size", self.batch_size)
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # an object's own: a class variable of the other methods
         return self.title
 
     @property

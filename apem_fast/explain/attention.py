@@ -136,9 +136,9 @@ class _Weights(Watch):
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            return lrp_attention.attention(*args, **kwargs, mix=self._mix)
+            return lrp_attention.attention(*args, **{**kwargs, "mix": self._mix})
         if function is F.multi_head_attention_forward:
-            result = lrp_attention.multi_head_attention(F.linear, *args, **kwargs, mix=self._mix)
+            result = lrp_attention.multi_head_attention(F.linear, *args, **{**kwargs, "mix": self._mix})
             return function(*args, **kwargs) if result is None else result
         result = super().__torch_function__(function, types, args, kwargs)
         if function in SOFTMAXES and result.dim() == 4 and is_over_tokens(result, *args[1:], **kwargs):

@@ -255,7 +255,7 @@ def _as_it_is(values: Tensor) -> Tensor:
     return values
 
 
-def is_over_tokens(result: Any, dim: int | None = None, *_: object, **options: object) -> bool:
+def is_over_tokens(result: Any, dim: int | None = None, *_: object, **options: Any) -> bool:
     """Whether a softmax is attention's: over the last of at least three dimensions."""
     dim = options.get("dim", dim)
     return isinstance(result, Tensor) and result.dim() > 2 and result.shape[-1] > 1 and dim in (-1, result.dim() - 1)

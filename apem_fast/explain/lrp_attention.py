@@ -216,5 +216,6 @@ def multi_head_attention(
         linear(tokens.transpose(0, 1), weight, bias).unflatten(2, (num_heads, -1)).transpose(1, 2)
         for tokens, weight, bias in zip((query, key, value), weights, biases)
     ]
-    mixed = attention(*heads, mix=mix).transpose(1, 2).flatten(2)
+    queries, keys, values = heads
+    mixed = attention(queries, keys, values, mix=mix).transpose(1, 2).flatten(2)
     return linear(mixed, out_proj_weight, out_proj_bias).transpose(0, 1), None

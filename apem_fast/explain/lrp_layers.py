@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -254,7 +255,7 @@ class LayerRules(TorchFunctionMode):
 
     def _caller(self) -> tuple[str, str]:
         """The innermost module whose code is running."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             caller = frame.f_locals.get("self")
             if isinstance(caller, nn.Module) and id(caller) in self._paths:
@@ -300,13 +301,15 @@ class LayerRules(TorchFunctionMode):
     ) -> Tensor:
         if training:  # statistics of the batch: not a linear layer
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if running_mean is None or running_var is None:
+            raise ValueError("LRP: model must keep the statistics of its batch normalisations (got one without)")
         with torch.no_grad():
-            scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
+            scale: Tensor = (running_var + eps).rsqrt() * (1 if weight is None else weight)
             shift = (0 if bias is None else bias) - running_mean * scale
             scale, shift = scale.to(input.dtype), shift.to(input.dtype)
             _, version, inputs, layer = self._layers.get(id(input), (None, -1, input, None))
-            channels_first = layer is not None and (layer.product is not F.linear or input.dim() == 2)
-            if channels_first and input._version == version:  # a layer's output, not changed in place since
+            # A layer's output, channels first, and not changed in place since.
+            if layer is not None and (layer.product is not F.linear or input.dim() == 2) and input._version == version:
                 layer = layer.folded(scale, shift)
             else:
                 per_channel = (-1,) + (1,) * (input.dim() - 2)

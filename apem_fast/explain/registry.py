@@ -104,16 +104,21 @@ def key_of(explainer: Explainer) -> str:
         values.update(explainer.method_options)
     else:
         name = next(key for key, method in EXPLAINERS.items() if type(explainer) is method)
-        values = {field.name: getattr(explainer, field.name) for field in dataclasses.fields(explainer)}
-        defaults = {field.name: field.default for field in dataclasses.fields(explainer)}
+        values = {field.name: getattr(explainer, field.name) for field in _fields(explainer)}
+        defaults = {field.name: field.default for field in _fields(explainer)}
     changed = {option: value for option, value in values.items() if option not in defaults or value != defaults[option]}
     return ":".join([name, *(f"{option}={_written(value)}" for option, value in changed.items())])
+
+
+def _fields(method: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The options of a method: each is a dataclass."""
+    return dataclasses.fields(method)
 
 
 def _own(name: str, texts: dict[str, str]) -> Explainer:
     method = EXPLAINERS[name]
     hints = get_type_hints(method)
-    types = {field.name: hints[field.name] for field in dataclasses.fields(method) if hints[field.name] in _readers}
+    types = {field.name: hints[field.name] for field in _fields(method) if hints[field.name] in _readers}
     options: dict[str, Any] = {}
     for option, text in texts.items():
         if option not in types:
@@ -125,9 +130,7 @@ def _own(name: str, texts: dict[str, str]) -> Explainer:
         except (ValueError, KeyError):
             raise ValueError(f"{name}: {option} must be {words} (got {text!r})") from None
     required = [
-        field.name
-        for field in dataclasses.fields(method)
-        if field.default is dataclasses.MISSING and field.name not in options
+        field.name for field in _fields(method) if field.default is dataclasses.MISSING and field.name not in options
     ]
     if required:
         raise ValueError(f"{name}: {required[0]} must be given, as {name}:{required[0]}=VALUE (got none)")

@@ -62,7 +62,7 @@ class StoredMaps(Explainer):
             )
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # an object's own: a class variable of the other methods
         return self.title or Path(self.folder).name
 
     @property

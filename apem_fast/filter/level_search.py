@@ -65,9 +65,10 @@ def filter_levels(
         room: how many levels of a ray may be asked for at once.
         settled: called with each level up to which everything is known.
     """
-    kind = _Follower if isinstance(policy, Isolate) else _Visitor
-    rays = [
-        kind(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
+    rays: list[_Visitor] = [
+        _Follower(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
+        if isinstance(policy, Isolate)
+        else _Visitor(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
         for ray in (RELEVANCE, IRRELEVANCE)
     ]
     changes: list[Flips] = []
@@ -100,7 +101,7 @@ def _ended(ending: Ending, changes: list[Flips], patience: int) -> LevelSearch[F
     if points:
         reply = yield points
         margin = min((answer.margin for answer in reply), key=abs)
-    if ending.stop is Stop.DROPPED:  # what lies beyond may be known or not
+    if ending.stop is Stop.DROPPED and fall is not None:  # what lies beyond may be known or not
         changes = [change for change in changes if change.level <= fall.at.level + patience]
     return Filtered(ending, changes, margin)
 
@@ -152,6 +153,7 @@ class _Visitor:
 class _Follower(_Visitor):
     """The same by `Isolate`, each level from its neighbour and most of them without a probe."""
 
+    policy: Isolate
     curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
     stride: int = 0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin
@@ -166,6 +168,7 @@ class _Follower(_Visitor):
     def extend(self) -> LevelSearch[None]:
         if self.drifted:
             reply = yield [LevelProbe(self.ray, self.at, self.curves[self.at].edges[-1][0], gradient=True)]
+            assert reply[0].drift is not None  # it was asked for
             self.drift, self.drifted = reply[0].drift, False
             if self._clear():  # what was probed ahead may tell more now
                 return

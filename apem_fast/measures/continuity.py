@@ -132,7 +132,7 @@ def continuity(
             labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
         change, apart = [], []
         for n, image in enumerate(images):  # a few neighbours in memory at a time
-            around = _drawn(image, int(neighbours), distance, seed) if given is None else given[n]  # type: ignore[arg-type]
+            around = _drawn(image, int(neighbours), distance, seed) if given is None else given[n]
             both = torch.cat([image[None], around])
             maps = explainer(model, both, labels[n : n + 1].to(images.device).expand(len(both)).contiguous())
             if relevance is not None:

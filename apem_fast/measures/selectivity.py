@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.measures.arguments import check_classes, check_count, check_model_and_images, said_by
 from apem_fast.running.batching import is_out_of_memory
-from apem_fast.running.clean import ModelOutputError, logits_of
+from apem_fast.running.clean import logits_of
+from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:

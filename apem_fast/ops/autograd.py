@@ -125,7 +125,7 @@ _differentiable = _AllModes("apem_fast", "IMPL")
 _other = _AllModes("apem_fast", "IMPL")
 _other.differentiable = False
 
-DIFFERENTIABLE = {
+DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "directed_relevance": (_directed_relevance_backward, _save_directed_relevance),
     "perturb": (_perturb_backward, _save_perturb),
     "label_margin": (_label_margin_backward, _save_label_margin),

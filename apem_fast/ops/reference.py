@@ -329,7 +329,7 @@ def attack_step(
     if previous is not None:
         step = step + damping * previous.to(arithmetic)
     moved = _clamp(value - step, lower, upper)
-    if zero > 0:
+    if zero > 0 and original is not None:
         start = original.to(arithmetic)
         perturbation = moved - start
         squared = perturbation[:, :1] * perturbation[:, :1]

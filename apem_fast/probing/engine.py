@@ -124,7 +124,7 @@ class _SharedSearch:
         row, grid_step = self.policy.ask(state, size)
         whole = min(len(row) - len(row) % size, PASSES_A_ROUND * size) or len(row)
         row, grid_step = _whole_rows(row, grid_step, whole)
-        answers = yield from self.prober.answers(ray_of_row[row], grid_step * self.step)
+        answers = yield from self.prober.answers(ray_of_row[row], self.step * grid_step.astype(np.float64))
         np.add.at(self.probes, ray_of_row[row], answers.runs)
         state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 

@@ -20,7 +20,8 @@ from apem_fast import ops
 from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
-from apem_fast.running.clean import ModelOutputError, logits_of
+from apem_fast.running.clean import logits_of
+from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
 from apem_fast.running.transfer import sent

@@ -25,8 +25,8 @@ from apem_fast.probing.prober import Answers, Prober
 from apem_fast.probing.rays import Rays
 from apem_fast.probing.trial import Trial
 from apem_fast.running.batching import BatchTuner, is_out_of_memory
-from apem_fast.running.clean import ModelOutputError
 from apem_fast.running.low_precision import ROUNDING, low_precision
+from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
 from apem_fast.running.waiting import Waiting, result_of

@@ -18,14 +18,19 @@ from numpy.typing import NDArray
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober
 from apem_fast.probing.rays import Rays
-from apem_fast.search import UNDECIDED, Measured, Probes, Search, State
+from apem_fast.search import UNDECIDED, Measured, Probes, Search
 
 
 class Clearing(Protocol):
     """A state that says how far each of its rays is cleared, as those of Isolate and Exhaustive do."""
 
-    first_flip: NDArray[np.int64]
-    cleared: NDArray[np.int64]  # [rows]: no step up to this one can flip
+    @property
+    def first_flip(self) -> NDArray[np.int64]:
+        """[rows]: as of every state."""
+
+    @property
+    def cleared(self) -> NDArray[np.int64]:
+        """[rows]: no step up to this one can flip."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def find_least_flips(
         Exhaustive has every ray searched to its end.
     """
     families = int(family.max()) + 1
-    state: State = policy.start(rays.margin, rays.slope * step, last_step)
+    state = policy.start(rays.margin, rays.slope * step, last_step)
     if not hasattr(state, "cleared"):
         return _least_of_all(prober, rays, family, policy, step=step, last_step=last_step, progress=progress)
     # First-order estimate of where a ray flips: who flips first, by rank.
@@ -105,7 +110,7 @@ def find_least_flips(
         rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
         row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
         row = rows[row]
-        answers = prober(row, grid_step * step)
+        answers = prober(row, step * grid_step.astype(np.float64))
         np.add.at(probes, family[row], answers.runs)
         state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
         known = known.told(row[answers.flipped], grid_step[answers.flipped])

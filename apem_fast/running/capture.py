@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,10 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
             with _waits_refused():  # a capture that fails leaves more behind than a call that does
                 function(static)
         here.wait_stream(stream)
+        handle: Any = pool  # a type that torch does not name in public
         try:
             # Other threads of the process may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=handle, stream=stream, capture_error_mode="thread_local"):
                 results = function(static)
         except BaseException:
             _leave_capture_mode(graph, stream, pool)

@@ -30,7 +30,7 @@ class WeightLayouts:
             return True
         self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
         tensors = (*self._model.parameters(), *self._model.buffers())
-        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors]
+        places: list[tuple[object, ...]] = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         same = places == self._places and self._copies_are_true()
         if not same:
             self._copies.clear()

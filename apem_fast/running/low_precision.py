@@ -8,13 +8,17 @@ the model runs, by a function mode that sees the calls; nothing of the model is 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from apem_fast.running.undisturbed import products_in
+
+_CUDNN: Any = torch.backends.cudnn  # whose attributes are not declared
 
 ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}  # of one value
 
@@ -56,7 +60,7 @@ class FirstLayerExact(nn.Module):
 
 def _tf32_is_allowed() -> bool:
     """Not where a compiler reads this: it follows a mode, but no switch of TensorFloat-32 inside the model."""
-    return not torch.compiler.is_compiling() and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return not torch.compiler.is_compiling() and _CUDNN.conv.fp32_precision == "tf32"
 
 
 class _FirstLayerInFloat32(TorchFunctionMode):
@@ -66,7 +70,9 @@ class _FirstLayerInFloat32(TorchFunctionMode):
         super().__init__()
         self._device_type, self._deadline, self._passed = device_type, deadline, False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if self._deadline is not None and time.perf_counter() > self._deadline:
             raise TooSlow

@@ -67,14 +67,15 @@ class PlainPasses:
     @contextmanager
     def broken_off_at(self, deadline: float) -> Iterator[None]:
         """Inside, plain passes in low precision raise `TooSlow` when the clock has passed that time."""
-        watched = type(self) is PlainPasses and isinstance(self._model, FirstLayerExact)
-        if watched:
-            self._model.deadline = deadline
+        model = self._model if type(self) is PlainPasses else None
+        if not isinstance(model, FirstLayerExact):
+            yield
+            return
+        model.deadline = deadline
         try:
             yield
         finally:
-            if watched:
-                self._model.deadline = None
+            model.deadline = None
 
     def knows_noise_of(self, plan: BatchPlan) -> bool:
         """Whether `noise` is known to hold for such batches; otherwise it is to be measured first."""

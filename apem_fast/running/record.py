@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apem_fast import ops
 from apem_fast.running.batching import is_out_of_memory
-from apem_fast.running.clean import Clean, Gradients, ModelOutputError, gradients_for, logits_of, run_clean
+from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean
 from apem_fast.running.fingerprint import Fingerprint
+from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.passes import PlainPasses, passes_for
 
 COMPARED = 8  # images of which it is seen how far off float32 is
@@ -57,6 +58,8 @@ class Float64Record(Record):
     Modules, hooks and attributes are copied with it; tensors are converted, and brought up to date before each search.
     The user's model is only read.
     """
+
+    _copy: nn.Module
 
     def __init__(self, model: nn.Module, images: Tensor):
         self._model = getattr(model, "_orig_mod", model)  # what `torch.compile` wraps would be compiled anew

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 # Every place where torch keeps what it may make of float32 products. On a CPU too: "bf16" there is bfloat16.
-PRODUCTS = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.rnn,
+_BACKENDS: Any = torch.backends  # whose attributes are not declared
+PRODUCTS: tuple[Any, ...] = (
+    _BACKENDS.cuda.matmul,
+    _BACKENDS.cudnn.conv,
+    _BACKENDS.cudnn.rnn,
+    _BACKENDS.mkldnn.matmul,
+    _BACKENDS.mkldnn.conv,
+    _BACKENDS.mkldnn.rnn,
 )
 
 

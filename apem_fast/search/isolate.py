@@ -125,10 +125,10 @@ class Isolate:
     def _push(self, state: IsolateState, measured: Measured) -> None:
         """Puts points onto their rays' stacks, the farthest first, all of them nearer than what is there."""
         order = np.lexsort((-measured.step, measured.row))
-        row, step, margin, flipped = (column[order] for column in measured)
+        row = measured.row[order]
         turn = np.arange(len(row)) - np.searchsorted(row, row)
-        for one in (np.flatnonzero(turn == t) for t in range(turn.max(initial=-1) + 1)):
-            self._push_one(state, Measured(row[one], step[one], margin[one], flipped[one]))
+        for t in range(turn.max(initial=-1) + 1):
+            self._push_one(state, measured.only(order[turn == t]))
 
     def _push_one(self, state: IsolateState, measured: Measured) -> None:
         row = measured.row

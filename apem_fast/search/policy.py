@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class Measured(NamedTuple):
     margin: Margins
     flipped: NDArray[np.bool_]
 
+    def only(self, these: Rows) -> Measured:
+        """These of the probes, in this order."""
+        return Measured(self.row[these], self.step[these], self.margin[these], self.flipped[these])
+
 
 @dataclass(frozen=True)
 class State:
@@ -55,13 +59,17 @@ class State:
 
     def only(self, rows: Rows) -> Self:
         """This state with `rows` alone: finished rays leave."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return type(self)(**{k: v[rows] if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        chosen: dict[str, Any] = {k: v[rows] if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+        return type(self)(**chosen)
 
     def joined(self, other: Self) -> Self:
         """This state with the rows of `other` after its own: waiting rays come in."""
         fields = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
-        return type(self)(**{k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in fields.items()})
+        joined: dict[str, Any] = {
+            k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in fields.items()
+        }
+        return type(self)(**joined)
 
 
 S = TypeVar("S", bound=State)

@@ -136,8 +136,8 @@ def attack(
 
         def run(rows: slice) -> AttackResult:
             part = mask[rows] if mask is not None and len(mask) > 1 else mask
-            images = (each[rows].detach().contiguous(memory_format=memory_format) for each in (first, second))
-            return _attack_batch(ranker, *images, goal[rows], part, options)
+            a, b = (each[rows].detach().contiguous(memory_format=memory_format) for each in (first, second))
+            return _attack_batch(ranker, a, b, goal[rows], part, options)
 
         size = usual_batch(first) if batch_size is None else batch_size
         result = join_results(in_batches(run, len(first), size, "attack" if progress else None))
@@ -148,7 +148,7 @@ def attack(
 def mid_point_attack(ranker: Ranker, first: Tensor, second: Tensor, **options: Any) -> AttackResult:
     """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), stopping there. Arguments as
     `attack`'s."""
-    return attack(ranker, first, second, 0.5, **{"stop_when_reached": True} | options)
+    return attack(ranker, first, second, 0.5, **({"stop_when_reached": True} | options))
 
 
 def _warn_of_step_size(result: AttackResult) -> None:
@@ -187,7 +187,7 @@ class _Underway:
     def only(self, rows: Tensor) -> _Underway:
         """The pairs in these rows. A region for all of them stays one."""
 
-        def chosen(name: str) -> Tensor | None:
+        def chosen(name: str) -> Any:
             value = getattr(self, name)
             return value if value is None or len(value) != len(self.rows) else value[rows]
 
@@ -260,6 +260,7 @@ def _attack_batch(
                 if stride is None:
                     stride = Stride.begin(pairs.original, reported, pairs.target, options.steps)
                 else:
+                    assert pairs.score is not None  # of the step before
                     stride.learn(pairs.score, reported, pairs.target)
                 gradient = _free(gradient, arrived_at, pairs.region, options)
                 gradient = stride.along(gradient, reported, pairs.target)
@@ -285,7 +286,9 @@ def _attack_batch(
                 stride = None if stride is None else stride.only(going)
 
         final, score = record.final, record.score
-        terms = ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
+        tv, changed, mean_squared = (
+            ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if in_pixels else (None, None, None)
+        )
         return AttackResult(
             final.contiguous(),
             score,
@@ -294,7 +297,9 @@ def _attack_batch(
             (score[:, -1] - target).abs() <= options.precision,
             record.taken,
             limit,
-            *terms,
+            tv,
+            changed,
+            mean_squared,
             _perceptions(ranker, embed, final, record.perceived, options.perceptions_at),
             options,
         )
@@ -347,8 +352,8 @@ def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOpti
         pairs.region,
         1.0 if isinstance(options.step_size, str) else options.step_size,
         options.damping,
-        None if by_channel else lower,
-        None if by_channel else upper,
+        None if isinstance(lower, tuple) else lower,
+        None if isinstance(upper, tuple) else upper,
         as_image(pairs.original) if zero else None,
         zero,
     )
@@ -397,6 +402,7 @@ def _stop(
         assert pairs.score is not None
         cut = (crossed & ~near).nonzero()[:, 0]
         point, score = point.clone(), score.clone()
+        assert pairs.before is not None and pairs.score is not None  # there was a step to cross the target in
         ends = (pairs.before[cut], point[cut]), (pairs.score[cut], score[cut])
         point[cut], score[cut] = meet_target(
             ranker, embed, *ends, pairs.other[cut], pairs.target[cut], options.precision
@@ -439,7 +445,8 @@ def in_batches(
     """`run` over consecutive rows. Out of memory halves the batch and goes on; nothing computed is lost."""
     if batch_size < 1:
         raise ValueError(f"attack: batch_size must be at least 1 (got {batch_size})")
-    results, at = [], 0
+    results: list[AttackResult] = []
+    at = 0
     with tqdm(total=count, desc=progress, disable=progress is None, leave=False) as bar:
         while at < count or not results:
             rows = slice(at, min(at + batch_size, count))

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def _bundle() -> tuple[Path, dict]:
     return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
-def _optional(module: str, package: str):
+def _optional(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -44,6 +45,9 @@ class FaceAge(nn.Module):
 
     The expectation of the 81 age classes under the network's probabilities, as the package itself computes it.
     """
+
+    ages: Tensor
+    means: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +111,8 @@ def sample_face(name: str) -> Tensor:
         from matplotlib import cbook
         from matplotlib.image import imread
 
-        with cbook.get_sample_data("grace_hopper.jpg") as file:
+        file: Any = cbook.get_sample_data("grace_hopper.jpg")
+        with file:
             photograph = torch.from_numpy(imread(file, format="jpg").copy())
     else:
         raise ValueError(f"sample_face: name must be one of {', '.join(SAMPLE_FACES)} (got {name})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +169,8 @@ def _scaled(ranker: SiameseRanker, images: Tensor) -> SiameseRanker:
     branch = copy.deepcopy(ranker.branch).train()  # a copy: running statistics must not be touched
     with torch.no_grad():
         parameter = next(branch.parameters(), images)
-        ranker.tail.scale_to(branch(images.to(parameter)).flatten(1))
+        tail: Any = ranker.tail  # a JointTail
+        tail.scale_to(branch(images.to(parameter)).flatten(1))
     return ranker
 
 

@@ -115,6 +115,7 @@ def _step(
         perturbed = go(length)
         after = score_of(perturbed)
     travelled = torch.linalg.vector_norm((perturbed - original).flatten(1), dim=1)
+    tv, changed, mean_squared = ops.attack_penalty(perturbed, original, 0.0, 0.0, 0.0)[1].unbind(1)
     return AttackResult(
         perturbed,
         torch.stack([before, after], dim=1),
@@ -123,7 +124,9 @@ def _step(
         (after - target).abs() <= precision,
         torch.ones(len(first), dtype=torch.int64, device=first.device),
         limit if length is None else torch.full_like(limit, math.inf),
-        *ops.attack_penalty(perturbed, original, 0.0, 0.0, 0.0)[1].unbind(1),
+        tv,
+        changed,
+        mean_squared,
         None,
         AttackOptions(steps=1, step_size="auto", bounds=bounds, precision=precision, max_distance=max_distance),
     )

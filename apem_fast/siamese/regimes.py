@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +82,10 @@ def train_autoencoder(
         with torch.no_grad():
             one = _evaluated(ranker, data.batch(slice(0, 1)).to(ranker.device))
         size = one.shape[1]
-        trained["log_variance"] = nn.utils.skip_init(nn.Linear, size, size, device=one.device, dtype=one.dtype)
-        nn.init.zeros_(trained["log_variance"].weight)
-        nn.init.constant_(trained["log_variance"].bias, -3.0)  # a narrow start, so that the mean is learnt first
+        log_variance: Any = nn.utils.skip_init(nn.Linear, size, size, device=one.device, dtype=one.dtype)
+        nn.init.zeros_(log_variance.weight)
+        trained["log_variance"] = log_variance
+        nn.init.constant_(log_variance.bias, -3.0)  # a narrow start, so that the mean is learnt first
 
     def objective(batch: Batch) -> Tensor:
         embedding = ranker.embed(batch.images)
@@ -175,8 +176,9 @@ def train_mirroring(
     encoder = copy.deepcopy(ranker.branch)
     with seeded(options.seed + 1, ranker.device):
         for module in encoder.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
 
     def objective(batch: Batch) -> Tensor:
         with torch.no_grad():

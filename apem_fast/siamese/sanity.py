@@ -98,7 +98,8 @@ def cascading_randomisation(
         ranking = randomised.branch
         if has_tail:
             ranking = nn.ModuleDict({"branch": randomised.branch, "tail": randomised.tail})
-    stages, collected = [], {name: [] for name in reference}
+    stages: list[str] = []
+    collected: dict[str, list[Tensor]] = {name: [] for name in reference}
     with seeded(seed, ranker.device):
         for stage in randomised_stages(ranking, seed=seed):
             stages.append(stage)

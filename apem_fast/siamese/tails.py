@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,10 @@ class JointTail(nn.Module):
         Args:
             embedding: (N, size) of N images, at least two of them different; equal ones leave the weights alone.
         """
-        spread = self.layers[0](self._joined(embedding, embedding.roll(1, 0))).std(dim=0).mean()
+        hidden: Any = self.layers[0]
+        spread = hidden(self._joined(embedding, embedding.roll(1, 0))).std(dim=0).mean()
         if spread > 0:
-            self.layers[0].weight.mul_(SPREAD / spread)
+            hidden.weight.mul_(SPREAD / spread)
         return self
 
     def _joined(self, first: Tensor, second: Tensor) -> Tensor:

@@ -162,7 +162,16 @@ def _decisive(options: TrainingOptions) -> dict[str, int | float]:
     return {n: getattr(options, n) for n in ("steps", "images", "pairs", "shift", "learning_rate", "seed")}
 
 
-def _save(path, regime, device, modules, optimiser, schedule, options, losses) -> None:
+def _save(
+    path: Path,
+    regime: str,
+    device: torch.device,
+    modules: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    options: TrainingOptions,
+    losses: list[float],
+) -> None:
     checkpoints.write(
         path,
         {
@@ -179,7 +188,15 @@ def _save(path, regime, device, modules, optimiser, schedule, options, losses) -
     )
 
 
-def _resume(path, regime, device, modules, optimiser, schedule, options) -> list[float]:
+def _resume(
+    path: Path,
+    regime: str,
+    device: torch.device,
+    modules: nn.ModuleDict,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    options: TrainingOptions,
+) -> list[float]:
     content = checkpoints.read(path, checkpoints.TRAINING, regime)
     if content["regime"] != regime:
         raise ValueError(f"{regime}: checkpoint must be of this regime (got {content['regime']} in {path})")

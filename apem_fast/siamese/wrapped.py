@@ -88,7 +88,8 @@ class Verifier(SiameseRanker):
     ) -> None:
         if (distance is None) == (cosine is None):
             raise ValueError(f"Verifier: exactly one of distance and cosine must be given (got {distance}, {cosine})")
-        super().__init__(network, CosineTail(cosine) if distance is None else DistanceTail(distance), decoder)
+        tail = DistanceTail(distance) if distance is not None else CosineTail(cosine or 0.0)
+        super().__init__(network, tail, decoder)
 
 
 class FusionRanker(Ranker):

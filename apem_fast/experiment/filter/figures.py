@@ -62,7 +62,7 @@ def times_image(relevance: Tensor, pixels: Tensor) -> Tensor:
     return (relevance * pixels).sum(dim=0, keepdim=True)
 
 
-def _show(axis, values: Tensor, photograph: bool) -> None:
+def _show(axis: Axes, values: Tensor, photograph: bool) -> None:
     if photograph:
         axis.imshow(values.permute(1, 2, 0).clamp(0, 1).numpy())
     else:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas
 
@@ -51,7 +52,7 @@ class FilterOptions:
     levels: int | None = None
     min_drop: float = 0.0
     patience: int = 0
-    against: str = "previous"
+    against: Literal["previous", "start"] = "previous"
     max_epsilon: float = 4096.0
     step: float = 1.0
     search: str = "isolate"
@@ -65,10 +66,10 @@ class FilterOptions:
         validation.against(self.against)
 
     @classmethod
-    def of_run(cls, store: RunStore, **others: object) -> FilterOptions:
+    def of_run(cls, store: RunStore, **others: Any) -> FilterOptions:
         """The options under which a run's maps were made and measured, and others of the filter's own."""
         shared = ("network", "weights", "percentile", "max_epsilon", "step", "search")
-        return cls(**{name: getattr(store.options, name) for name in shared}, **others)
+        return cls(**{name: getattr(store.options, name) for name in shared} | others)
 
 
 def photographs_named(names: Sequence[str]) -> tuple[Photograph, ...]:

@@ -221,7 +221,7 @@ def _of_timm(name: str, weights: str | Path | None) -> Network:
         raise ValueError(f"unknown network {name!r}: timm has no such model{hint}")
     model = timm.create_model(architecture, pretrained=False, num_classes=class_count(state))
     load_weights(model, state, name, weights)
-    prepare = timm.data.resolve_model_data_config(model)
+    prepare: Any = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
     size = prepare["input_size"][-1]
     return Network(
         name,

@@ -40,8 +40,8 @@ class Photograph:
             OSError: the file is missing, damaged or not an image.
         """
         try:
-            with Image.open(self.path) as picture:
-                picture = _eight_bits(picture).convert("RGB")
+            with Image.open(self.path) as file:
+                picture = _eight_bits(file).convert("RGB")
         except UnidentifiedImageError:
             raise OSError("not an image that can be read") from None
         except (SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:

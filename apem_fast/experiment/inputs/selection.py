@@ -18,7 +18,11 @@ from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.running.clean import logits_of
 
-_KINDS = {"all": ("readable",), "correct": ("correct",), "misclassified": ("misclassified",)}
+_KINDS: dict[str, tuple[str, ...]] = {
+    "all": ("readable",),
+    "correct": ("correct",),
+    "misclassified": ("misclassified",),
+}
 _KINDS["both"] = _KINDS["correct"] + _KINDS["misclassified"]
 
 

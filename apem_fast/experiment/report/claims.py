@@ -236,7 +236,7 @@ def _of_bootstrap(observed: float, values: Sequence[float], name: str) -> _Test:
     """Whether a statistic is above 0, as claimed; the probability is twice the share of resamples on the other side."""
     low, high = np.percentile(values, [100 * LEVEL / 2, 100 - 100 * LEVEL / 2])
     beyond = np.mean(np.asarray(values) <= 0) if observed > 0 else np.mean(np.asarray(values) >= 0)
-    p_value = float(min(1.0, 2 * max(beyond, 1 / len(values))))
+    p_value = min(1.0, 2 * max(float(beyond), 1 / len(values)))
     return _Test(int(np.sign(observed)), p_value, f"{name} {observed:.3g} (95 % interval {low:.3g} to {high:.3g})")
 
 

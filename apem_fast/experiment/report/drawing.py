@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ METHODS = ("#5b6ee1", "#d9822b", "#2a9d8f", "#c8553d", "#9b6dc6", "#3f96c9", "#b
 """Colours of explainers in a figure, in turn; all readable on white and on near-black."""
 VERDICTS = {"better": "#2a9d8f", "equal": "#9aa0ae", "worse": "#d9822b", "undecided": "#9aa0ae44"}
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "apem_fast",
     "font.family": "sans-serif",
@@ -41,7 +41,7 @@ def page_style() -> Iterator[None]:
         yield
 
 
-def panels(rows: int, columns: int, width: float, height: float, **shared: object) -> tuple[Figure, list[list[Axes]]]:
+def panels(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, list[list[Axes]]]:
     """A figure of rows x columns axes, each `width` x `height` inches."""
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def panels(rows: int, columns: int, width: float, height: float, **shared: objec
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
-def quiet(axis: Axes, grid: str = "y") -> None:
+def quiet(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
     """Only what a reader needs: no box, a faint grid."""
     axis.grid(axis=grid, color=INK, alpha=0.12, linewidth=0.6)
     axis.set_axisbelow(True)

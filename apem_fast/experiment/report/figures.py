@@ -13,6 +13,7 @@ filter's. P1 Figure 9 and P2 Figure 4.5 show exceptions, which P2 Table 4.3 list
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
@@ -32,6 +33,9 @@ from apem_fast.experiment.report.drawing import (
 )
 from apem_fast.experiment.report.statistics import Differences, flip_curve
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Names = Mapping[str, str]
 """What to call each explainer, by key, in the order in which they are drawn."""
 
@@ -44,7 +48,7 @@ def _present(rows: pandas.DataFrame, column: str, order: Sequence[str]) -> list[
     return [value for value in order if value in here]
 
 
-def _thousands(value: float, _: int) -> str:
+def _thousands(value: float, _: float) -> str:
     return f"{value:,.10g}".replace("-", "−")
 
 
@@ -73,7 +77,7 @@ def boxplots(rows: pandas.DataFrame, names: Names, stages: Sequence[str]) -> str
         return svg_of(figure)
 
 
-def _boxes(axis, rows: pandas.DataFrame, keys: list[str], quantity: str) -> None:
+def _boxes(axis: Axes, rows: pandas.DataFrame, keys: list[str], quantity: str) -> None:
     colour = COLOURS[quantity]
     samples = [intervals(rows[rows["explainer"] == key], quantity) for key in keys]
     axis.boxplot(
@@ -124,7 +128,7 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
                     for place in np.flatnonzero(shares >= 0.12):
                         axis.text(
                             left[place] + shares[place] / 2,
-                            place,
+                            float(place),
                             f"{100 * shares[place]:.0f}",
                             ha="center",
                             va="center",
@@ -173,11 +177,11 @@ def shuffled_histograms(rows: pandas.DataFrame, explainer: str, stages: Sequence
         return svg_of(figure)
 
 
-def _histogram(axis, values: np.ndarray, colour: str) -> None:
+def _histogram(axis: Axes, values: np.ndarray, colour: str) -> None:
     if len(values):
         edges = np.histogram_bin_edges(values, bins="auto" if len(values) >= 30 else 12)
         edges = np.linspace(edges[0], edges[-1], min(len(edges), 80))
-        axis.hist(values, bins=edges, color=colour + "55", edgecolor=colour, linewidth=0.6)
+        axis.hist(values, bins=edges.tolist(), color=colour + "55", edgecolor=colour, linewidth=0.6)
         if len(values) > 2 and np.ptp(values) > 0:
             x = np.linspace(edges[0], edges[-1], 200)
             axis.plot(
@@ -188,7 +192,7 @@ def _histogram(axis, values: np.ndarray, colour: str) -> None:
     axis.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
     axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(_thousands)
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="y", integer=True)
     quiet(axis)
 
 

@@ -220,8 +220,8 @@ def _filtered(store: RunStore) -> dict[str, Any] | None:
     folder = store.folder / "filter"
     if not (folder / "filtered.png").exists():
         return None
-    with Image.open(folder / "filtered.png") as picture:
-        picture = data_uri(picture.convert("RGB"), FILTER_SIDE, quality=85)
+    with Image.open(folder / "filtered.png") as file:
+        picture = data_uri(file.convert("RGB"), FILTER_SIDE, quality=85)
     lines = []
     if (folder / "filtered.csv").exists():
         with (folder / "filtered.csv").open(newline="", encoding="utf-8") as file:

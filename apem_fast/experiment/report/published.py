@@ -226,9 +226,8 @@ def _exceptions(rows: pandas.DataFrame, main: pandas.DataFrame, stage: str, firs
     # Against the expected winner: the papers look at where LRP beats the gradient and SmoothGrad beats LRP.
     keys = of_method(rows, first), of_method(rows, second)
     expected, surprising = (keys[0], keys[1]) if first == "gradient" else (keys[1], keys[0])
-    if None in keys:
-        found: list[dict] = []
-    else:
+    found: list[dict[str, Any]] = []
+    if expected is not None and surprising is not None:
         found = exceptions(main, stage, expected, surprising).to_dict("records")
     order = ("first", "second") if first == "gradient" else ("second", "first")
     lines = []

@@ -91,7 +91,6 @@ class Block:
     ):
         self.number, self.options, self.network, self.store, self.progress = number, options, network, store, progress
         self.photographs, pixels = self.read(photographs)
-        self.evaluator: Evaluator | None = None
         if self.photographs:
             self.pixels = torch.stack(pixels).to(device)
             self.images = network.normalised(self.pixels)
@@ -150,7 +149,7 @@ class Block:
     def pictured(self, n: int) -> bool:
         """Whether the pictures of the block's n-th image are kept."""
         limit = self.options.pictures
-        return limit is None or self.number * self.options.block + n < limit
+        return limit is None or self.number * self.options.block_size + n < limit
 
     def describe_images(self) -> list[dict[str, Any]]:
         network, store = self.network, self.store

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
 from apem_fast.experiment.run.store import IMAGES, RunStore
 from apem_fast.explain import explainer_from
+
+if TYPE_CHECKING:
+    from apem_fast.metric import Evaluator
 
 Missing = list[tuple[int, list[str]]]
 """The blocks that are not finished, each with the keys of the explainers whose shards it lacks."""
@@ -103,7 +107,7 @@ class _Run:
                 raise
             store.write_selection(selection)
         missing = []
-        for number in range(-(-len(selection.names) // options.block)):
+        for number in range(-(-len(selection.names) // options.block_size)):
             keys = [key for key in self.explainers if not store.has(number, key)]
             if keys or not store.has(number, IMAGES):
                 missing.append((number, keys))
@@ -126,7 +130,7 @@ class _Run:
         return replace(selection, left_out=images.left_out + selection.left_out)
 
     def work(self, network: Network, images: ImageSet, names: Sequence[str], missing: Missing, store: RunStore) -> None:
-        options, progress, size = self.options, self.progress, self.options.block
+        options, progress, size = self.options, self.progress, self.options.block_size
         photograph: dict[str, Photograph] = {one.name: one for one in images.photographs}
         blocks = {
             number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing
@@ -137,12 +141,12 @@ class _Run:
             for key in keys
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
-        evaluator = None
+        evaluator: Evaluator | None = None
         for number, keys in missing:
             before = progress.state
             progress.update(doing="sign gradients")
             block = Block(number, blocks[number], options, network, store, self.device, progress, evaluator)
-            evaluator = block.evaluator or evaluator
+            evaluator = block.evaluator if block.photographs else evaluator
             block.evaluate({key: self.explainers[key] for key in keys})
             # Files that could not be read have taken no work.
             expected = sum(expected_passes(self.explainers[key], len(blocks[number]), options) for key in keys)

@@ -128,6 +128,12 @@ class RunOptions:
         object.__setattr__(self, "explainers", tuple(dict.fromkeys(keys)))
         object.__setattr__(self, "stages", tuple(stage for stage in STAGES if stage in self.stages))
 
+    @property
+    def block_size(self) -> int:
+        """How many images are in memory at once."""
+        assert self.block is not None  # made so above
+        return self.block
+
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -136,7 +142,8 @@ class RunOptions:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> RunOptions:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
     def conflicts(self, other: RunOptions) -> dict[str, tuple[Any, Any]]:
         """The fields in which two runs differ so that their results must not be mixed: name -> (own, other's)."""
@@ -152,6 +159,6 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)} (got {value!r})")
 
 
-def _at_least(least: int, name: str, value: int) -> None:
+def _at_least(least: int, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least} (got {value!r})")

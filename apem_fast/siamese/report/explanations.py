@@ -45,7 +45,8 @@ def choose_pairs(data: RankedImages, count: int, seed: int) -> tuple[Tensor, Ten
             f"pairs: the images held out must differ in {data.attribute}, or nothing can be ranked (got {came}); "
             f"train on more images, or on others"
         )
-    first, second = [], []
+    first: list[int] = []
+    second: list[int] = []
     while len(first) < count:
         a, b = (int(i) for i in torch.randint(len(data), (2,), device="cpu", generator=generator))
         if values[a] != values[b]:
@@ -86,12 +87,18 @@ def _shown(steps: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(round(steps * (k / (SHOWN - 1)) ** 2) for k in range(SHOWN)))
 
 
+def _known(values: Tensor | None) -> Tensor:
+    """What an attack that was asked for it has."""
+    assert values is not None
+    return values
+
+
 def _progression(result: AttackResult) -> list[Tile]:
     """P3 labels a progression with 1 - L, L the distance to the target; here the ranking itself is given."""
     steps = result.options.perceptions_at
     return [
         Tile(image, f"{result.score[0, k]:.2f} after {k}" if k else f"{result.score[0, 0]:.2f} at first")
-        for k, image in zip(steps, result.perceptions[0], strict=True)
+        for k, image in zip(steps, _known(result.perceptions)[0], strict=True)
     ]
 
 
@@ -194,8 +201,8 @@ def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
     for name, result in results.items():
         facts = {
             "reached": float(result.reached.double().mean()),
-            "changed pixels": float(result.changed_pixels[everywhere].mean()),
-            "total variation": float(result.total_variation[everywhere].mean()),
+            "changed pixels": float(_known(result.changed_pixels)[everywhere].mean()),
+            "total variation": float(_known(result.total_variation)[everywhere].mean()),
             "distance": float(result.distance[everywhere].mean()),
         }
         numbers[name] = facts
@@ -209,7 +216,7 @@ def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
             ]
         )
         maps = saliency_map(a, result.perturbed)[everywhere][:7]
-        counts = result.changed_pixels[everywhere]
+        counts = _known(result.changed_pixels)[everywhere]
         tiles = [Tile(m, f"{int(p)} pixels") for m, p in zip(maps, counts, strict=False)]
         if ranker.reconstructs:  # P3 Figure 48 shows the perceptions beside the maps
             tiles.append(Tile(perceive(ranker, result.perturbed[:1])[0], f"perception: {result.score_after[0]:.2f}"))
@@ -325,7 +332,7 @@ def face_sections(ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *,
                         [
                             names[i],
                             f"{result.distance[i]:.2f}",
-                            f"{result.mean_squared[i] ** 0.5:.4f}",
+                            f"{_known(result.mean_squared)[i] ** 0.5:.4f}",
                             f"{agreement[i]:.2f}",
                         ]
                         for i in range(2)

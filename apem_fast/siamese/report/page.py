@@ -8,10 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Plot", "Row", "Section", "Table", "Tile", "png", "write_page"]
 
@@ -64,7 +68,7 @@ class Plot:
     caption: str
 
     @classmethod
-    def of(cls, figure, caption: str) -> Plot:
+    def of(cls, figure: Figure, caption: str) -> Plot:
         file = io.StringIO()
         figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
         svg = file.getvalue()
