@@ -171,7 +171,9 @@ class Evaluator:
         compile = self.options.compile
         self._passes = passes_for(FirstLayerExact(model), images.device, compile)
         self._record = record_for(self.options.record, model, images, self._passes)
-        self._tuner, self._screen_tuner = (tuner_for(images, self.options.batch_size, compile) for _ in range(2))
+        self._tuner, self._screen_tuner = (
+            tuner_for(images, self.options.batch_size, compile, low_precision) for low_precision in (False, True)
+        )
         self._trial = Trial(clock_is_free=images.device.type == "cpu")
         self._look_at(images, labels)
 

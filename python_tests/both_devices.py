@@ -56,7 +56,8 @@ def assert_same(actual: Any, expected: Any, on_gpu: Where, same: Callable[[Tenso
             continue
         if isinstance(value, Tensor):
             assert torch.equal(other.isnan(), value.isnan()), path
-            assert same(other.nan_to_num(), value.nan_to_num()), path
+            exactly = nearly_equal if path.endswith("margin") else same  # float32 margins depend on the batch
+            assert exactly(other.nan_to_num(), value.nan_to_num()), path
         elif isinstance(value, np.ndarray):
             np.testing.assert_array_equal(other, value, err_msg=path)
         elif isinstance(value, (int, float, str, bool)):

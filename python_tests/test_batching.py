@@ -52,6 +52,34 @@ def test_trials_are_a_small_share_of_the_work():
         assert seconds(tuner.best) <= seconds(before)
 
 
+@pytest.mark.parametrize("images_a_second", [2_000, 10_000, 30_000])
+def test_what_a_first_pass_prepares_does_not_end_the_search(images_a_second):
+    """Each takes .15 s, the time of many trials."""
+    tuner, seen, rates = BatchTuner((FIRST, LAST), "cuda"), set(), landscape(512, {LAST: 2, FIRST: 1})
+
+    def seconds(plan):
+        prepared = 0.0 if plan in seen else 0.15 / plan.size
+        seen.add(plan)
+        return prepared + 100 * rates(plan) / images_a_second
+
+    run(tuner, seconds, 30 * images_a_second)
+    assert tuner.best == BatchPlan(512, FIRST)
+
+
+def test_passes_are_prepared_for_what_has_won():
+    tuner, prepared = BatchTuner((FIRST, LAST), "cuda"), set()
+
+    def seconds(plan):
+        if tuner.is_settled_on(plan):
+            prepared.add(plan)
+        return landscape(512, {LAST: 2, FIRST: 1})(plan) / 100
+
+    run(tuner, seconds, 100_000)
+    assert BatchPlan(512, FIRST) in prepared and BatchPlan(512, LAST) not in prepared
+    asked_for = BatchTuner((FIRST, LAST), "cuda", 3)
+    assert asked_for.is_settled_on(asked_for.best)
+
+
 def test_a_larger_batch_must_be_worth_its_memory():
     tuner = BatchTuner((LAST,), "cpu")
     run(tuner, lambda plan: 0.01 * 0.99 ** plan.size.bit_length(), 10_000)

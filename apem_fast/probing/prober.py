@@ -310,15 +310,21 @@ def _check_finite(margin: NDArray[np.float64], greatest: NDArray[np.float64]) ->
         raise ModelOutputError("model must return finite logits (got NaN or infinity for a perturbed image)")
 
 
-def tuner_for(images: Tensor, batch_size: int | None, one_shape: bool = False) -> BatchTuner:
+def tuner_for(
+    images: Tensor, batch_size: int | None, one_shape: bool = False, low_precision: bool = False
+) -> BatchTuner:
     """Batches of the size asked for, or of the one that turns out best, for inputs like these.
 
     Args:
         one_shape: whether every new shape is expensive: then the first guess stays.
+        low_precision: whether for passes in it, which a GPU runs fastest in channels-last.
     """
     device = images.device.type
-    # With one channel the formats are the same.
-    formats = (torch.channels_last, torch.contiguous_format)[images.shape[1] == 1 :]
+    formats = [torch.channels_last, torch.contiguous_format]
+    if device == "cuda" and not low_precision:
+        formats.reverse()
+    if images.shape[1] == 1:  # then the formats are the same
+        formats = [torch.contiguous_format]
     if one_shape:
         batch_size = batch_size or first_size(device)
     return BatchTuner(formats, device, batch_size)

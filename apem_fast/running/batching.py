@@ -14,7 +14,7 @@ import torch
 
 Format = torch.memory_format
 
-FIRST_SIZE = {"cpu": 8, "cuda": 64}
+FIRST_SIZE = {"cpu": 8, "cuda": 256}
 LARGEST = 512
 ENOUGH_GAIN = 0.95  # a larger batch must be worth its memory
 FREE_TRIALS = 0.05  # seconds of trials that need no justification
@@ -79,17 +79,22 @@ class BatchTuner:
         """The least that was measured with the best plan."""
         return self._seconds.get(self.best)
 
+    def is_settled_on(self, plan: BatchPlan) -> bool:
+        """Whether it pays to prepare passes like this one: not where it is a trial, or was never timed."""
+        return self._fixed or (plan == self.best and plan in self._seconds)
+
     def wants_time_of(self, plan: BatchPlan) -> bool:
         """Whether a pass should be timed even where that means to wait for a GPU."""
         return self._clock_is_free or (not self._fixed and (plan != self.best or plan not in self._seconds))
 
     def ran(self, plan: BatchPlan, inputs: int, seconds: float) -> None:
         """A pass of so many inputs took so long."""
-        if plan != self.best:
-            self._tried += seconds
+        first = plan not in self._warm
+        if plan != self.best:  # what a first pass has to prepare is not part of the speed that is looked for
+            self._tried += min(seconds, inputs * self._seconds.get(self.best, seconds)) if first else seconds
         if inputs != plan.size:
             return
-        if plan not in self._warm:  # the first pass of a shape pays for what later ones reuse
+        if first:  # the first pass of a shape pays for what later ones reuse
             self._warm.add(plan)
             return
         self._seconds[plan] = min(self._seconds.get(plan, float("inf")), seconds / inputs)

@@ -41,6 +41,8 @@ class PlainPasses:
     def __init__(self, model: Forward):
         self._model = model
         self._layouts = WeightLayouts(model)
+        self.prepares = True
+        """Whether full batches may be prepared for; not while other sizes are still tried."""
 
     def begin(self) -> None:
         """Before the passes of a search."""
@@ -134,7 +136,7 @@ class _PreparedPasses(PlainPasses, ABC):
     def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
         """Whether to prepare this shape: with the first full batch, or once a smaller one was wanted a few times."""
         self._wanted[key] += 1
-        return inputs == size or (key[0] != size and self._wanted[key] >= WANTED)
+        return (inputs == size and self.prepares) or (key[0] != size and self._wanted[key] >= WANTED)
 
     def _prepare(self, key: tuple[object, ...], batch: Tensor) -> None:
         while len(self._ready) >= KEPT:
