@@ -156,12 +156,21 @@ class Evaluator:
         model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
         images: (N, C, H, W) float32 or float64 as the model receives them, on the model's device.
         labels: the predictions, (N,) int64, if known; they are checked. None takes the model's.
+        target: a class to follow in place of the prediction, one for all or (N,) int64: see `apem`.
         options: as `Options`.
 
     The model, its mode, parameters, gradients and hooks, the images and the random state are left as they were.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, *, labels: Tensor | None = None, **options: object):
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        labels: Tensor | None = None,
+        target: int | Tensor | None = None,
+        **options: object,
+    ):
         self.options = Options(**options)  # type: ignore[arg-type]
         validation.model(model)
         validation.images(images, model)
@@ -175,17 +184,18 @@ class Evaluator:
             tuner_for(images, self.options.batch_size, compile, low_precision) for low_precision in (False, True)
         )
         self._trial = Trial(clock_is_free=images.device.type == "cpu")
-        self._look_at(images, labels)
+        self._look_at(images, labels, target)
 
-    def _look_at(self, images: Tensor, labels: Tensor | None) -> None:
+    def _look_at(self, images: Tensor, labels: Tensor | None, target: int | Tensor | None) -> None:
         self._images = images.detach()
+        targets = validation.target(target, labels, self._images)
         with undisturbed(self._model, self._images):
             self._clean: Clean
-            self._clean, self._record = run_of_record(self._record, self._model, self._images, self._passes)
-        check_scale(self._clean.logits, stacklevel=4)
+            self._clean, self._record = run_of_record(self._record, self._model, self._images, self._passes, targets)
+        check_scale(self._model, self._clean.logits, stacklevel=4)
         validation.labels(labels, self._clean.labels)
 
-    def on(self, images: Tensor, labels: Tensor | None = None) -> Evaluator:
+    def on(self, images: Tensor, labels: Tensor | None = None, target: int | Tensor | None = None) -> Evaluator:
         """The same model and options for other images of the same shape: what was found out about batches and captured
         in graphs is shared, not found out again."""
         validation.images(images, self._model)
@@ -195,7 +205,7 @@ class Evaluator:
                 f"{self._images.dtype} like the evaluator's first ones (got {tuple(images.shape)} and {images.dtype})"
             )
         other = copy.copy(self)
-        other._look_at(images, labels)
+        other._look_at(images, labels, target)
         return other
 
     @property
@@ -210,7 +220,7 @@ class Evaluator:
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64: the model's predictions."""
+        """(N,) int64: the model's predictions, or the targets."""
         return self._clean.labels
 
     @property
@@ -278,7 +288,7 @@ class Evaluator:
     def minimum_epsilon(self, direction: Tensor, progress: Progress | None = None) -> EpsilonResult:
         """The least epsilon at which x + epsilon * direction is no longer predicted as x is."""
         validation.direction(direction, self._images)
-        rays = direction_rays(self._images, self._clean.labels, self._clean.margin, direction.detach())
+        rays = direction_rays(self._images, self._clean, direction.detach())
         flips = self._find(self._bounded(rays), progress)
         return EpsilonResult(
             torch.from_numpy(flips.step * self.options.step),
@@ -330,6 +340,7 @@ def apem(
     relevance: Tensor,
     *,
     labels: Tensor | None = None,
+    target: int | Tensor | None = None,
     max_epsilon: float = 4096.0,
     step: float = 1.0,
     search: str | Search = "isolate",
@@ -351,6 +362,11 @@ def apem(
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
         labels: the predictions, if known; an error if they are not the model's.
+        target: the class that the maps explain, one for all or (N,) int64, where it is not the prediction. The classes
+            whose logits are as great as its own in the unperturbed image then take no part: the flip is "this class is
+            no longer above all those that it was above", the sign gradient is that of its cross entropy among them,
+            and for the prediction itself it is the definition above. Another scalar whose sign decides (a similarity
+            less a threshold, a pixel's margin, a detector's score) is said with `Classifier(model, output=...)`.
         max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
         progress: called with (rays decided, rays in all, probes so far).
 
@@ -361,6 +377,7 @@ def apem(
         model,
         images,
         labels=labels,
+        target=target,
         max_epsilon=max_epsilon,
         step=step,
         search=search,
@@ -379,6 +396,7 @@ def minimum_epsilon(
     direction: Tensor,
     *,
     labels: Tensor | None = None,
+    target: int | Tensor | None = None,
     max_epsilon: float = 4096.0,
     step: float = 1.0,
     search: str | Search = "isolate",
@@ -400,6 +418,7 @@ def minimum_epsilon(
         model,
         images,
         labels=labels,
+        target=target,
         max_epsilon=max_epsilon,
         step=step,
         search=search,

@@ -182,6 +182,7 @@ def shuffled_epsilons(
             images=rays.images[chunk],
             labels=rays.labels[chunk],
             sign=rays.sign[chunk],
+            above=None if rays.above is None else rays.above[chunk],
             image=rays.image - chunk.start,
         )
 

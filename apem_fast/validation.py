@@ -279,3 +279,17 @@ def labels(value: object, predicted: Tensor) -> None:
             f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted "
             f"{int(predicted[i])})"
         )
+
+
+def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
+    """(N,) int64 on the images' device, or None."""
+    if value is None:
+        return None
+    if labels is not None:
+        raise ValueError("apem: labels are the predictions, so they do not go with a target (got both)")
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return torch.full((len(of_images),), int(value), dtype=torch.int64, device=of_images.device)
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != of_images.shape[:1]:
+        came = f"{_dtype(value)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _name(value)
+        raise ValueError(f"apem: target must be a class, or int64 of shape ({len(of_images)},) (got {came})")
+    return value.to(of_images.device)

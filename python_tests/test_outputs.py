@@ -88,6 +88,8 @@ def test_a_sigmoid_is_refused_and_undone_by_a_function():
     for call in (lambda: af.apem(model, X, MAPS), lambda: af.explain.Gradient()(model, X)):
         with pytest.raises(ValueError, match=r"one value in \[0, 1\].*Classifier\(model, output=torch.logit\)"):
             call()
+    with pytest.warns(UserWarning, match="as a sigmoid gives"):  # of one image it may be chance
+        af.explain.Gradient()(model, X[:1])
     undone = af.Classifier(model, output=torch.logit)
     torch.testing.assert_close(undone(X), af.Classifier(Returns(lambda z: z, classes=1))(X))
     assert (af.apem(undone, X, MAPS, max_epsilon=64).epsilon_minus > 0).all()

@@ -18,6 +18,7 @@ from apem_fast.probing.prober import tuner_for
 from apem_fast.probing.rays import direction_rays
 from apem_fast.probing.trial import Trial
 from apem_fast.running import low_precision as low_precision_module
+from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact, TooSlow
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
@@ -252,7 +253,9 @@ class Scripted(screening.ScreeningProber):
         rays, self.wanted_lanes = len(exact), lanes
         images = torch.zeros(rays, 1, 2, 2)
         start = np.array([float(curve(np.zeros(1))[0]) for curve in exact])
-        described = direction_rays(images, torch.zeros(rays, dtype=torch.int64), start, torch.ones_like(images))
+        nothing = torch.empty(0)
+        clean = Clean(torch.zeros(rays, dtype=torch.int64), start, nothing, nothing, nothing)
+        described = direction_rays(images, clean, torch.ones_like(images))
         model = nn.Identity()
         passes = PlainPasses(model)
         record = Record(model, passes, images)

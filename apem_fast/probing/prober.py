@@ -20,7 +20,7 @@ from apem_fast import ops
 from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import logits_of, without
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
@@ -202,7 +202,8 @@ class Prober:
             inputs = self._located(np.zeros(1, np.int64), np.array([epsilon]), rays).inputs(rays)
         with torch.enable_grad():
             leaf = inputs.requires_grad_(True)
-            margin, _ = ops.label_margin(logits_of(self._model, leaf), rays.labels[image : image + 1])
+            above = None if rays.above is None else rays.above[image : image + 1]
+            margin, _ = ops.label_margin(without(logits_of(self._model, leaf), above), rays.labels[image : image + 1])
             (gradient,) = torch.autograd.grad(margin.sum(), leaf)
         through = (gradient[0] * rays.sign[image]).double()
         if rays.relevance.shape[1] == 1:
@@ -264,6 +265,7 @@ class Prober:
                 sign=rays.sign[image][None].contiguous(),
                 relevance=rays.relevance[row][None].contiguous(),
                 labels=rays.labels[image][None],
+                above=None if rays.above is None else rays.above[image][None],
                 image=np.zeros(1, np.int64),
                 map=np.zeros(1, np.int64),
                 irrelevance=rays.irrelevance[[r]],
@@ -283,7 +285,8 @@ class Prober:
             inputs = probes.inputs(rays)
             logits = logits_of(self._record.logits, inputs) if size is None else self._logits(inputs, size)
             labels = rays.labels[probes.image]
-            margin, predicted = ops.label_margin(logits, labels)
+            others = logits if rays.above is None else without(logits, rays.above[probes.image])
+            margin, predicted = ops.label_margin(others, labels)
             greatest = logits.abs().amax(dim=1).double()
             return torch.stack([margin.double(), (predicted != labels).double(), greatest])
 

@@ -39,6 +39,7 @@ class Rays:
     slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
     lower: float | Tensor | None = None  # bound of perturbed images; a tensor (C, 1, 1) has one for each channel
     upper: float | Tensor | None = None
+    above: Tensor | None = None  # (N, classes) bool: classes that do not take part, see `Clean`
 
     def __len__(self) -> int:
         return len(self.image)
@@ -101,15 +102,16 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
         level=np.zeros(2 * maps),
         margin=clean.margin[image],
         slope=np.stack([fall, whole - fall], axis=1).reshape(-1) / norm,
+        above=clean.above,
     )
 
 
-def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], direction: Tensor) -> Rays:
+def direction_rays(images: Tensor, clean: Clean, direction: Tensor) -> Rays:
     """One ray an image along any direction: its size is the map, its sign the sign, and the norm is 1."""
     rays = len(images)
     return Rays(
         images,
-        labels,
+        clean.labels,
         direction.sign().to(torch.int8),
         direction.abs(),
         image=np.arange(rays),
@@ -117,6 +119,7 @@ def direction_rays(images: Tensor, labels: Tensor, margin: NDArray[np.float64], 
         irrelevance=np.zeros(rays, bool),
         norm=np.ones(rays),
         level=np.zeros(rays),
-        margin=margin,
+        margin=clean.margin,
         slope=np.zeros(rays),
+        above=clean.above,
     )

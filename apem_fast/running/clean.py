@@ -39,6 +39,30 @@ class Clean:
     logits: Tensor  # (N, classes), of the type in which they were computed
     sign: Tensor  # (N, C, H, W) int8: the sign gradient
     loss_gradient: Tensor  # (N, C, H, W) of the images' dtype, scaled: see `loss_gradient_at_logits`
+    above: Tensor | None = None  # (N, classes) bool: the classes that a target of the user's is not above to begin with
+
+
+def without(logits: Tensor, above: Tensor | None) -> Tensor:
+    """Logits in which the classes that are above a target do not take part."""
+    return logits if above is None else logits.masked_fill(above, -torch.inf)
+
+
+def above_target(logits: Tensor, targets: Tensor) -> Tensor:
+    """The classes that each target is not above, itself left out: (N, classes) bool.
+
+    Raises:
+        ModelOutputError: a target that is no class, or that is above none.
+    """
+    wrong = targets[(targets < 0) | (targets >= logits.shape[1])]
+    if len(wrong):
+        raise ModelOutputError(f"target must lie in [0, {logits.shape[1]}), the model's classes (got {int(wrong[0])})")
+    above = logits.detach() >= logits.detach().gather(1, targets[:, None])
+    above = above.scatter(1, targets[:, None], False)
+    if bool((above.sum(dim=1) == logits.shape[1] - 1).any()):
+        raise ModelOutputError(
+            "target must be above at least one other class in every image, or it has nothing to lose (got the last)"
+        )
+    return above
 
 
 def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +87,7 @@ class Gradients:
         """
         self._model, self._dtype = model, dtype
 
-    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, image: Tensor, target: Tensor | None = None) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             dtype = self._dtype or image.dtype
             leaf = image.detach().to(dtype, copy=True, memory_format=torch.contiguous_format).requires_grad_(True)
@@ -73,14 +97,17 @@ class Gradients:
                     "model must be differentiable with respect to images (got logits without a gradient, as of "
                     "quantised layers or a forward pass under no_grad)"
                 )
-            label = logits.detach().argmax(dim=1)
-            (gradient,) = torch.autograd.grad(logits, leaf, loss_gradient_at_logits(logits, label).to(logits.dtype))
+            label = logits.detach().argmax(dim=1) if target is None else target
+            others = without(logits, None if target is None else above_target(logits, target))
+            (gradient,) = torch.autograd.grad(logits, leaf, loss_gradient_at_logits(others, label).to(logits.dtype))
         return logits.detach(), gradient
 
-    def of_each(self, images: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> None:
+    def of_each(
+        self, images: Tensor, take: Callable[[int, Tensor, Tensor], None], targets: Tensor | None = None
+    ) -> None:
         """Calls `take(n, logits, gradient)` for the n-th of `images` (N, C, H, W)."""
         for n, image in enumerate(images.split(1)):
-            take(n, *self(image))
+            take(n, *self(image, None if targets is None else targets[n : n + 1]))
 
 
 class GraphedGradients(Gradients):
@@ -93,10 +120,13 @@ class GraphedGradients(Gradients):
         self._captured_for: tuple[object, ...] = ()
         self._given_up = False
 
-    def of_each(self, images: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> None:
-        self._prepare(images)
-        if not self._lanes:
-            return super().of_each(images, take)
+    def of_each(
+        self, images: Tensor, take: Callable[[int, Tensor, Tensor], None], targets: Tensor | None = None
+    ) -> None:
+        if targets is None:  # graphs are of predictions
+            self._prepare(images)
+        if not self._lanes or targets is not None:
+            return super().of_each(images, take, targets)
         here = torch.cuda.current_stream(images.device)
         for stream, _ in self._lanes:
             stream.wait_stream(here)
@@ -137,9 +167,14 @@ def gradients_for(model: nn.Module, device: torch.device, dtype: torch.dtype | N
     return GraphedGradients(model, dtype) if device.type == "cuda" else Gradients(model, dtype)
 
 
-def run_clean(model: nn.Module, images: Tensor, gradients: Gradients | None = None) -> Clean:
-    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq.
-    1)."""
+def run_clean(
+    model: nn.Module, images: Tensor, gradients: Gradients | None = None, targets: Tensor | None = None
+) -> Clean:
+    """Labels, margins and sign gradients of `images` (N, C, H, W): one forward and one backward pass each (P1 eq. 1).
+
+    Args:
+        targets: (N,) int64, the classes to follow in place of the predictions.
+    """
     gradients = gradients or Gradients(model)
     logits: list[Tensor] = [torch.empty(0)] * len(images)
     sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
@@ -150,10 +185,11 @@ def run_clean(model: nn.Module, images: Tensor, gradients: Gradients | None = No
         logits[n], loss_gradient[n], sign[n] = answer, gradient[0], gradient[0].sign()
         finite[n] = gradient.isfinite().all()
 
-    gradients.of_each(images, take)
+    gradients.of_each(images, take, targets)
     if not bool(finite.all()):  # read once: a GPU is not to wait after every image
         raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
     all_logits = torch.cat(logits)
-    labels = all_logits.argmax(dim=1)
-    margin, _ = ops.label_margin(all_logits, labels)
-    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, loss_gradient)
+    labels = all_logits.argmax(dim=1) if targets is None else targets
+    above = None if targets is None else above_target(all_logits, targets)
+    margin, _ = ops.label_margin(without(all_logits, above), labels)
+    return Clean(labels, margin.double().cpu().numpy(), all_logits, sign, loss_gradient, above)

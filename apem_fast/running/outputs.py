@@ -88,26 +88,33 @@ def _dtype_of(tensor: Tensor) -> str:
     return "" if tensor.is_floating_point() else f"{tensor.dtype} of "
 
 
-def check_scale(logits: Tensor, stacklevel: int = 2) -> None:
-    """Logits of unperturbed images that look like probabilities.
+FEW = 4  # images of whose single logits it may be chance that all lie in [0, 1]
+
+
+def check_scale(model: nn.Module, logits: Tensor, stacklevel: int = 2) -> None:
+    """Logits of unperturbed images that look like probabilities, unless `Classifier` was told what they are.
 
     Warns:
-        UserWarning: rows that lie in [0, 1] and sum to 1.
+        UserWarning: rows that lie in [0, 1] and sum to 1, or one value for each of a few images.
 
     Raises:
-        ModelOutputError: one value an image, all in [0, 1]: after a sigmoid class 1 would be predicted everywhere, and
-            no perturbation would change it.
+        ModelOutputError: one value for each of several images, all in [0, 1]: after a sigmoid class 1 would be
+            predicted everywhere, and no perturbation would change it.
     """
     values = logits.detach()
-    if not len(values):
+    if not len(values) or (isinstance(model, Classifier) and model.output is not None):
         return
-    one = values[:, 1] * 2
+    one = values[:, 1:2] * 2
     if values.shape[1] == 2 and bool((values[:, 0] == -values[:, 1]).all()):
-        if bool(((one >= 0) & (one <= 1)).all()):
-            raise ModelOutputError(
-                "model must return logits (got one value in [0, 1] for every image, as a sigmoid gives); "
-                "Classifier(model, output=torch.logit) turns probabilities back into logits"
-            )
+        if not bool(((one >= 0) & (one <= 1)).all()):
+            return
+        sentence = (
+            "model must return logits (got one value in [0, 1] for every image, as a sigmoid gives); "
+            "Classifier(model, output=torch.logit) turns probabilities back into logits"
+        )
+        if len(values) >= FEW:
+            raise ModelOutputError(sentence)
+        warnings.warn(sentence, UserWarning, stacklevel=stacklevel + 1)
         return
     within = bool(((values >= 0) & (values <= 1)).all())
     if within and bool(((values.double().sum(dim=1) - 1).abs() < 1e-3).all()):

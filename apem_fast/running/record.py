@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apem_fast import ops
 from apem_fast.running.batching import is_out_of_memory
-from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean
+from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean, without
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.passes import PlainPasses, passes_for
@@ -99,14 +99,16 @@ def record_for(record: str, model: nn.Module, images: Tensor, passes: PlainPasse
     return Record(model, passes, images)
 
 
-def run_of_record(record: Record, model: nn.Module, images: Tensor, passes: PlainPasses) -> tuple[Clean, Record]:
+def run_of_record(
+    record: Record, model: nn.Module, images: Tensor, passes: PlainPasses, targets: Tensor | None = None
+) -> tuple[Clean, Record]:
     """What the record says of unperturbed images (N, C, H, W), and who decides from here on: where that is not possible
     in float64 it is the model itself, and a warning says so."""
     if not isinstance(record, Float64Record):
-        return run_clean(model, images, record.gradients), record
+        return run_clean(model, images, record.gradients, targets), record
     try:
         record.refresh()
-        clean = run_clean(model, images, record.gradients)
+        clean = run_clean(model, images, record.gradients, targets)
     except Exception as error:
         if isinstance(error, ModelOutputError) and not isinstance(error, NotInFloat64):
             raise
@@ -115,7 +117,7 @@ def run_of_record(record: Record, model: nn.Module, images: Tensor, passes: Plai
         _compare(clean, model, images, passes)
         return clean, record
     record = Record(model, passes, images)
-    clean = run_clean(model, images, record.gradients)  # raises what is wrong with the model in any type
+    clean = run_clean(model, images, record.gradients, targets)  # raises what is wrong with the model in any type
     warnings.warn(
         'apem: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by some '
         f"steps from one processor to another ({reason})",
@@ -130,7 +132,8 @@ def _compare(clean: Clean, model: nn.Module, images: Tensor, passes: PlainPasses
     few = images[:COMPARED]
     with torch.no_grad():
         logits = torch.cat([logits_of(model, image) for image in few.split(1)]).double()
-    margin, _ = ops.label_margin(logits, clean.labels[: len(few)])
+    above = None if clean.above is None else clean.above[: len(few)]
+    margin, _ = ops.label_margin(without(logits, above), clean.labels[: len(few)])
     off = np.abs(margin.cpu().numpy() - clean.margin[: len(few)]) / logits.abs().amax(dim=1).cpu().numpy()
     passes.differed(None, float(np.max(off, where=np.isfinite(off), initial=0.0)))
 
