@@ -4,6 +4,7 @@ mistake."""
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import tiny_networks
@@ -167,3 +168,19 @@ def test_exported_programs(tmp_path):
 
 def test_a_function_is_named_with_a_colon_or_a_dot():
     assert load_network("tiny_networks.tiny").digest == load_network("tiny_networks:tiny").digest
+
+
+@pytest.mark.slow
+def test_the_table_of_networks_is_what_trying_gives():
+    """A few of its lines; `network_table` makes them all."""
+    pytest.importorskip("timm")
+    import network_table
+
+    written = (Path(__file__).parent.parent / "docs" / "networks.md").read_text("utf-8")
+    names = ["torchvision:mobilenet_v3_small", "torchvision:swin_t", "timm:vit_tiny_patch16_224", "timm:mixer_s32_224"]
+    for line in network_table.page({name: network_table.row(name) for name in names}).splitlines():
+        if line.startswith("| `"):
+            found = next(other for other in written.splitlines() if other.startswith(line.split(" |")[0]))
+            assert [cell.strip()[:1] == "✓" for cell in line.split("|")[2:]] == [
+                cell.strip()[:1] == "✓" for cell in found.split("|")[2:]
+            ]

@@ -277,7 +277,7 @@ def test_choosing_an_image(finished, tmp_path):
     first = came["addressed"]
     assert first["open"] and first["title"].startswith("SmoothGrad (samples=3): ") and first["closeups"] == 3
     assert first["curves"] == [9] * 6  # two rays at three stages, from 0 on
-    assert came["shown"] and came["pictures"] == 4 + 3 * 4 and first["markup"] == 0
+    assert came["shown"] and came["pictures"] == 4 + 3 + 3 * 4 and first["markup"] == 0
     assert all(("ε" in text) == (i % 2 == 0) for i, text in enumerate(first["captions"]))
     assert came["neighbour"] == f"#image={bundled_photographs()[0].name}&explainer=random"
     last = came["last"]  # the fifth photograph has no close-up

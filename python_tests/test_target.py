@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import apem_fast as af
 
-LIMIT = 128
+LIMIT = 64
 
 
 def literal(model: nn.Module, image: Tensor, relevance: Tensor, target: int) -> tuple[list[float], list[bool]]:

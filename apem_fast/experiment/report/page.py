@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,21 @@ from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
 MAP_SIDE, PHOTOGRAPH_SIDE, FILTER_SIDE = 160, 224, 1400
-"""Pixels: how wide and high pictures are inside the page; the files beside it have all of them."""
+"""Pixels: how wide and high pictures are inside the page, at most; the files beside it have all of them."""
+LEAST_SIDE = 48
+BYTES_OF_MAPS, BYTES_A_PIXEL = 11e6, 0.45
+"""A page of many maps shows them smaller, so that it stays below some 15 MB. A map is hard to compress."""
 
 
 def write_page(
-    store: RunStore, shown_images: int = 24, *, paper: bool = False, output: str | Path | None = None
+    store: RunStore, shown_images: int | None = None, *, paper: bool = False, output: str | Path | None = None
 ) -> Path:
     """Write the page; returns its path.
 
     Args:
         store: a run with at least one finished explainer.
-        shown_images: how many images are shown with their maps, the first of the run. Those that have close-ups
-            (see `closeups`) show them.
+        shown_images: how many images are shown with their maps, the first of the run; None for all whose pictures the
+            run kept. Those that have close-ups (see `closeups`) show them.
         paper: add the tables of P1 and P2, with their numbers beside the run's.
         output: an HTML file; None for `index.html` in the run's folder.
 
@@ -152,20 +156,22 @@ def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
+def _data(store: RunStore, shown_images: int | None) -> dict[str, Any]:
     """What the page's script shows: images, explainers, stages, and each map with its numbers and its close-up."""
-    images = store.images().head(shown_images)
+    images = store.images() if shown_images is None else store.images().head(shown_images)
     images = images[[store.photograph(name).exists() for name in images["image"]]]  # a big run keeps only the first
     results = store.results()
     results = results[results["image"].isin(images["image"])]
     names = explainer_names(store)
+    side = math.sqrt(BYTES_OF_MAPS / max(1, len(results) + len(images)) / BYTES_A_PIXEL)
+    side = round(min(MAP_SIDE, max(LEAST_SIDE, side)))
     maps: dict[str, Any] = {}
     for row in results.to_dict("records"):
         path = store.map(row["image"], row["explainer"], row["stage"])
         if not path.exists():
             continue
         with Image.open(path) as picture:
-            source = data_uri(coloured(picture), MAP_SIDE)
+            source = data_uri(coloured(picture), side)
         entry = {"map": source, "flag": row.get("flag") or ""}
         if row["score"] == row["score"]:  # a flagged map has no numbers
             entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
@@ -173,13 +179,14 @@ def _data(store: RunStore, shown_images: int) -> dict[str, Any]:
             entry["rays"] = _rays(store, row["explainer"], row["stage"], row["image"])
         maps.setdefault(row["image"], {}).setdefault(row["explainer"], {})[row["stage"]] = entry
     return {
+        "image_count": len(store.images()),
         "max_epsilon": store.options.max_epsilon,
         "step": store.options.step,
         "stages": [{"name": name, "title": STAGES[name].title} for name in store.options.stages],
         "explainers": [
             {"key": key, "name": names[key]} for key in store.options.explainers if key in set(results["explainer"])
         ],
-        "images": [_image(store, row) for row in images.to_dict("records")],
+        "images": [_image(store, row, round(PHOTOGRAPH_SIDE * side / MAP_SIDE)) for row in images.to_dict("records")],
         "maps": maps,
     }
 
@@ -198,9 +205,9 @@ def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, 
     return rays
 
 
-def _image(store: RunStore, row: dict[str, Any]) -> dict[str, Any]:
+def _image(store: RunStore, row: dict[str, Any], side: int) -> dict[str, Any]:
     with Image.open(store.photograph(row["image"])) as picture:
-        photograph = data_uri(picture.convert("RGB"), PHOTOGRAPH_SIDE, quality=85)
+        photograph = data_uri(picture.convert("RGB"), side, quality=85)
     fields = {name: row[name] for name in ("image", "subject", "source", "prediction", "confidence")}
     correct = None if pandas.isna(row["correct"]) else bool(row["correct"])
     loss = row.get("loss")

@@ -16,7 +16,7 @@ def write_report(
     store: RunStore,
     *,
     images: int = 6,
-    shown_images: int = 24,
+    shown_images: int | None = None,
     paper: bool = False,
     output: str | Path | None = None,
     device: str = "cpu",
@@ -27,7 +27,7 @@ def write_report(
     Args:
         store: a run with at least one finished explainer; it need not be complete.
         images: how many images get close-ups, the first whose photographs the run kept; 0 needs no network.
-        shown_images: how many images are shown with their maps, at least `images`.
+        shown_images: how many images are shown with their maps, at least `images`; None for all that were kept.
         paper, output: see `write_page`.
         device: where the network runs that makes close-ups.
         progress: called with (images done, in all) while close-ups are made.
@@ -40,4 +40,4 @@ def write_report(
     if missing_closeups(store, rows, names):
         network = load_network(store.options.network, device, store.options.weights)
         make_closeups(store, network, rows, names, progress)
-    return write_page(store, max(shown_images, images), paper=paper, output=output)
+    return write_page(store, None if shown_images is None else max(shown_images, images), paper=paper, output=output)

@@ -53,21 +53,74 @@ function photographOf(image) {
   return figure;
 }
 
-function showGallery(stage) {
+// -- which photographs, in what order, page by page -----------------------------------------------------------------
+
+const PAGE = 24;
+const form = document.getElementById("view");
+const view = { stage: 0, page: 0 };
+for (const name of ["method", "other"]) {
+  for (const explainer of run.explainers) form.elements[name].append(new Option(explainer.name, explainer.key));
+}
+
+const entryOf = (image, key) => run.maps[image.image]?.[key]?.[run.stages[view.stage].name];
+const scoreIn = (image, key) => { const score = entryOf(image, key)?.score; return score === undefined ? NaN : score; };
+const chosenKeys = () => (form.elements.method.value ? [form.elements.method.value] : run.explainers.map((one) => one.key));
+
+function suits(image) {
+  const text = form.elements.text.value.trim().toLowerCase();
+  const words = [image.subject, image.prediction, image.truth, image.image, image.source].join(" ").toLowerCase();
+  const truth = form.elements.truth.value, censored = form.elements.censored.value;
+  if (text && !words.includes(text)) return false;
+  if (truth && image.correct !== (truth === "correct")) return false;
+  if (!censored) return true;
+  const some = chosenKeys().some((key) => {
+    const entry = entryOf(image, key);
+    return entry?.score !== undefined && !(entry.flipped_minus && entry.flipped_plus);
+  });
+  return some === (censored === "some");
+}
+
+// What photographs are sorted by, the greatest first.
+function rank(image) {
+  const scores = chosenKeys().map((key) => scoreIn(image, key)).filter((score) => !isNaN(score));
+  if (!scores.length) return -Infinity;
+  const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
+  const own = form.elements.method.value || run.explainers[0].key;
+  switch (form.elements.order.value) {
+    case "best": return mean;
+    case "worst": return -mean;
+    case "disagreement": { const all = run.explainers.map((one) => scoreIn(image, one.key)).filter((score) => !isNaN(score)); return Math.max(...all) - Math.min(...all); }
+    case "difference": { const gap = Math.abs(scoreIn(image, own) - scoreIn(image, form.elements.other.value)); return isNaN(gap) ? -Infinity : gap; }
+    default: return 0;
+  }
+}
+
+function inView() {
+  const images = run.images.filter(suits);
+  if (!form.elements.order.value) return images;
+  const ranks = new Map(images.map((image) => [image, rank(image)]));
+  return images.sort((a, b) => ranks.get(b) - ranks.get(a) || 0);
+}
+
+function showGallery() {
+  const stage = run.stages[view.stage];
   const gallery = document.getElementById("gallery");
+  const explainers = run.explainers.filter((explainer) => chosenKeys().includes(explainer.key));
+  const images = inView(), last = Math.max(0, Math.ceil(images.length / PAGE) - 1);
+  view.page = Math.min(Math.max(view.page, 0), last);
   gallery.replaceChildren();
-  gallery.style.setProperty("--columns", run.explainers.length);
-  for (const name of ["Photograph", ...run.explainers.map((explainer) => explainer.name)]) {
+  gallery.style.setProperty("--columns", explainers.length);
+  for (const name of ["Photograph", ...explainers.map((explainer) => explainer.name)]) {
     const head = document.createElement("div");
     head.className = "column";
     head.textContent = name;
     gallery.append(head);
   }
-  for (const image of run.images) {
-    const entries = run.explainers.map((explainer) => run.maps[image.image]?.[explainer.key]?.[stage.name]);
+  for (const image of images.slice(view.page * PAGE, (view.page + 1) * PAGE)) {
+    const entries = explainers.map((explainer) => entryOf(image, explainer.key));
     const best = Math.max(...entries.filter((entry) => entry?.flipped_minus || entry?.flipped_plus).map((entry) => entry.score));
     gallery.append(photographOf(image));
-    run.explainers.forEach((explainer, i) => {
+    explainers.forEach((explainer, i) => {
       const entry = entries[i];
       if (!entry) { gallery.append(document.createElement("span")); return; }
       const button = copy("map-template");
@@ -89,7 +142,109 @@ function showGallery(stage) {
       gallery.append(button);
     });
   }
+  const from = images.length ? view.page * PAGE + 1 : 0, to = Math.min(images.length, (view.page + 1) * PAGE);
+  const kept = run.images.length < run.image_count ? " with pictures (the run has " + number.format(run.image_count) + ")" : "";
+  document.getElementById("count").textContent = images.length
+    ? from + " to " + to + " of " + images.length + (images.length < run.images.length ? " that suit, of " + run.images.length : "") + " photographs" + kept
+    : "no photograph suits";
+  document.getElementById("earlier").disabled = view.page === 0;
+  document.getElementById("later").disabled = view.page === last;
+  document.querySelector(".other").hidden = form.elements.order.value !== "difference";
   document.getElementById("stage-title").textContent = stage.title + ".";
+}
+
+// The view in the address: what differs from what the page shows at first.
+function viewInAddress() {
+  const parts = new URLSearchParams();
+  for (const name of ["text", "truth", "censored", "method", "order"]) if (form.elements[name].value) parts.set(name, form.elements[name].value);
+  if (form.elements.order.value === "difference") parts.set("other", form.elements.other.value);
+  if (view.stage) parts.set("stage", run.stages[view.stage].name);
+  if (view.page) parts.set("page", view.page + 1);
+  return parts;
+}
+
+function changed(page = 0) {
+  view.page = page;
+  showGallery();
+  const parts = String(viewInAddress());
+  history.replaceState(null, "", parts ? "#" + parts : location.pathname + location.search);
+}
+
+form.addEventListener("input", () => changed());
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("reset", () => setTimeout(changed));
+document.getElementById("earlier").addEventListener("click", () => changed(view.page - 1));
+document.getElementById("later").addEventListener("click", () => changed(view.page + 1));
+
+// -- what can be saved ----------------------------------------------------------------------------------------------
+
+function save(name, contents, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(contents instanceof Blob ? contents : new Blob([contents], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+const quoted = (value) => (/[",\n]/.test(String(value)) ? '"' + String(value).replaceAll('"', '""') + '"' : String(value));
+const asCsv = (rows) => rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+const cells = (table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " ")));
+
+function asLatex(table) {
+  const plain = (text) => text.replace(/[&%#_$]/g, "\\$&").replaceAll("−", "$-$").replaceAll("≥", "$\\ge$").replaceAll("≤", "$\\le$")
+    .replaceAll("≈", "$\\approx$").replaceAll("ε⁻", "$\\varepsilon^-$").replaceAll("ε⁺", "$\\varepsilon^+$").replaceAll("×", "$\\times$");
+  const [head, ...rows] = cells(table).map((row) => row.map(plain).join(" & ") + " \\\\");
+  const columns = [...table.tHead.rows[0].cells].map((cell) => (cell.classList.contains("number") ? "r" : "l")).join("");
+  return "\\begin{tabular}{" + columns + "}\n\\hline\n" + head + "\n\\hline\n" + rows.join("\n") + "\n\\hline\n\\end{tabular}\n";
+}
+
+function viewRows() {
+  const rows = [];
+  for (const image of inView()) for (const key of chosenKeys()) for (const stage of run.stages) {
+    const entry = run.maps[image.image]?.[key]?.[stage.name];
+    if (entry) rows.push({ image: image.image, prediction: image.prediction, correct: image.correct, explainer: key, stage: stage.name,
+      epsilon_minus: entry.epsilon_minus ?? null, epsilon_plus: entry.epsilon_plus ?? null, score: entry.score ?? null,
+      flipped_minus: entry.flipped_minus ?? null, flipped_plus: entry.flipped_plus ?? null, flag: entry.flag });
+  }
+  return rows;
+}
+
+const SAVED = {
+  "scores.tex": () => [asLatex(document.getElementById("scores")), "application/x-tex"],
+  "scores.csv": () => [asCsv(cells(document.getElementById("scores"))), "text/csv"],
+  "view.csv": () => { const rows = viewRows(); return [asCsv([Object.keys(rows[0] ?? {}), ...rows.map((row) => Object.values(row).map((value) => value ?? ""))]), "text/csv"]; },
+  "view.json": () => [JSON.stringify(viewRows(), null, 1), "application/json"],
+};
+for (const button of document.querySelectorAll("[data-save]")) {
+  button.addEventListener("click", () => save(button.dataset.save, ...SAVED[button.dataset.save]()));
+}
+
+function svgText(svg) {
+  const twin = svg.cloneNode(true);
+  twin.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  twin.setAttribute("style", "color: " + getComputedStyle(svg).color + "; background: " + getComputedStyle(document.documentElement).getPropertyValue("--card"));
+  return new XMLSerializer().serializeToString(twin);
+}
+
+function savePng(svg, name) {
+  const picture = new Image(), box = svg.getBoundingClientRect();
+  picture.onload = () => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 2 * box.width, height: 2 * box.height });
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(name, blob));
+  };
+  picture.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(svgText(svg));
+}
+
+for (const figure of document.querySelectorAll("figure[data-name]")) {
+  const svg = figure.querySelector("svg"), name = figure.dataset.name;
+  if (!svg) continue;
+  for (const [text, act] of [["PNG", () => savePng(svg, name + ".png")], ["SVG", () => save(name + ".svg", svgText(svg), "image/svg+xml")]]) {
+    const button = Object.assign(document.createElement("button"), { className: "save", textContent: text });
+    button.setAttribute("aria-label", text + " of the figure " + name);
+    button.addEventListener("click", act);
+    figure.prepend(button);
+  }
 }
 
 // -- one map, closely -----------------------------------------------------------------------------------------------
@@ -119,6 +274,10 @@ function showDetail(image, explainer) {
     figure.querySelector("img").alt = one.title;
     figure.querySelector("b").textContent = one.title;
     figure.querySelector(".numbers").textContent = one.numbers;
+    if (one.numbers) {
+      const over = Object.assign(new Image(), { src: image.photograph, alt: "", className: "over" });
+      figure.querySelector(".laid").append(over);
+    }
     maps.append(figure);
   }
   document.getElementById("detail-hint").textContent = rays.childElementCount
@@ -126,12 +285,20 @@ function showDetail(image, explainer) {
       "how the perturbed photograph differs from the photograph, amplified, around grey. The arrow keys lead to other " +
       "photographs and explanations."
     : "Perturbed photographs and margins of the first images are added by apem-fast report; --images N for more of them.";
+  lay();
   const dialog = document.getElementById("detail");
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   const hash = new URLSearchParams({ image: image.image, explainer: explainer.key });
   history.replaceState(null, "", "#" + hash);
 }
+
+// The photograph over its maps, as much of it as the slider says.
+const slider = document.querySelector("#overlay input");
+function lay() {
+  for (const over of document.querySelectorAll("#detail .over")) over.style.opacity = slider.value / 100;
+}
+slider.addEventListener("input", lay);
 
 function closeup(stage, entry) {
   const section = copy("ray-template");
@@ -197,9 +364,13 @@ document.getElementById("detail").addEventListener("keydown", (event) => {
   showDetail(neighbour(run.images, shown.image, step[0]), neighbour(run.explainers, shown.explainer, step[1]));
 });
 
-// An address that ends in #image=NAME&explainer=KEY opens that map.
+// An address that ends in #image=NAME&explainer=KEY opens that map; others restore a view.
 function openAddressed() {
   const asked = new URLSearchParams(location.hash.slice(1));
+  const stage = run.stages.findIndex((one) => one.name === asked.get("stage"));
+  for (const name of ["text", "truth", "censored", "method", "order", "other"]) if (asked.has(name)) form.elements[name].value = asked.get(name);
+  if (stage > 0) choose(stage);
+  if (asked.has("page") || form.elements.text.value || viewInAddress().size) { view.page = (Number(asked.get("page")) || 1) - 1; showGallery(); }
   const image = run.images.find((one) => one.image === asked.get("image"));
   const explainer = run.explainers.find((one) => one.key === asked.get("explainer")) ?? run.explainers[0];
   if (image) showDetail(image, explainer);
@@ -210,19 +381,20 @@ run.stages.forEach((stage, i) => {
   const tab = document.createElement("button");
   tab.setAttribute("role", "tab");
   tab.textContent = stage.name;
-  tab.addEventListener("click", () => choose(i));
+  tab.addEventListener("click", () => { choose(i); changed(); });
   tabs.append(tab);
 });
 
 function choose(chosen) {
   [...tabs.children].forEach((tab, i) => { tab.ariaSelected = String(i === chosen); });
-  showGallery(run.stages[chosen]);
+  view.stage = chosen;
+  showGallery();
 }
 
 document.getElementById("detail").addEventListener("click", (event) => {
   if (event.target === event.currentTarget) event.currentTarget.close();
 });
-document.getElementById("detail").addEventListener("close", () => history.replaceState(null, "", " "));
+document.getElementById("detail").addEventListener("close", () => changed(view.page));
 addEventListener("hashchange", openAddressed);
 choose(0);
 openAddressed();
