@@ -15,7 +15,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda check format clean
+.PHONY: setup demo test test-slow gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel check format clean
 
 setup: $(BUILT)
 
@@ -100,5 +100,13 @@ format: $(INSTALLED)
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_SOURCES)
 
+# The source package, and wheels for the CPU and for CUDA, audited: into dist/.
+wheel: $(INSTALLED)
+	@bash packaging/wheels.sh $(BIN)/python
+
+# Each wheel, installed into environments with several versions of Python and torch: see packaging/test_wheel.sh.
+test-wheel:
+	@for wheel in dist/*.whl; do bash packaging/test_wheel.sh $$wheel || exit 1; done
+
 clean:
-	rm -rf $(VENV) build *.egg-info apem_fast/lib/*.so $(DEMO_OUTPUT)
+	rm -rf $(VENV) build dist *.egg-info apem_fast/lib/*.so $(DEMO_OUTPUT)

@@ -39,6 +39,8 @@ def relevance_map(
     Raises:
         TypeError: a tensor of the wrong type or dtype.
         ValueError: a wrong shape or option, NaN or infinity.
+
+    `torch.compile(relevance_map, fullgraph=True)` works, but refuses no values: with NaN or infinity a map is NaN.
     """
     if not isinstance(attribution, Tensor):
         raise TypeError(f"relevance_map: attribution must be a tensor (got {type(attribution).__name__})")
@@ -50,30 +52,44 @@ def relevance_map(
         if not isinstance(values, Tensor) or not values.is_floating_point():
             came = values.dtype if isinstance(values, Tensor) else type(values).__name__
             raise TypeError(f"relevance_map: {name} must be a floating-point tensor (got {came})")
-        if not values.isfinite().all():
-            raise ValueError(f"relevance_map: {name} must be finite (got NaN or infinity)")
-    if percentile is not None and 0 < percentile < 1:
-        warnings.warn(
-            f"relevance_map: percentile lies in [0, 100], and {percentile:g} clips nearly everything "
-            "(the papers take 99)",
-            UserWarning,
-            stacklevel=2,
-        )
-    if images is not None:
-        greatest = float(images.detach().amax()) if images.numel() else 0.0
-        if greatest > LOOKS_LIKE_BYTES:
-            warnings.warn(
-                f"relevance_map: images should be pixels in [0, 1] (got up to {greatest:g}, which looks like 0...255)",
-                UserWarning,
-                stacklevel=2,
-            )
-        images = images.to(attribution.dtype)
+    if torch.compiler.is_compiling():
+        return _in_a_graph(attribution, images, percentile, channels)
+    _look_at_values(attribution, images, percentile)
+    images = None if images is None else images.to(attribution.dtype)
     try:
         return ops.relevance_map(attribution, images, percentile, channels)
     except RuntimeError as error:
         if str(error).startswith("relevance_map: "):
             raise ValueError(str(error).splitlines()[0]) from None
         raise
+
+
+def _in_a_graph(attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str) -> Tensor:
+    """A graph does not branch on values: where they are not finite, the map comes out as NaN."""
+    attribution = torch.where(attribution.isfinite(), attribution, torch.nan)
+    if images is not None:
+        images = torch.where(images.isfinite(), images, torch.nan).to(attribution.dtype)
+    return ops.relevance_map(attribution, images, percentile, channels)
+
+
+def _look_at_values(attribution: Tensor, images: Tensor | None, percentile: float | None) -> None:
+    for name, values in (("attribution", attribution), ("images", images)):
+        if values is not None and not values.isfinite().all():
+            raise ValueError(f"relevance_map: {name} must be finite (got NaN or infinity)")
+    if percentile is not None and 0 < percentile < 1:
+        warnings.warn(
+            f"relevance_map: percentile lies in [0, 100], and {percentile:g} clips nearly everything "
+            "(the papers take 99)",
+            UserWarning,
+            stacklevel=3,
+        )
+    greatest = float(images.detach().amax()) if images is not None and images.numel() else 0.0
+    if greatest > LOOKS_LIKE_BYTES:
+        warnings.warn(
+            f"relevance_map: images should be pixels in [0, 1] (got up to {greatest:g}, which looks like 0...255)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def irrelevance(relevance: Tensor) -> Tensor:

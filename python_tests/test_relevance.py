@@ -99,3 +99,18 @@ def test_bad_input_gets_one_sentence(arguments, error, words):
     with pytest.raises(error, match=words) as caught:
         relevance.relevance_map(*arguments)
     assert str(caught.value).startswith("relevance_map: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", ["sum", "keep"])
+def test_it_compiles_into_one_graph(channels: str, generator: torch.Generator) -> None:
+    attribution, images = torch.randn((2, 3, 5, 4), generator=generator), torch.rand((2, 3, 5, 4), generator=generator)
+    torch._dynamo.reset()
+    compiled = torch.compile(relevance.relevance_map, fullgraph=True, backend="aot_eager")
+    assert torch.equal(
+        compiled(attribution, images, 90.0, channels), relevance.relevance_map(attribution, images, 90.0, channels)
+    )
+    assert torch.equal(compiled(attribution[:, 0]), relevance.relevance_map(attribution[:, 0]))
+    attribution[0, 0, 0, 0] = torch.inf
+    assert compiled(attribution)[0].isnan().all() and compiled(attribution)[1].isfinite().all()
+    attribution[0, 0, 0, 0] = torch.nan
+    assert compiled(attribution)[0].isnan().all()
