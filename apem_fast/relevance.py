@@ -64,7 +64,9 @@ def relevance_map(
         raise
 
 
-def _in_a_graph(attribution: Tensor, images: Tensor | None, percentile: float | None, channels: str) -> Tensor:
+def _in_a_graph(
+    attribution: Tensor, images: Tensor | None, percentile: float | None, channels: Literal["sum", "keep"]
+) -> Tensor:
     """A graph does not branch on values: where they are not finite, the map comes out as NaN."""
     attribution = torch.where(attribution.isfinite(), attribution, torch.nan)
     if images is not None:
