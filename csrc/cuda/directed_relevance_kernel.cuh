@@ -77,12 +77,13 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf64)
     directed_relevance_kernel(DirectedRelevanceArguments<T, G> a) {
   using A = arithmetic_t<T>;
   const int64_t items = items_of<Access, kWalk>(a.cover), image_size = a.cover.image_size();
-  for (int64_t n = blockIdx.y; n < a.N; n += gridDim.y) {
+  for (int64_t before = blockIdx.y; before < a.N; before += gridDim.y) {
+    const int64_t n = a.N - 1 - before;  // backwards: the maps whose norms were summed last are still in the cache
     const A norm = total_of<A>(a.norm_chunks + n * a.chunks, a.chunks, a.cover.channels);
     for (int64_t item = int64_t{blockIdx.x} * Access::kBlock + threadIdx.x; item < items;
          item += int64_t{gridDim.x} * Access::kBlock) {
       walk_item<Access, kWalk, A>(
-          a.cover, item, a.relevance + n * a.cover.pixels,
+          a.cover, items - 1 - item, a.relevance + n * a.cover.pixels,
           [&](T relevance) { return applied_relevance(static_cast<A>(relevance), a.irrelevance) / norm; },
           [&](int64_t offset, const Pack<A, Access::kElements>& quotient) {
             const auto g = load<Access>(a.gradient + n * image_size + offset);
