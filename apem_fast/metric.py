@@ -78,13 +78,19 @@ class ApemResult:
 
     @property
     def mean(self) -> float:
-        """APEM, P1 equation 2: the mean score over the images."""
-        return float(self.score.mean())
+        """APEM, P1 equation 2: the mean score over the images, without those that could not be measured."""
+        return float(self.score.nanmean())
+
+    @property
+    def measured(self) -> Tensor:
+        """(N,) bool; False where the map leaves no ray, and so every number is NaN: see `on_bad_map` of `apem`."""
+        return ~self.epsilon_minus.isnan()
 
     @property
     def median(self) -> float:
         """The median score, the mean of the middle two for an even number of images."""
-        return float(np.median(self.score.numpy()))
+        scores = self.score[self.measured]
+        return float(np.median(scores.numpy())) if len(scores) else math.nan
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image, one column a quantity."""
@@ -255,13 +261,23 @@ class Evaluator:
             self._record.refresh()
             yield prober
 
-    def apem(self, relevance: Mapping[str, Tensor], progress: Progress | None = None) -> dict[str, ApemResult]:
+    def apem(
+        self, relevance: Mapping[str, Tensor], progress: Progress | None = None, *, on_bad_map: str = "raise"
+    ) -> dict[str, ApemResult]:
         """The metric of several sets of maps of these images at once, packed into the same forward passes.
 
         Args:
             relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
             progress: called with (rays decided, rays in all, probes so far) after every round.
+            on_bad_map: see the function `apem`.
         """
+        validation.on_bad_map(on_bad_map)
+        bad: dict[str, Tensor] = {}
+        if on_bad_map == "flag":
+            bad = {name: validation.maps_without_rays(maps, self._images) for name, maps in relevance.items()}
+            relevance = {
+                name: maps.masked_fill(bad[name][:, None, None, None], 0.5) for name, maps in relevance.items()
+            }
         groups: dict[int, list[str]] = {}
         for name, maps in relevance.items():
             validation.relevance(maps, self._images, name if len(relevance) > 1 else None)
@@ -283,7 +299,7 @@ class Evaluator:
             for i, name in enumerate(names):
                 rows = slice(2 * i * len(self._images), 2 * (i + 1) * len(self._images))
                 results[name] = self._result(flips, rows)
-        return {name: results[name] for name in relevance}
+        return {name: _without(results[name], bad.get(name)) for name in relevance}
 
     def minimum_epsilon(self, direction: Tensor, progress: Progress | None = None) -> EpsilonResult:
         """The least epsilon at which x + epsilon * direction is no longer predicted as x is."""
@@ -334,6 +350,20 @@ class Evaluator:
         )
 
 
+def _without(result: ApemResult, bad: Tensor | None) -> ApemResult:
+    """The result with NaN in the place of the maps that were measured only for company."""
+    if bad is None or not bool(bad.any()):
+        return result
+    bad = bad.cpu()
+    return replace(
+        result,
+        epsilon_minus=result.epsilon_minus.masked_fill(bad, math.nan),
+        epsilon_plus=result.epsilon_plus.masked_fill(bad, math.nan),
+        flipped_minus=result.flipped_minus & ~bad,
+        flipped_plus=result.flipped_plus & ~bad,
+    )
+
+
 def apem(
     model: nn.Module,
     images: Tensor,
@@ -349,6 +379,7 @@ def apem(
     compile: bool = False,
     bounds: BoundsOf = (None, None),
     record: str = "float64",
+    on_bad_map: str = "raise",
     progress: Progress | None = None,
 ) -> ApemResult:
     """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
@@ -368,6 +399,8 @@ def apem(
             and for the prediction itself it is the definition above. Another scalar whose sign decides (a similarity
             less a threshold, a pixel's margin, a detector's score) is said with `Classifier(model, output=...)`.
         max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
+        on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
+            "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
         progress: called with (rays decided, rays in all, probes so far).
 
     Raises:
@@ -387,7 +420,7 @@ def apem(
         bounds=bounds,
         record=record,
     )
-    return evaluator.apem({"relevance": relevance}, progress)["relevance"]
+    return evaluator.apem({"relevance": relevance}, progress, on_bad_map=on_bad_map)["relevance"]
 
 
 def minimum_epsilon(

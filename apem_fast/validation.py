@@ -293,3 +293,17 @@ def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
         came = f"{_dtype(value)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _name(value)
         raise ValueError(f"apem: target must be a class, or int64 of shape ({len(of_images)},) (got {came})")
     return value.to(of_images.device)
+
+
+def on_bad_map(value: object) -> None:
+    if value not in ("raise", "flag"):
+        raise ValueError(f'apem: on_bad_map must be "raise" or "flag" (got {value!r})')
+
+
+def maps_without_rays(value: object, of_images: Tensor) -> Tensor:
+    """Which maps of (N, 1 or C, H, W) are all 0, all 1 or not finite: (N,) bool. Anything else is still refused."""
+    value = _like_images("relevance", value, of_images)
+    if value.dim() != 4 or len(value) != len(of_images):
+        return torch.zeros(len(value), dtype=torch.bool, device=value.device)  # refused for its shape later
+    flat = value.detach().flatten(1)
+    return ~flat.isfinite().all(dim=1) | (flat == 0).all(dim=1) | (flat == 1).all(dim=1)

@@ -530,3 +530,22 @@ def test_a_number_of_any_kind_means_what_a_float_means(kind, search):
 def test_bits_of_anything_but_float64_are_refused():
     with pytest.raises(TypeError, match="float64"):
         prober_module._bits(np.arange(3))
+
+
+def test_maps_without_a_ray_are_flagged_where_that_is_asked_for():
+    images, relevance = images_and_maps(5)
+    expected = af.apem(small_network(), images, relevance, max_epsilon=40.0)
+    bad = relevance.clone()
+    bad[1], bad[2], bad[4] = 0, 1, float("nan")
+    with pytest.raises(ValueError, match="relevance must"):
+        af.apem(small_network(), images, bad, max_epsilon=40.0)
+    came = af.apem(small_network(), images, bad, max_epsilon=40.0, on_bad_map="flag")
+    assert came.measured.tolist() == [True, False, False, True, False]
+    for name in ("epsilon_minus", "epsilon_plus", "score", "flipped_minus"):
+        assert torch.equal(getattr(came, name)[[0, 3]], getattr(expected, name)[[0, 3]])
+    assert came.score.isnan().tolist() == [False, True, True, False, True] and not came.flipped_plus[1]
+    assert came.mean == float(expected.score[[0, 3]].mean()) == came.median
+    with pytest.raises(ValueError, match='on_bad_map must be "raise" or "flag"'):
+        af.apem(small_network(), images, bad, on_bad_map="skip")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        af.apem(small_network(), images, bad * 2, on_bad_map="flag")
