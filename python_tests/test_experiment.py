@@ -20,6 +20,7 @@ from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.summary import summary, totals, write_csv
+from apem_fast.experiment.run.checksums import json_with_checksum
 from apem_fast.experiment.run.evaluate import RunProgress, evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore, file_name_of
@@ -168,6 +169,7 @@ def test_the_record_says_how_the_run_was_made(run):
     assert record["explainers"]["smooth-grad:samples=3"]["options"] == {
         "samples": 3,
         "sigma": 0.2,
+        "relative": False,
         "seed": 0,
         "batch_size": None,
     }
@@ -218,7 +220,8 @@ def test_a_shard_cut_off_in_the_middle_is_computed_again(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "copy")
     shard = tmp_path / "copy" / "shards" / "00001.gradient.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
-    assert len(RunStore(tmp_path / "copy").results()) == 45 - 2 * 3  # the finished rows stay usable
+    with pytest.raises(ValueError, match=r"00001\.gradient\.parquet is damaged"):
+        RunStore(tmp_path / "copy").results()
     mended = evaluate(OPTIONS, tmp_path / "copy")
     pandas.testing.assert_frame_equal(mended.results().drop(columns=TIMES), run.results().drop(columns=TIMES))
 
@@ -243,7 +246,7 @@ def test_results_of_another_version_are_not_mixed(run, tmp_path):
     path = tmp_path / "copy" / "run.json"
     record = json.loads(path.read_text())
     record["made_with"]["packages"]["apem_fast"] = "0.0.1"
-    path.write_text(json.dumps(record))
+    path.write_bytes(json_with_checksum(record))
     with pytest.raises(ValueError, match=r"apem_fast 0.0.1"):
         evaluate(OPTIONS, tmp_path / "copy")
 

@@ -74,11 +74,13 @@ def image_set(images: str, ground_truth: str | None, classes: Classes) -> ImageS
     truth = _truths(folder, paths, ground_truth, classes)
     names = unique_names(paths)
     photographs = tuple(
-        Photograph(names[path], PurePosixPath(path).stem, (), path, folder / path, classes=truth.get(path, ()))
+        Photograph(
+            names[path], shown(PurePosixPath(path).stem), (), shown(path), folder / path, classes=truth.get(path, ())
+        )
         for path in paths
     )
     images_alone = set(paths)
-    return ImageSet(photographs, tuple(LeftOut(f, "not an image file") for f in files if f not in images_alone))
+    return ImageSet(photographs, tuple(LeftOut(shown(f), "not an image file") for f in files if f not in images_alone))
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -114,11 +116,26 @@ def _truths(folder: Path, paths: list[str], ground_truth: str | None, classes: C
     return {path: (class_of[path.split("/")[0]],) for path in paths}
 
 
+def shown(path: str) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8, and signs that would move a terminal's
+    cursor or colour it, as escapes."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def unique_names(paths: list[str]) -> dict[str, str]:
     """A name for each path that is safe as a file's name on any system and unlike any other's, capitals or not."""
     plain = {path: _safe(path) for path in paths}
     count = Counter(name.casefold() for name in plain.values())
-    return {path: name if count[name.casefold()] == 1 else f"{name}.{_mark(path)}" for path, name in plain.items()}
+    names = {path: name if count[name.casefold()] == 1 else f"{name}.{_mark(path)}" for path, name in plain.items()}
+    for size in (8, 16, 32):  # a file may be called what another one is given as its name
+        count = Counter(name.casefold() for name in names.values())
+        if len(count) == len(names):
+            break
+        for path, name in names.items():
+            if count[name.casefold()] > 1:
+                names[path] = f"{plain[path]}.{_mark(path, size)}"
+    return names
 
 
 def _safe(path: str) -> str:
@@ -126,5 +143,5 @@ def _safe(path: str) -> str:
     return name if len(name) <= 100 else f"{name[:80]}.{_mark(path)}"
 
 
-def _mark(path: str) -> str:
-    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+def _mark(path: str, size: int = 4) -> str:
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=size).hexdigest()

@@ -6,6 +6,7 @@ leaves no ray gets a row that says so, and stops nobody.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -58,6 +59,12 @@ def _is_of_a_library(filename: str) -> bool:
 
 
 PACKAGE = Path(apem_fast.__file__).parent
+
+
+def digest_of(pixels: Tensor) -> str:
+    """Different where an image's pixels are, (3, H, W) as the network sees them before they are normalised."""
+    whole = pixels.detach().cpu().contiguous()
+    return hashlib.blake2b(repr(tuple(whole.shape)).encode() + whole.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def expected_passes(explainer: Explainer, images: int, options: RunOptions) -> float:
@@ -115,7 +122,7 @@ class Block:
     def read(self, photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Tensor]]:
         """The images that can be read, which are the same ones each time, and their pixels."""
         described = self.store.has(self.number, IMAGES)
-        known = set(self.store.read(self.number, IMAGES)["image"]) if described else set()
+        known = dict(self.store.read(self.number, IMAGES)[["image", "digest"]].to_numpy()) if described else {}
         readable, pixels, left_out = [], [], []
         for one in photographs:
             if described and one.name not in known:
@@ -129,6 +136,11 @@ class Block:
                     ) from None
                 left_out.append({"path": one.source, "reason": str(error)})
             else:
+                if described and digest_of(pixels[-1]) != known[one.name]:
+                    raise ValueError(
+                        f"{one.path} shows something else than it did when the run began; choose another folder for a "
+                        "new run, or put the image back to continue this one"
+                    )
                 readable.append(one)
         if left_out:
             self.store.write(self.number, LEFT_OUT, left_out)
@@ -171,6 +183,7 @@ class Block:
                     "loss": -float(log_probability[accepted[0]]) if accepted else NAN,
                     "truth": network.categories[accepted[0]] if accepted else "",
                     "truth_label": accepted[0] if accepted else -1,
+                    "digest": digest_of(self.pixels[n]),
                 }
             )
         return rows
@@ -255,7 +268,7 @@ class Block:
             except NotFiniteError:
                 pass
             except Exception as error:
-                raise ExplainerFailed.of(explainer, names[done[0]], error) from error
+                raise ExplainerFailed.of(explainer, names[min(done[0], len(names) - 1)], error) from error
         attributions, failed = [], []
         for n, name in enumerate(names):
             one = images[n : n + 1]

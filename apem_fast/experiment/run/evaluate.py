@@ -23,7 +23,7 @@ from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
-from apem_fast.experiment.run.store import IMAGES, RunStore
+from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.explain import explainer_from
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class _Run:
             if ranks.count > 1:
                 self.progress.update(doing="waiting for the other processes")
                 ranks.wait_for_all()
+            ranks.first_does(lambda: require_done(store, missing))
         return store
 
     def plan(
@@ -106,12 +107,22 @@ class _Run:
                 store.discard()
                 raise
             store.write_selection(selection)
+        require_known(selection.names, images, store)
         missing = []
         for number in range(-(-len(selection.names) // options.block_size)):
+            self.set_damaged_aside(store, number)
             keys = [key for key in self.explainers if not store.has(number, key)]
             if keys or not store.has(number, IMAGES):
                 missing.append((number, keys))
         return selection.names, missing
+
+    def set_damaged_aside(self, store: RunStore, number: int) -> None:
+        """Damaged shards of this block are done again; each is named."""
+        for key in (LEFT_OUT, IMAGES, *self.explainers):
+            if sentence := store.set_aside(number, key):
+                self.progress.update(finished=sentence)
+                if key == LEFT_OUT:  # it is written when the images are read for the first time
+                    store.forget(number, IMAGES)
 
     def selected(self, network: Network, images: ImageSet) -> Selection:
         def looked(chosen: int, looked_at: int) -> None:
@@ -158,6 +169,26 @@ def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:
     for name, digest in of_first.items():
         if digest != digests[name]:
             raise ValueError(f"{name}: every process must have the same (got another than the first process has)")
+
+
+def require_known(names: Sequence[str], images: ImageSet, store: RunStore) -> None:
+    """A record that names other images than there are would leave them out, or fail at the first."""
+    known = {one.name for one in images.photographs}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{store.folder} holds a run with an image {name!r} that is not there any more")
+
+
+def require_done(store: RunStore, missing: Missing) -> None:
+    """A folder that was deleted, or is another one for some processes, must not end in success."""
+    for number, keys in missing:
+        for key in (IMAGES, *keys):
+            if not store.has(number, key):
+                raise ValueError(
+                    f"{store.folder} lacks results that were written to it, {store.shard_name(number, key)}: the "
+                    "folder was changed during the run, or not every process sees the same one; the same command does "
+                    "what is missing"
+                )
 
 
 __all__ = ["RunProgress", "evaluate"]

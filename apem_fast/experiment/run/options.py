@@ -142,8 +142,16 @@ class RunOptions:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> RunOptions:
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**values)
+        """The options of a run's record. Its explainers are taken as they are: nothing they name is imported."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+        }
+        explainers = fields.pop("explainers")
+        if not (isinstance(explainers, tuple) and explainers and all(isinstance(key, str) for key in explainers)):
+            raise TypeError("its explainers are no list of names")
+        options = cls(**fields, explainers=("uniform",))
+        object.__setattr__(options, "explainers", explainers)
+        return options
 
     def conflicts(self, other: RunOptions) -> dict[str, tuple[Any, Any]]:
         """The fields in which two runs differ so that their results must not be mixed: name -> (own, other's)."""

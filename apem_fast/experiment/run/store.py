@@ -9,12 +9,15 @@
 
 Every file is written whole and renamed into place, a shard after its maps: what is there is complete, and a run that
 was killed at any moment continues with the shards that are missing. A shard belongs to one process of the run.
+
+Records and shards carry a checksum of themselves, see `checksums`: a damaged one is named, never read. A run that is
+opened may be anybody's: reading it imports nothing, names in it lead nowhere outside its folder, and links in the
+folder are not followed when something is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,10 +28,10 @@ from typing import Any
 
 import pandas
 import pyarrow
-import pyarrow.parquet
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.selection import Selection
+from apem_fast.experiment.run.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.explain import explainer_from
@@ -49,6 +52,7 @@ _COLUMNS = {  # so that a block of images of unknown classes, or of none at all,
             "loss": _NUMBER,
             "truth": _TEXT,
             "truth_label": _INTEGER,
+            "digest": _TEXT,
         }
     ),
     LEFT_OUT: pyarrow.schema({"path": _TEXT, "reason": _TEXT}),
@@ -74,11 +78,11 @@ class RunStore:
         """
         self.folder = Path(folder)
         try:
-            self.record: dict[str, Any] = json.loads((self.folder / "run.json").read_text("utf-8"))
+            self.record: dict[str, Any] = checked_json((self.folder / "run.json").read_bytes())
             self.options = RunOptions.from_record(self.record["options"])
         except FileNotFoundError:
             raise ValueError(f"{self.folder} holds no run (there is no run.json in it)") from None
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, Damaged) as error:
             raise ValueError(f"{self.folder / 'run.json'} cannot be read as a run's record ({error})") from None
 
     @classmethod
@@ -102,7 +106,7 @@ class RunStore:
                 return store
             if any(path.name != _neighbour(folder / "run.json").name for path in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
-            _write(folder / "run.json", _json(_record(options) | {"digests": dict(digests)}))
+            _write(folder, folder / "run.json", json_with_checksum(_record(options) | {"digests": dict(digests)}))
         except OSError as error:
             raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
         return cls(folder)
@@ -130,7 +134,7 @@ class RunStore:
             )
         self.record["explainers"] |= record["explainers"]
         self.record["options"]["explainers"] = list(self.record["explainers"])
-        _write(self.folder / "run.json", _json(self.record))
+        self.write_file(self.folder / "run.json", json_with_checksum(self.record))
         self.options = RunOptions.from_record(self.record["options"])
 
     @contextmanager
@@ -161,10 +165,16 @@ class RunStore:
 
     def selection(self) -> Selection | None:
         """The images that take part, once they are chosen."""
+        path = self.folder / "selection.json"
         try:
-            record = json.loads((self.folder / "selection.json").read_text("utf-8"))
+            record = checked_json(path.read_bytes())
         except FileNotFoundError:
             return None
+        except (OSError, Damaged) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}), so it is not known which images take part; choose another folder, or "
+                "put a copy of the file there"
+            ) from None
         return Selection(tuple(record["images"]), tuple(LeftOut(*one) for one in record["left_out"]), record["note"])
 
     def discard(self) -> None:
@@ -179,7 +189,7 @@ class RunStore:
             "left_out": [astuple(one) for one in selection.left_out],
             "note": selection.note,
         }
-        _write(self.folder / "selection.json", _json(record))
+        self.write_file(self.folder / "selection.json", json_with_checksum(record))
 
     def left_out(self) -> list[LeftOut]:
         """The files that did not take part, and why."""
@@ -192,27 +202,65 @@ class RunStore:
     def _shard(self, block: int, key: str) -> Path:
         return self.folder / "shards" / f"{block:05d}.{file_name_of(key)}.parquet"
 
+    def shard_name(self, block: int, key: str) -> str:
+        """Of its file within the run's folder."""
+        return f"shards/{self._shard(block, key).name}"
+
+    def forget(self, block: int, key: str) -> None:
+        """Remove a shard, to be done again."""
+        self._shard(block, key).unlink(missing_ok=True)
+
     def has(self, block: int, key: str) -> bool:
-        """Whether this shard is there and whole."""
+        """Whether this shard is there.
+
+        Raises:
+            DamagedShard: it is, and damaged.
+        """
         try:
-            pyarrow.parquet.read_metadata(self._shard(block, key))
-        except (FileNotFoundError, pyarrow.ArrowInvalid):
+            self.read(block, key)
+        except FileNotFoundError:
             return False
         return True
 
     def write(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
         """Write one shard whole."""
-        sink = pyarrow.BufferOutputStream()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_COLUMNS.get(key)), sink)
-        _write(self._shard(block, key), sink.getvalue().to_pybytes())
+        self.write_file(self._shard(block, key), parquet_of(pyarrow.Table.from_pylist(rows, schema=_COLUMNS.get(key))))
 
     def read(self, block: int, key: str) -> pandas.DataFrame:
-        return pyarrow.parquet.ParquetFile(self._shard(block, key)).read().to_pandas()
+        """The rows of one shard.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DamagedShard: it is not what was written.
+        """
+        path = self._shard(block, key)
+        try:
+            return checked_parquet(path.read_bytes()).to_pandas()
+        except FileNotFoundError:
+            raise
+        except (OSError, Damaged) as error:
+            raise DamagedShard(
+                f"{path} is damaged ({error}); the command that made this run sets the file aside and does it again"
+            ) from None
+
+    def set_aside(self, block: int, key: str) -> str | None:
+        """Take a damaged shard out of the run, to be done again; a sentence that names it, or None if it is sound."""
+        try:
+            self.has(block, key)
+        except DamagedShard as error:
+            path = self._shard(block, key)
+            aside = next(p for n in range(10**6) if not (p := path.with_name(f"{path.name}.damaged-{n}")).exists())
+            try:
+                path.replace(aside)
+            except OSError as problem:
+                raise ValueError(f"{error}, but it cannot be renamed ({problem.strerror})") from None
+            return f"{path} is damaged; it was set aside as {aside.name}, and is done again"
+        return None
 
     def _read_all(self, key: str) -> pandas.DataFrame:
         blocks = sorted((self.folder / "shards").glob(f"{'[0-9]' * 5}.{file_name_of(key)}.parquet"))
         numbers = [int(path.name.split(".")[0]) for path in blocks]
-        return _joined(self.read(number, key) for number in numbers if self.has(number, key))
+        return _joined(self.read(number, key) for number in numbers)
 
     def images(self) -> pandas.DataFrame:
         """One row for each image: what it is called, what it shows and what the network says.
@@ -232,15 +280,37 @@ class RunStore:
 
     # -- pictures ------------------------------------------------------------------------------------------------
 
+    def inside(self, *names: str) -> Path:
+        """A path of the run; names come from its files, which may be anybody's.
+
+        Raises:
+            ValueError: a name that would lead elsewhere.
+        """
+        for name in names:
+            if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0"):
+                raise ValueError(f"{self.folder} names a file outside its folder, {name!r}: it was not opened")
+        return self.folder.joinpath(*names)
+
     def photograph(self, image: str) -> Path:
-        return self.folder / "photographs" / f"{image}.png"
+        return self.inside("photographs", f"{_plain_file(image)}.png")
 
     def map(self, image: str, explainer: str, stage: str) -> Path:
-        return self.folder / "maps" / file_name_of(explainer) / stage / f"{image}.png"
+        return self.inside("maps", file_name_of(explainer), stage, f"{_plain_file(image)}.png")
 
     def write_file(self, path: Path, contents: bytes | str) -> Path:
-        """Write a file of the run whole; returns its path."""
-        return _write(path, contents)
+        """Write a file whole, of the run or a page beside it; returns its path."""
+        return _write(self.folder, path, contents)
+
+
+class DamagedShard(ValueError):
+    """A shard that is not what was written."""
+
+
+def _plain_file(image: str) -> str:
+    """The name of an image as part of a file's name: "/" must not make a folder of it, nor a dot hide it."""
+    if image.startswith("."):
+        raise ValueError(f"an image of a run must not be called {image!r}, which begins with a dot")
+    return image
 
 
 def _joined(frames: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
@@ -257,10 +327,6 @@ def _record(options: RunOptions) -> dict[str, Any]:
     }
 
 
-def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
@@ -272,14 +338,21 @@ def _neighbour(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def _write(path: Path, contents: bytes | str) -> Path:
-    """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part."""
+def _write(folder: Path, path: Path, contents: bytes | str) -> Path:
+    """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part.
+
+    Links are not followed: a folder that is not one's own could lead anywhere.
+    """
     neighbour = _neighbour(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_relative_to(folder):
+            _make_folders(folder, path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with neighbour.open("wb") as file:
-                file.write(contents.encode("utf-8") if isinstance(contents, str) else contents)
+            neighbour.unlink(missing_ok=True)
+            with neighbour.open("xb") as file:  # "x" follows no link
+                file.write(contents.encode("utf-8", "surrogateescape") if isinstance(contents, str) else contents)
                 file.flush()
                 os.fsync(file.fileno())
             neighbour.replace(path)
@@ -288,3 +361,13 @@ def _write(path: Path, contents: bytes | str) -> Path:
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); what was finished before is kept") from None
     return path
+
+
+def _make_folders(folder: Path, path: Path) -> None:
+    """The folders between the run's and the file; never the run's own, which somebody has deleted if it is missing."""
+    if not (folder / "run.json").exists() and path.name != "run.json":
+        raise ValueError(f"{folder} holds no run any more: it was deleted or moved while the run was at work")
+    for place in reversed(path.parents[: len(path.relative_to(folder).parts) - 1]):
+        if place.is_symlink():
+            raise ValueError(f"{place} is a link, which is not followed; choose another folder")
+        place.mkdir(exist_ok=True)
