@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
         explainers=("gradient", "uniform"),
         stages=("1-channel",),
         max_epsilon=30.0,
-        block_size=2,
+        block=2,
     )
     return evaluate(options, folder / "run")
 
