@@ -23,8 +23,9 @@ from rich.console import Console
 from torch import Tensor
 
 from apem_fast.ops import reference
-from apem_fast.siamese import FusionRanker, TrainingOptions, Verifier, pairs, regimes
+from apem_fast.siamese import FusionRanker, TrainingOptions, pairs, regimes
 from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.examples import digits_verifier
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from bench.timing import circumstances, interleaved, print_table, write_json
 
@@ -219,10 +220,8 @@ def networks_of_five_scales(steps: int) -> Iterator[tuple[str, Ranker, Tensor, T
     a, b = held_out.batch(first), held_out.batch(second)
     yield "digits, ranked", ranker, a, b, 1e-4
     yield "the same, images in thousands", Scaled(ranker, 1000.0).eval(), 1000 * a, 1000 * b, 1e-4
-    torch.manual_seed(1)
-    verifier = Verifier(SiameseRanker.for_mnist(16).branch, distance=0.5)
-    regimes.train_contrastive(verifier, learnt, options)
-    yield "digits, verified", verifier.eval(), a, b, 1e-4
+    verifier, _ = digits_verifier(steps, progress=False)
+    yield "digits, verified", verifier, a, b, 1e-4
     torch.manual_seed(2)
     yield (
         "early fusion, logits of hundreds",

@@ -338,3 +338,16 @@ def test_the_example_of_the_documentation_runs_as_pasted(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/siamese.md", "exec"), {"__name__": "example"})
     assert (tmp_path / "pair" / "explanation.html").exists()
+
+
+def test_a_verifier_of_digits_is_explained_near_and_far() -> None:
+    verifier, held_out = af.siamese.examples.digits_verifier(40, progress=False)
+    images, values = held_out.images, held_out.values
+    one, same, other = ((values == digit).nonzero()[place, 0] for digit, place in ((3, 0), (3, 1), (0, 0)))
+    alike, unlike = (verifier.rank(images[one][None], images[i][None]).item() for i in (same, other))
+    assert alike > unlike
+    for second in (same, other):
+        explained = af.siamese.explain_pair(verifier, images[one], images[second], segments=9)
+        assert explained.reached
+        assert "The network takes the two for " in explained.sentences[0]
+        assert "threshold 0.5" in explained.sentences[0]

@@ -1,5 +1,6 @@
 """Siamese ranking networks: training, perception visualization, adversarial explanations and their validation (P3)."""
 
+from apem_fast.siamese import examples, faces
 from apem_fast.siamese.attack import attack, mid_point_attack
 from apem_fast.siamese.bounds import normalised_bounds
 from apem_fast.siamese.explaining import PairExplanation, explain_pair
@@ -26,7 +27,9 @@ __all__ = [
     "TrainingOptions",
     "Verifier",
     "attack",
+    "examples",
     "explain_pair",
+    "faces",
     "mid_point_attack",
     "normalised_bounds",
     "one_step_attack",
