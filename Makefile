@@ -56,6 +56,10 @@ test: $(BUILT)
 test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow
 
+# The tests that a processor or a library could change, as on other machines; PYTHONS="a b": other interpreters as well.
+test-matrix: $(BUILT)
+	@$(BIN)/python -m bench.matrix --pythons $(PYTHONS)
+
 build/.in-place: $(SOURCES)
 	@FORCE_CUDA=1 $(PYTHON) -m bench.gpu_first --build
 	@touch $@

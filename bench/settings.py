@@ -41,6 +41,7 @@ class Setting:
         return {**os.environ, "OMP_NUM_THREADS": str(self.threads), **self.variables}
 
 
+ROOT = Path(__file__).parent.parent
 OLDEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
 SETTINGS = (
     Setting("as it is"),
@@ -113,19 +114,21 @@ def maps_of(model: nn.Module, images: Tensor, methods: tuple[str, ...]) -> dict[
     }
 
 
-def prepared(folder: Path, images: int) -> dict[str, int]:
-    """Writes images, maps and weights there; rays by network."""
-    from apem_fast.experiment.inputs.networks import load_network
+NETWORKS = ("efficientnet-lite0", "digits")
 
-    network = load_network("efficientnet-lite0")
-    torch.save(photographs(network, images), folder / "efficientnet-lite0.images")
-    model = digits_network()
-    torch.save(model, folder / "digits.model")
+
+def prepared(folder: Path, images: int, networks: tuple[str, ...] = NETWORKS) -> dict[str, int]:
+    """Writes images, maps and weights there; rays by network."""
+    torch.save(digits_network(), folder / "digits.model")
     torch.save(digits()[0][: 4 * images], folder / "digits.images")
+    if "efficientnet-lite0" in networks:
+        from apem_fast.experiment.inputs.networks import load_network
+
+        torch.save(photographs(load_network("efficientnet-lite0"), images), folder / "efficientnet-lite0.images")
     rays = {}
-    for name, chosen in (("efficientnet-lite0", network.model), ("digits", model)):
+    for name in networks:
         these = torch.load(folder / f"{name}.images")
-        maps = maps_of(chosen, these, ("gradient", "guided-backprop", "lrp"))
+        maps = maps_of(network_of(name, folder), these, ("gradient", "guided-backprop", "lrp"))
         torch.save(maps, folder / f"{name}.maps")
         rays[name] = 2 * len(these) * len(maps)
     return rays
@@ -145,7 +148,7 @@ def network_of(name: str, folder: Path) -> nn.Module:
 def evaluated(folder: Path, into: Path, record: str, options: dict[str, Any]) -> None:
     """What this process answers: epsilons, flips, labels and signs of both networks, and the seconds it took."""
     answers: dict[str, Any] = {}
-    for name in ("efficientnet-lite0", "digits"):
+    for name in (network for network in NETWORKS if (folder / f"{network}.maps").exists()):
         images, maps = torch.load(folder / f"{name}.images"), torch.load(folder / f"{name}.maps")
         grid = {"max_epsilon": 4096.0, "step": 1.0} if name != "digits" else {"max_epsilon": 64.0, "step": 1 / 64}
         begin = time.perf_counter()
@@ -163,7 +166,8 @@ def of_setting(setting: Setting, folder: Path, record: str) -> dict[str, np.ndar
     """The same in a process that is set so."""
     into = folder / "answers.npz"
     child = [sys.executable, "-m", "bench.settings", "--child", str(folder), str(into), record]
-    subprocess.run([*child, repr(setting.options)], env=setting.environment(), check=True)
+    environment = {**setting.environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    subprocess.run([*child, repr(setting.options)], env=environment, cwd=ROOT, check=True)
     with np.load(into) as answers:
         return dict(answers)
 
