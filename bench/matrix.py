@@ -1,6 +1,6 @@
 """The tests that a processor, a library or a torch could change, in every setting: `make test-matrix`.
 
-    python -m bench.matrix [--only "oneDNN: SSE4.1"] [--pythons /path/to/other/python ...] [--tests python_tests/test_x.py]
+    python -m bench.matrix [--only "oneDNN: SSE4.1"] [--pythons /path/to/python ...] [--tests test_x.py]
 
 Settings are those of bench.settings; then the operators built with one version of their loops each
 (APEM_FAST_VECTORS, csrc/compat.h); then other interpreters, each with a torch and the packages of the tests of its own,
