@@ -3,7 +3,7 @@
 NO_CUDA=1 leaves CUDA out; FORCE_CUDA=1 makes its absence an error. TORCH_CUDA_ARCH_LIST is honoured; where it is not
 set, the build is for the GPUs of this machine or, without one, for all from T4 to Blackwell. Without a C++ compiler the
 install still succeeds and the reference backend serves; with one, a build that fails is an error and not a silent fall
-back. APEM_FAST_VECTORS=1, 3 or 4 leaves one version of each loop (csrc/compat.h), for tests.
+back.
 """
 
 from __future__ import annotations
@@ -86,8 +86,6 @@ def smallest_binary() -> list[str]:
 
 def compile_options(cuda: bool) -> dict[str, list[str]]:
     debug = [] if flag("DEBUG") else ["-g0"]
-    vectors = os.environ.get("APEM_FAST_VECTORS")
-    debug += [f"-DAPEM_FAST_VECTORS={vectors}"] if vectors else []
     # No contraction and no fast-math: every backend rounds alike. No errno: square roots in vectors.
     shared = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(["-DUSE_CUDA"] if cuda else [])]
     host = [*shared, *debug, "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]

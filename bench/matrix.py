@@ -2,9 +2,8 @@
 
     python -m bench.matrix [--only "oneDNN: SSE4.1"] [--pythons /path/to/python ...] [--tests test_x.py]
 
-Settings are those of bench.settings; then the operators built with one version of their loops each
-(APEM_FAST_VECTORS, csrc/compat.h); then other interpreters, each with a torch and the packages of the tests of its own,
-which load the operators of this build. Each row runs in a copy of the tree, so nothing here is built anew. Prints a
+Settings are those of bench.settings; then other interpreters, each with a torch and the packages of the tests of its
+own, which load the operators of this build. Each row runs in a copy of the tree, so nothing here is changed. Prints a
 table in Markdown, as docs/same-answers.md has it; ends with an error where a row has failures.
 """
 
@@ -28,7 +27,6 @@ TESTS = [
     *(f"python_tests/test_{name}.py" for name in ("metric", "record", "screening", "search", "engine", "same_answers")),
 ]
 """What differs by machine: the operators' loops, and what is decided near 0. Reports, options and files do not."""
-VECTORS = {"kernels: default": "1", "kernels: AVX2": "3", "kernels: AVX-512": "4"}
 COPIED = ("apem_fast", "bench", "csrc", "python_tests", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
@@ -37,15 +35,13 @@ class Row:
     name: str
     python: str = sys.executable
     variables: dict[str, str] = field(default_factory=dict)
-    vectors: str | None = None  # builds the operators with this version of their loops alone
 
 
 def rows(pythons: list[str]) -> list[Row]:
     settings = [
         Row(s.name, variables=s.variables | {"OMP_NUM_THREADS": str(s.threads)}) for s in SETTINGS if not s.options
     ]
-    built = [Row(name, vectors=version) for name, version in VECTORS.items()]
-    return [*settings, *built, *(Row(_described(python), python) for python in pythons)]
+    return [*settings, *(Row(_described(python), python) for python in pythons)]
 
 
 def _described(python: str) -> str:
@@ -61,12 +57,6 @@ def run(row: Row, tests: list[str], folder: Path) -> tuple[str, bool]:
         tree.mkdir(exist_ok=True)
         copy(ROOT / name, tree / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **row.variables, "PYTHONPATH": str(tree)}
-    if row.vectors is not None:
-        for old in tree.glob("apem_fast/lib/*.so"):
-            old.unlink()
-        built = {**environment, "APEM_FAST_VECTORS": row.vectors, "NO_CUDA": "1"}
-        build = [row.python, "setup.py", "--quiet", "build_ext", "--inplace"]
-        subprocess.run(build, cwd=tree, env=built, check=True, stdout=subprocess.DEVNULL)
     command = [row.python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=tree, env=environment, check=False, capture_output=True, text=True)
     shutil.rmtree(tree)

@@ -22,15 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Compiles a loop several times and picks the widest vectors that the running machine has. With contraction off
-// (setup.py) every version rounds alike. APEM_FAST_VECTORS leaves one of them, so that it can be tested where there are
-// wider ones: 1 the default, 3 AVX2, 4 AVX-512.
-#if defined(APEM_FAST_VECTORS) && APEM_FAST_VECTORS == 1
-#define APEM_FAST_VECTOR_VERSIONS
-#elif defined(APEM_FAST_VECTORS) && APEM_FAST_VECTORS == 3
-#define APEM_FAST_VECTOR_VERSIONS __attribute__((target("avx2")))
-#elif defined(APEM_FAST_VECTORS) && APEM_FAST_VECTORS == 4
-#define APEM_FAST_VECTOR_VERSIONS __attribute__((target("arch=x86-64-v4")))
-#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+// (setup.py) every version rounds alike.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__) && !defined(__CUDACC__)
 #define APEM_FAST_VECTOR_VERSIONS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
