@@ -28,7 +28,7 @@ build() {  # NAME, then options of pip
 NO_CUDA=1 build cpu
 if [ -z "${NO_CUDA:-}" ] && { [ -n "${CUDA_HOME:-}" ] || [ -d /usr/local/cuda ] || command -v nvcc > /dev/null; }; then
   major=$("$python" -c 'import torch; print(torch.version.cuda.split(".")[0])')
-  FORCE_CUDA=1 build cuda --config-settings=--build-option="bdist_wheel --build-number=1cuda$major"
+  FORCE_CUDA=1 build cuda --config-settings=--build-option=--build-number=1cuda"$major"
 fi
 
 "$python" - "$dist" "$most_cpu" "$most_cuda" << 'PYTHON'
