@@ -144,7 +144,6 @@ def build_options() -> dict:
     cuda_home = find_cuda_home()
     if cuda_home:
         os.environ["CUDA_HOME"] = cuda_home  # torch looks for itself when cpp_extension is first imported
-    from setuptools.command.bdist_wheel import bdist_wheel
     from torch.utils.cpp_extension import BuildExtension
 
     class BuildLibraries(BuildExtension):
@@ -164,16 +163,24 @@ def build_options() -> dict:
             built = Path(self.get_ext_fullpath(ext.name))
             print(f"apem_fast: {built.name} has {built.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
 
-    class PlatformWheel(bdist_wheel):
-        """For every Python, but for one platform."""
+    return {
+        "ext_modules": libraries(cuda_home),
+        "cmdclass": {"build_ext": BuildLibraries, **wheel_command()},
+    }
 
+
+def wheel_command() -> dict:
+    """A wheel for every Python, but for one platform. Before 70.1 setuptools has none, but builds in place."""
+    try:
+        from setuptools.command.bdist_wheel import bdist_wheel
+    except ImportError:
+        return {}
+
+    class PlatformWheel(bdist_wheel):
         def get_tag(self) -> tuple[str, str, str]:
             return ("py3", "none", super().get_tag()[2])
 
-    return {
-        "ext_modules": libraries(cuda_home),
-        "cmdclass": {"build_ext": BuildLibraries, "bdist_wheel": PlatformWheel},
-    }
+    return {"bdist_wheel": PlatformWheel}
 
 
 setup(**build_options())

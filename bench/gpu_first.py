@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "bare"
+LIBRARIES = Path("apem_fast") / "lib"
 LEAST = 5.0  # seconds; with fewer left a step is not begun
 
 
@@ -101,12 +102,13 @@ def _files_with_operators() -> list[str]:
 def build() -> None:
     """Compiles the operators beside the sources, with an older setuptools than an installation takes, too: it does not
     know how the project's metadata are written, so they stay out of its sight."""
-    for name in ("setup.py", "csrc"):
+    for name in ("setup.py", "csrc", "apem_fast/include"):
         _copy(ROOT / name, BUILD / name)
-    (BUILD / "apem_fast").mkdir(exist_ok=True)
+    for folder in (BUILD, ROOT):
+        (folder / LIBRARIES).mkdir(exist_ok=True)
     subprocess.run([sys.executable, "setup.py", "build_ext", "--inplace"], cwd=BUILD, check=True)
-    for built in (BUILD / "apem_fast").glob("_C*.so"):
-        shutil.copy2(built, ROOT / "apem_fast" / built.name)
+    for built in (BUILD / LIBRARIES).glob("*.so"):
+        shutil.copy2(built, ROOT / LIBRARIES / built.name)
 
 
 def _copy(source: Path, target: Path) -> None:
