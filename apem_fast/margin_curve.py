@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.metric import BoundsOf, Evaluator
+from apem_fast.metric import Evaluator
+from apem_fast.options import BoundsOf
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.options import BoundOf, EngineOptions, Options
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober, tuner_for
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
@@ -30,13 +30,9 @@ from apem_fast.running.outputs import check_scale
 from apem_fast.running.passes import passes_for
 from apem_fast.running.record import record_for, run_of_record
 from apem_fast.running.undisturbed import undisturbed
-from apem_fast.search import Search, policy_of
 
 if TYPE_CHECKING:
     import pandas
-
-BoundOf = float | Sequence[float] | Tensor | None
-BoundsOf = tuple[BoundOf, BoundOf]
 
 
 # -- results -----------------------------------------------------------------------------------------------------
@@ -98,58 +94,6 @@ class ApemResult:
 
         names = ("labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
         return pandas.DataFrame({name.replace("labels", "label"): getattr(self, name).numpy() for name in names})
-
-
-# -- options -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How far and how finely rays are searched.
-
-    Args:
-        max_epsilon: a ray without a flip up to here is censored.
-        step: of the epsilon grid; epsilon is always a whole multiple of it.
-        search: "isolate" (the first flip from few probes), "exhaustive" (the papers' definition: every grid
-            point from the first until the label changes), or a policy from `apem_fast.search`.
-        batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
-        precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
-            "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
-            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes. On
-            a CPU the precision is tried once float32 has answered some hundred probes, and left where it is not faster.
-        compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
-            decided by the model itself.
-        bounds: (lower, upper) to which perturbed images are clamped, in the model's input space; the papers have
-            none. Each is None, a number, or a number for each channel, so that pixels in [0, 1] can be said where
-            images are normalised: `(-mean / std, (1 - mean) / std)`.
-        record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32: "float64",
-            a copy of the model in float64, so that epsilons are the same on every processor; or "float32", the model
-            itself. A model that does not compute in float64 falls back to the latter, with a warning.
-    """
-
-    max_epsilon: float = 4096.0
-    step: float = 1.0
-    search: str | Search = "isolate"
-    batch_size: int | None = None
-    precision: str = "float32"
-    compile: bool = False
-    bounds: BoundsOf = (None, None)
-    record: str = "float64"
-    policy: Search = field(init=False, repr=False)
-    last_step: int = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for name in ("step", "max_epsilon"):
-            object.__setattr__(self, name, validation.positive(name, getattr(self, name)))
-        if self.max_epsilon < self.step:
-            raise ValueError(f"apem: max_epsilon must be at least step={self.step:g} (got {self.max_epsilon:g})")
-        object.__setattr__(self, "batch_size", validation.batch_size(self.batch_size))
-        validation.precision(self.precision)
-        object.__setattr__(self, "bounds", validation.bounds(self.bounds))
-        validation.record(self.record)
-        object.__setattr__(self, "policy", policy_of(self.search))
-        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
-        object.__setattr__(self, "last_step", math.floor(self.max_epsilon / self.step * (1 + 1e-12)))
 
 
 # -- the metric --------------------------------------------------------------------------------------------------
@@ -381,6 +325,7 @@ def apem(
     record: str = "float64",
     on_bad_map: str = "raise",
     progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
 ) -> ApemResult:
     """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
 
@@ -402,6 +347,7 @@ def apem(
         on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
             "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
         progress: called with (rays decided, rays in all, probes so far).
+        options: max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -439,6 +385,7 @@ def minimum_epsilon(
     bounds: BoundsOf = (None, None),
     record: str = "float64",
     progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
 ) -> EpsilonResult:
     """The least grid epsilon at which ``x + epsilon * direction`` is no longer predicted as x is, for any direction.
 

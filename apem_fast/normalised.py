@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.metric import ApemResult, BoundsOf, Evaluator
+from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.options import EngineOptions
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
-from apem_fast.search import Search
 
 if TYPE_CHECKING:
     import pandas
@@ -93,12 +93,8 @@ def apem_norm(
     shuffles: int = 10,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
-    max_epsilon: float = 4096.0,
-    step: float = 1.0,
-    search: str | Search = "isolate",
-    batch_size: int | None = None,
-    bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
 ) -> ApemNormResult:
     """APEM of `relevance` in units of what shuffled maps reach (P2 section 5.2).
 
@@ -114,21 +110,13 @@ def apem_norm(
             map's shuffles are depends on the map and that number alone, not on the other images.
         progress: called with (rays decided, rays in all, probes so far), the shuffles' rays among them.
 
-    The other arguments, and the errors, are those of `apem`. A generator that is passed is advanced; nothing else of
+    The other arguments, the options among them, and the errors are those of `apem`; shuffles are always probed in
+    float32. A generator that is passed is advanced; nothing else of
     the caller's is changed.
     """
     _check_shuffles(shuffles)
     seed = _seed_of(generator)
-    evaluator = Evaluator(
-        model,
-        images,
-        labels=labels,
-        max_epsilon=max_epsilon,
-        step=step,
-        search=search,
-        batch_size=batch_size,
-        bounds=bounds,
-    )
+    evaluator = Evaluator(model, images, labels=labels, **options)
     own = 2 * len(images)
     total = own * (1 + shuffles)
     plain = evaluator.apem(

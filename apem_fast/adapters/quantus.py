@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.metric import Evaluator, Options
+from apem_fast.metric import Evaluator
+from apem_fast.options import Options
 from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
@@ -49,7 +50,7 @@ class Apem:
         aggregate_func: Callable[[Sequence[float]], float] = np.mean,
         **options: Any,
     ):
-        Options(**options)  # a bad one is said now
+        Options.of("Apem", **options)  # a bad one is said now
         if missing not in ("nan", "left out"):
             raise ValueError(f'apem: missing must be "nan" or "left out" (got {missing!r})')
         self.missing = missing

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apem_fast.metric import ApemResult, Options, apem
+from apem_fast.metric import ApemResult, apem
+from apem_fast.options import EngineOptions, Options
 
 try:
     from torchmetrics import Metric
@@ -27,7 +27,7 @@ COLUMNS = {
     "labels": torch.int64,
     "probes": torch.int64,
 }
-OPTIONS = tuple(field.name for field in fields(Options) if field.init)
+OPTIONS = tuple(EngineOptions.__annotations__)
 
 
 class _Untracked:

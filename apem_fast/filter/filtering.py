@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from apem_fast.filter.level_ray import LevelMargin, LevelProbe, LevelSearch
 from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.filter.stopping import Stop, StoppingRule
-from apem_fast.metric import BoundsOf, Evaluator
+from apem_fast.metric import Evaluator
+from apem_fast.options import EngineOptions
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.prober import Prober
 from apem_fast.probing.rays import Rays
-from apem_fast.search import CENSORED, Search
+from apem_fast.search import CENSORED
 
 if TYPE_CHECKING:
     import pandas
@@ -121,12 +122,8 @@ def filter_relevance(
     min_drop: float = 0.0,
     patience: int = 0,
     against: Literal["previous", "start"] = "previous",
-    max_epsilon: float = 4096.0,
-    step: float = 1.0,
-    search: str | Search = "isolate",
-    batch_size: int | None = None,
-    bounds: BoundsOf = (None, None),
     progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
 ) -> FilterResult:
     """Zeroes the least values of each map, level by level, for as long as its score does not drop (P2 Algorithm 2).
 
@@ -149,11 +146,11 @@ def filter_relevance(
         against: what a score is compared with: "previous", the level before (the paper's), so that a score may sink
             unseen by less than `min_drop` at a time, and ends at the first fall from wherever it had risen to; or
             "start", the map as it came, so that the filtered map scores no less than that.
-        search: "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips,
-            as in `apem`, and skips levels between two others at which the bounds leave no room for a change.
-        max_epsilon, step, batch_size, bounds: see `apem_fast.metric.Options`.
         progress: called with (levels settled, levels in all, probes so far) after every round; an image that has
             stopped counts with all its levels.
+        options: as `apem_fast.metric.Options`, but for `precision`: levels are probed in float32 alone. `search`:
+            "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips, as in
+            `apem`, and skips levels between two others at which the bounds leave no room for a change.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -162,16 +159,12 @@ def filter_relevance(
     min_drop = validation.min_drop(min_drop)
     validation.patience(patience)
     validation.against(against)
-    evaluator = Evaluator(
-        model,
-        images,
-        labels=labels,
-        max_epsilon=max_epsilon,
-        step=step,
-        search=search,
-        batch_size=batch_size,
-        bounds=bounds,
-    )
+    precision = options.get("precision", "float32")
+    if precision != "float32":
+        raise ValueError(
+            f'filter_relevance: precision must be "float32", the only one of the filter (got "{precision}")'
+        )
+    evaluator = Evaluator(model, images, labels=labels, **options)
     validation.relevance(relevance, images)
     validation.contrast(relevance)
     rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))

@@ -1,0 +1,105 @@
+"""The rooms of the house, held against the code: a file imports only from rooms above its own, as README's "Inside" has
+it; every function that searches rays takes the engine's options by name; what `make check` needs is pinned."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import tomllib
+import typing
+from pathlib import Path
+
+import pytest
+
+import apem_fast as af
+from apem_fast.metric import Options
+from apem_fast.options import EngineOptions
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "apem_fast"
+
+# From the top down, as README's "Inside" has them: a room, or loose files, and those of the same line know each other.
+FLOORS = (
+    ("search", "seeding", "similarity", "ops", "cmake"),
+    ("running", "validation", "relevance", "randomised", "options"),
+    ("explain",),
+    ("probing",),
+    ("metric",),
+    ("normalised", "margin_curve", "filter", "measures", "adapters"),
+    ("experiment", "siamese"),
+    ("cli",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms of this package that a file imports from, also within functions, and for types alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "apem_fast":
+            found.update(f"apem_fast.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module)
+    return {name.split(".")[1] for name in found if name.startswith("apem_fast.")} - {"__version__", "_C"}
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__main__.py" and path.parent != PACKAGE]
+LOOSE = [path for path in sorted(PACKAGE.glob("*.py")) if path.name not in ("__init__.py", "__main__.py")]
+
+
+def test_every_room_has_its_floor():
+    rooms = {room_of(path) for path in FILES + LOOSE}
+    assert rooms == set(FLOOR)
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_a_file_imports_only_from_the_rooms_above_its_own(room):
+    for path in (path for path in FILES + LOOSE if room_of(path) == room):
+        below = {other for other in imports_of(path) if other in FLOOR and FLOOR[other] > FLOOR[room]}
+        assert not below, f"{path.relative_to(ROOT)} imports from {', '.join(sorted(below))}"
+
+
+def test_siamese_and_experiment_do_not_know_each_other_and_nothing_imports_the_command_line():
+    for path in FILES + LOOSE:
+        imported, room = imports_of(path), room_of(path)
+        assert not {room, *imported} >= {"siamese", "experiment"} or room == "cli", path
+        assert "cli" not in imported or room == "cli", path
+
+
+def test_search_knows_numbers_and_no_models():
+    for path in (PACKAGE / "search").glob("*.py"):
+        assert "torch" not in path.read_text(encoding="utf-8").replace("torchrun", ""), path
+
+
+def test_the_options_stand_in_the_record_and_under_their_names():
+    fields = {field.name for field in dataclasses.fields(Options) if field.init}
+    assert fields == set(EngineOptions.__annotations__)
+    for name in fields:
+        assert f"{name}:" in (Options.__doc__ or ""), f"Options does not say what {name} is"
+
+
+@pytest.mark.parametrize("function", [af.apem, af.minimum_epsilon, af.apem_norm, af.filter_relevance, af.Evaluator])
+def test_whatever_searches_rays_takes_every_option(function):
+    called = function.__init__ if inspect.isclass(function) else function
+    taken = inspect.signature(called).parameters["options"]
+    assert taken.kind is inspect.Parameter.VAR_KEYWORD
+    assert typing.get_type_hints(Options.of, include_extras=True)["options"] == typing.Unpack[EngineOptions]
+    assert not set(EngineOptions.__annotations__) & set(inspect.signature(called).parameters)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_one():
+    with pytest.raises(TypeError, match=r"^apem: unknown option max_epsilom; did you mean max_epsilon\? known: "):
+        Options.of("apem", max_epsilom=3.0)
+
+
+def test_what_make_check_runs_is_pinned():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert all("==" in requirement for requirement in extras["check"])
