@@ -153,6 +153,7 @@ def test_mistakes_about_runs(tmp_path):
         (("--run", run, "--explainer", "gradient"), "has no explainer gradient (it has random)"),
         (("--run", run, "--explainer", "random", "dog"), "has no image dog (it has cat)"),
         (("--run", tmp_path / "nowhere"), "holds no run"),
+        (("--run", run, "--max-epsilon", 9, "--step", 2), "--max-epsilon, --step cannot be given with --run"),
         (("--run", run, "--output", tmp_path / "out"), "give either --output, a folder for results, or --run"),
         ((), "give either --output"),
     ):

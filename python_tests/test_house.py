@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -103,3 +104,13 @@ def test_an_unknown_option_is_refused_with_the_nearest_one():
 def test_what_make_check_runs_is_pinned():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert all("==" in requirement for requirement in extras["check"])
+
+
+def test_contributing_names_only_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:apem_fast|bench|csrc|python_tests)/[^`\s]*)`", text)
+    assert len(named) > 20
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+    targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()}
+    assert set(re.findall(r"`?make ([a-z-]+)", text)) <= targets

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import typer
 
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
@@ -26,6 +28,15 @@ class user_errors:  # noqa: N801 - reads as a function where it is used
             if rank_of_process()[0] == 0 or isinstance(error, RankFailed):
                 typer.echo(f"apem-fast {self.command}: {error}", err=True)
             raise typer.Exit(2) from None
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> None:
+    """Refuses options that were given and would not be used, so that none is ignored in silence."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{options} cannot be given with {because}")
 
 
 def device_named(name: str) -> str:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from apem_fast.cli.common import STOPPED, device_named, user_errors
+from apem_fast.cli.common import STOPPED, device_named, refuse_given, user_errors
 
 
 def filter_maps(
+    context: typer.Context,
     photographs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -96,6 +97,9 @@ def filter_maps(
 
         if (run is None) == (output is None):
             raise ValueError("give either --output, a folder for results, or --run, a folder that evaluate wrote")
+        if run is not None:
+            used_up = ("network", "weights", "max_epsilon", "step", "search")
+            refuse_given(context, used_up, "--run, which filters maps of a run with that run's own")
         folder = Path(output or "") if run is None else run / FOLDER_IN_RUN
         own: dict[str, Any] = {
             "explainer": explainer,
