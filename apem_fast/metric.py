@@ -119,9 +119,9 @@ class Evaluator:
         *,
         labels: Tensor | None = None,
         target: int | Tensor | None = None,
-        **options: object,
+        **options: Unpack[EngineOptions],
     ):
-        self.options = Options(**options)  # type: ignore[arg-type]
+        self.options = Options.of("apem", **options)
         validation.model(model)
         validation.images(images, model)
         validation.takes_one_image(model, images)
@@ -376,14 +376,6 @@ def minimum_epsilon(
     *,
     labels: Tensor | None = None,
     target: int | Tensor | None = None,
-    max_epsilon: float = 4096.0,
-    step: float = 1.0,
-    search: str | Search = "isolate",
-    batch_size: int | None = None,
-    precision: str = "float32",
-    compile: bool = False,
-    bounds: BoundsOf = (None, None),
-    record: str = "float64",
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
 ) -> EpsilonResult:
@@ -394,18 +386,5 @@ def minimum_epsilon(
 
     The other arguments, and the errors, are those of `apem`.
     """
-    evaluator = Evaluator(
-        model,
-        images,
-        labels=labels,
-        target=target,
-        max_epsilon=max_epsilon,
-        step=step,
-        search=search,
-        batch_size=batch_size,
-        precision=precision,
-        compile=compile,
-        bounds=bounds,
-        record=record,
-    )
+    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
     return evaluator.minimum_epsilon(direction, progress)
