@@ -12,7 +12,7 @@ STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
 class user_errors:  # noqa: N801 - reads as a function where it is used
     """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
 
-    Of many processes the first speaks for all, but for one that fails alone.
+    Of many processes only the first prints, except for a `RankFailed`.
     """
 
     def __init__(self, command: str):

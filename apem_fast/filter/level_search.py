@@ -1,10 +1,8 @@
 """Which level to probe next: the filter's search along the levels of one map, which knows nothing of models.
 
-Between two levels with the same flip, the way of the margins on either side of it is known to first order for every
-level from one gradient: the sum of what each zeroed value let through. What the second of the two levels was found to
-be off that way, times the safety factor, is how far the levels in between may be off; where that leaves every margin
-its sign, they have the same flip and need no probe. Most levels are settled like this; at the others the flip is found
-as `level_ray` finds it.
+A gradient predicts each margin at every level. Where the error found at the next probed level, times SAFETY, flips no
+sign in between, those levels have the same flip and are skipped. Most levels are settled like this; at the others the
+flip is found as `level_ray` finds it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from apem_fast.search import Isolate, Search
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
 OUT_OF_DATE = 0.05  # a gradient that was off by more than this share of the way it predicted is measured anew
-INEXACT = 0.25  # by which share of the way that a gradient predicts a margin may be off it, whatever was measured
+INEXACT = 0.25  # the least relative error that is assumed of a predicted change of margin
 
 Room = Callable[[], int]
 """How many levels of a ray may be asked for at once."""
@@ -248,9 +246,8 @@ class _Follower(_Visitor):
         return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
 
     def _next_levels(self) -> list[int]:
-        """As far as the levels will be settled if the margins keep to their predicted way as well as they did, but no
-        further than half way to the next probed level; then, while there is room, speculatively, twice as far and on.
-        """
+        """As far as the last prediction error allows, at most half-way to the next probed level; with room, also two
+        and four times as far."""
         ahead, curve = self._ahead, self.curves[self.at]
         end = self.levels.last + 1 if ahead is None else ahead
         furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)

@@ -19,7 +19,10 @@ ENOUGH = 16  # corrections that have to be checked before any is trusted
 
 
 class Differences:
-    """Of all rays of a search; a ray enters with what is known at epsilon 0 and may be forgotten when it is decided."""
+    """The errors of low precision against float32, per ray of a search.
+
+    A ray enters with what is known at epsilon 0, and may be forgotten when it is decided.
+    """
 
     def __init__(self) -> None:
         self._epsilon: dict[int, list[float]] = {}  # by ray, ascending

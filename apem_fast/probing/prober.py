@@ -148,7 +148,7 @@ class Prober:
         runs = np.ones(len(ray), np.int64)
 
         def alone(rows: NDArray[np.int64]) -> Waiting[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-            """Asked again, by which it is seen how far batches are off."""
+            """Runs these probes again singly; the difference calibrates the noise of batches."""
             runs[rows] += 1
             exact, its_flipped = yield from self._alone(ray[rows], epsilon[rows])
             off = np.abs(margin[rows] - exact) / np.maximum(greatest[rows], np.finfo(np.float64).tiny)

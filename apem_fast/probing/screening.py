@@ -39,7 +39,7 @@ _epsilon = attrgetter("epsilon")
 
 @dataclass(slots=True)
 class _Point:
-    """What was told of one probe of a ray under search."""
+    """A reported margin and the precision that gave it."""
 
     epsilon: float
     margin: float

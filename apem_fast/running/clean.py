@@ -137,7 +137,7 @@ class GraphedGradients(Gradients):
             here.wait_stream(stream)
 
     def _prepare(self, images: Tensor) -> None:
-        """As many lanes as these images are worth, of the model as it is now."""
+        """Captures enough lanes for this many images; captures anew if the model has changed."""
         captured_for = (images.shape[1:], images.dtype, images.device, Fingerprint(self._model))
         if captured_for != self._captured_for:
             self._lanes.clear()

@@ -90,5 +90,5 @@ class _FirstLayerInFloat32(TorchFunctionMode):
 
 
 def _is_float32(value: object) -> bool:
-    """Also of what is no tensor of floating-point numbers."""
+    """True unless a floating tensor of another dtype."""
     return not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float32

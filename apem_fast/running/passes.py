@@ -204,8 +204,7 @@ class GraphedPasses(_PreparedPasses):
         self._captured_of = now
 
     def shapes(self, size: int) -> tuple[int, ...]:
-        """Also a quarter and a sixteenth: the last rays of a search fill no batch, but a graph takes its time for
-        it."""
+        """Also size / 4 and size / 16: a graph always costs its full size, and the last rays fill no batch."""
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
     def prepare(self, example: Tensor) -> Forward:

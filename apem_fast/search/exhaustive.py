@@ -15,7 +15,7 @@ class ExhaustiveState(State):
 
     @property
     def cleared(self) -> Steps:
-        """As Isolate's state calls it."""
+        """Alias of `reached`, required by `siblings.Clearing`."""
         return self.reached
 
 
