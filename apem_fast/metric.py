@@ -7,6 +7,7 @@ receives; the l1 norm of the perturbation equals epsilon wherever the gradient i
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -315,14 +316,6 @@ def apem(
     *,
     labels: Tensor | None = None,
     target: int | Tensor | None = None,
-    max_epsilon: float = 4096.0,
-    step: float = 1.0,
-    search: str | Search = "isolate",
-    batch_size: int | None = None,
-    precision: str = "float32",
-    compile: bool = False,
-    bounds: BoundsOf = (None, None),
-    record: str = "float64",
     on_bad_map: str = "raise",
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
@@ -343,7 +336,6 @@ def apem(
             no longer above all those that it was above", the sign gradient is that of its cross entropy among them,
             and for the prediction itself it is the definition above. Another scalar whose sign decides (a similarity
             less a threshold, a pixel's margin, a detector's score) is said with `Classifier(model, output=...)`.
-        max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
         on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
             "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
         progress: called with (rays decided, rays in all, probes so far).
@@ -352,20 +344,7 @@ def apem(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    evaluator = Evaluator(
-        model,
-        images,
-        labels=labels,
-        target=target,
-        max_epsilon=max_epsilon,
-        step=step,
-        search=search,
-        batch_size=batch_size,
-        precision=precision,
-        compile=compile,
-        bounds=bounds,
-        record=record,
-    )
+    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
     return evaluator.apem({"relevance": relevance}, progress, on_bad_map=on_bad_map)["relevance"]
 
 
