@@ -30,6 +30,7 @@ from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
 from apem_fast.running.passes import passes_for
 from apem_fast.running.record import record_for, run_of_record
+from apem_fast.running.repeated import require_repeatable
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ class Evaluator:
             tuner_for(images, self.options.batch_size, compile, low_precision) for low_precision in (False, True)
         )
         self._trial = Trial(clock_is_free=images.device.type == "cpu")
+        require_repeatable(model, images)
         self._look_at(images, labels, target)
 
     def _look_at(self, images: Tensor, labels: Tensor | None, target: int | Tensor | None) -> None:
@@ -196,6 +198,7 @@ class Evaluator:
     @contextmanager
     def probing(self, rays: Rays, precision: str | None = None) -> Iterator[Prober]:
         """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
+        validation.model(self._model)  # its mode may have changed since
         precision = precision or self.options.precision
         if precision == "float32":
             prober = Prober(self._model, rays, self._tuner, self._passes, self._record)

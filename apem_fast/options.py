@@ -7,7 +7,6 @@ A new option is a field of `Options` and a line of `EngineOptions` below it; `ap
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict, Unpack
@@ -91,4 +90,4 @@ class Options:
         validation.record(self.record)
         object.__setattr__(self, "policy", policy_of(self.search))
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
-        object.__setattr__(self, "last_step", math.floor(self.max_epsilon / self.step * (1 + 1e-12)))
+        object.__setattr__(self, "last_step", validation.grid_steps(self.max_epsilon, self.step))

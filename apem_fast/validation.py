@@ -128,11 +128,40 @@ def contrast(of_relevance: Tensor) -> None:
         )
 
 
+MOST_STEPS = 2**53  # beyond which not every whole number of steps is a float64
+MANY_STEPS = 10**7  # a search still takes few probes, but a scan never ends, and float32 images cannot tell steps apart
+
+
+def grid_steps(max_epsilon: float, step: float) -> int:
+    """The last step of the grid: the greatest k with k * step <= max_epsilon.
+
+    A quotient like 0.3 / 0.1 falls just short of the whole number that it means, and counts as that.
+    """
+    if max_epsilon < step:
+        raise ValueError(f"apem: max_epsilon must be at least step={step:g} (got {max_epsilon:g})")
+    if not max_epsilon / step <= MOST_STEPS:
+        raise ValueError(
+            f"apem: max_epsilon / step must be at most 2^53, beyond which steps are no longer told apart (got "
+            f"max_epsilon={max_epsilon:g}, step={step:g})"
+        )
+    last = math.floor(max_epsilon / step)
+    last += (last + 1) * step <= max_epsilon * (1 + 2.0**-50)
+    if last > MANY_STEPS:
+        warnings.warn(
+            f"apem: max_epsilon={max_epsilon:g} with step={step:g} is a grid of {last:,} steps; each ray takes many "
+            "more probes on so fine a grid, and float32 images can hardly tell its steps apart",
+            stacklevel=3,
+        )
+    return last
+
+
 def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tuple[float, ...] | None]:
     """Each None, a float, or a tuple of one for each channel."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"apem: bounds must be a pair (lower, upper) (got {value!r})")
     lower, upper = _bound(value[0]), _bound(value[1])
+    if any(bound is not None and np.isnan(bound).any() for bound in (lower, upper)):
+        raise ValueError("apem: bounds must be numbers or None (got NaN)")
     if lower is not None and upper is not None:
         least, greatest = np.asarray(lower), np.asarray(upper)
         if least.ndim and greatest.ndim and len(least) != len(greatest):

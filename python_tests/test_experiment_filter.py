@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 
 import pandas
@@ -29,6 +30,11 @@ def tiny(monkeypatch) -> None:
     monkeypatch.setitem(networks.NETWORKS, "tiny", tiny_network)
 
 
+def names_in(folder):
+    """Without the digests of pictures."""
+    return sorted(re.sub(r"\.[0-9a-f]{16}\.pt$", ".pt", path.name) for path in folder.iterdir())
+
+
 def command(*arguments):
     return CliRunner(env={"TERM": "dumb", "COLUMNS": "100"}).invoke(cli.app, ["filter", *map(str, arguments)])
 
@@ -38,11 +44,13 @@ def test_photographs_are_filtered_and_written(tmp_path):
     done = filter_photographs(OPTIONS, photographs_named(["cat", "flower"]), tmp_path, lambda *now: heard.append(now))
     network = networks.load_network("tiny")
     for one in done:
-        pixels = network.pixels(photographs_named([one.name])[0].open())[None]
+        (photograph,) = photographs_named([one.name])
+        pixels = network.pixels(photograph.open())[None]
         images = network.normalised(pixels)
         maps = af.relevance_map(af.explain.Gradient()(network.model, images), None, 99.0, "sum")
         expected = af.filter_relevance(network.model, images, maps, max_epsilon=30, step=0.5)
-        assert torch.equal(FilteredPhotograph.load(tmp_path / f"{one.name}.pt").filtered, expected.relevance[0])
+        saved = FilteredPhotograph.load(tmp_path / f"{photograph.name}.{photograph.digest}.pt")
+        assert torch.equal(saved.filtered, expected.relevance[0])
         assert one.numbers["stopped"] == expected.reasons[0]
         assert torch.equal(one.curve[1], expected.curves[0].score)
     table = pandas.read_csv(tmp_path / "filtered.csv")
@@ -79,7 +87,7 @@ def test_the_command(tmp_path):
     )
     assert came.exit_code == 0, came.output
     assert "mine" in came.stdout and "of 20 levels" in came.stdout and "filtered.png" in came.stdout
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    assert names_in(tmp_path / "out") == [
         "cat.pt",
         "filtered.csv",
         "filtered.png",
@@ -119,7 +127,10 @@ def test_a_stopped_filter_goes_on_and_does_not_mix(tmp_path):
     chosen = photographs_named(["cat", "flower"])
     with pytest.raises(Stopped):
         filter_photographs(OPTIONS, chosen, tmp_path, stop)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cat.pt", "options.json"]
+    assert names_in(tmp_path) == [
+        "cat.pt",
+        "options.json",
+    ]
     heard = []
     again = filter_photographs(
         dataclasses.replace(OPTIONS, batch_size=3), chosen, tmp_path, lambda name, *_: heard.append(name)

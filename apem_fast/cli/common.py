@@ -9,6 +9,11 @@ import typer
 STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
 
 
+def plain(text: str) -> str:
+    """Text of somebody else's for a terminal: control characters are shown, not sent."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
+
+
 class user_errors:  # noqa: N801 - reads as a function where it is used
     """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
 
@@ -26,7 +31,7 @@ class user_errors:  # noqa: N801 - reads as a function where it is used
             from apem_fast.experiment.run.ranks import RankFailed, rank_of_process
 
             if rank_of_process()[0] == 0 or isinstance(error, RankFailed):
-                typer.echo(f"apem-fast {self.command}: {error}", err=True)
+                typer.echo(f"apem-fast {self.command}: {plain(str(error))}", err=True)
             raise typer.Exit(2) from None
 
 

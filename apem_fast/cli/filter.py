@@ -66,6 +66,9 @@ def filter_maps(
     search: Annotated[
         str, typer.Option(metavar="NAME", help="isolate: fast. exhaustive: every level and every epsilon; days.")
     ] = "isolate",
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Of a run: also run code that it names, of somebody's own.")
+    ] = False,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     ] = "auto",
@@ -136,7 +139,8 @@ def filter_maps(
         try:
             with bar:
                 if store is not None:
-                    done = filter_run(options, store, photographs or list(store.images()["image"][:3]), show)
+                    names = photographs or list(store.images()["image"][:3])
+                    done = filter_run(options, store, names, show, trust=trust)
                 else:
                     chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
                     done = filter_photographs(options, chosen, folder, show)

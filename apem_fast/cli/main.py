@@ -51,6 +51,4 @@ app.command()(compare)
 
 def main() -> None:
     """The entry point: as a program, not as a library."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it: the user's functions are found in the current folder
     app(prog_name="apem-fast", args=sys.argv[1:])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.cli.common import STOPPED, device_named, user_errors
+from apem_fast.cli.common import STOPPED, device_named, plain, user_errors
 
 
 def report(
@@ -28,6 +28,14 @@ def report(
             metavar="N", min=0, help="Show the first N images closely: perturbed, and margins along both rays."
         ),
     ] = 6,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Also run code that the run names (a network or an explainer of somebody's own): only for runs whose "
+            "origin you know.",
+        ),
+    ] = False,
     device: Annotated[
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     ] = "auto",
@@ -43,7 +51,7 @@ def report(
     with user_errors("report"):
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from apem_fast.experiment.report.report import write_report
+        from apem_fast.experiment.report.report import foreign_code, write_report
         from apem_fast.experiment.run.store import RunStore
 
         bar = Progress(
@@ -58,8 +66,22 @@ def report(
         task = bar.add_task("", total=None, visible=False)
         try:
             with bar:
+                store = RunStore(run)
+                foreign = foreign_code(store) if images else []
+                if foreign:
+                    names = ", ".join(map(plain, foreign))
+                    said = (
+                        f"Running code that the run names: {names}."
+                        if trust
+                        else (
+                            f"The run names code of somebody's own ({names}), so close-ups that need it are left out; "
+                            "--trust runs it."
+                        )
+                    )
+                    console.print(said, highlight=False, markup=False, soft_wrap=True)
                 page = write_report(
-                    RunStore(run),
+                    store,
+                    trust=trust,
                     images=images,
                     paper=paper,
                     output=output,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from apem_fast.importing import module_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,7 +173,7 @@ def _made(name: str) -> Any:
     if not colon or not module or not function:
         raise ValueError(f"siamese explain: --network must be package.module:function (got {name})")
     try:
-        make = getattr(importlib.import_module(module), function)
+        make = getattr(module_named(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"siamese explain: --network {name} cannot be imported: {error}") from None
     return make()

@@ -14,7 +14,14 @@ from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradi
 from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP, LrpResult
 from apem_fast.explain.perturbing import RISE, Occlusion
-from apem_fast.explain.registry import BASELINES, EXPLAINERS, explainer_from, key_of, split_outside_brackets
+from apem_fast.explain.registry import (
+    BASELINES,
+    EXPLAINERS,
+    explainer_from,
+    imported_by,
+    key_of,
+    split_outside_brackets,
+)
 from apem_fast.explain.stored_maps import StoredMaps
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
     "explainer_from",
     "from_callable",
     "from_captum",
+    "imported_by",
     "key_of",
     "split_outside_brackets",
 ]

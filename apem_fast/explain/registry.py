@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
@@ -25,6 +24,7 @@ from apem_fast.explain.guided import GuidedBackprop
 from apem_fast.explain.lrp import LRP
 from apem_fast.explain.perturbing import RISE, Occlusion
 from apem_fast.explain.stored_maps import StoredMaps
+from apem_fast.importing import module_named
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "gradient": Gradient,
@@ -89,6 +89,17 @@ def explainer_from(specification: str) -> Explainer:
     raise ValueError(f"unknown explainer {name!r}; {_suggestion(name, EXPLAINERS)}")
 
 
+def imported_by(specification: str) -> list[str]:
+    """The import paths of functions and classes that `explainer_from` would import for a specification, beyond this
+    package and Captum: somebody else's code, where the specification is somebody else's."""
+    name, *assignments = split_outside_brackets(specification.strip(), ":")
+    if name not in EXPLAINERS:
+        return [name] if not name.startswith("captum.attr.") or name.count(".") != 2 else []
+    functions = {field.name for field in dataclasses.fields(EXPLAINERS[name]) if "Callable" in str(field.type)}
+    pairs = (assignment.partition("=") for assignment in assignments)
+    return [text for option, _, text in pairs if option in functions]
+
+
 def key_of(explainer: Explainer) -> str:
     """The shortest specification that `explainer_from` turns into an equal explainer.
 
@@ -140,7 +151,7 @@ def _own(name: str, texts: dict[str, str]) -> Explainer:
 def _imported(path: str, texts: dict[str, str]) -> Explainer:
     module, _, name = path.rpartition(".")
     try:
-        method = getattr(importlib.import_module(module), name)
+        method = getattr(module_named(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"unknown explainer {path!r}; it cannot be imported: {error}") from None
     adapt = from_captum if isinstance(method, type) and hasattr(method, "attribute") else from_callable
@@ -160,7 +171,7 @@ def _function(path: str) -> Callable:
     """What "package.module.function" or "package.module:function" names."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(module_named(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(str(error)) from None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.explain import Explainer, from_callable
+from apem_fast.running.repeated import require_repeatable
 
 Explain = Explainer | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An explanation method, or a function (model, images, labels) -> attribution."""
@@ -31,6 +32,7 @@ def said_by(measure: str) -> Iterator[None]:
 def check_model_and_images(model: nn.Module, images: Tensor) -> None:
     validation.model(model)
     validation.images(images, model)
+    require_repeatable(model, images)
 
 
 def check_classes(labels: Tensor | None, images: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -81,26 +82,65 @@ def same_algorithms() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
+class _Inside:
+    """Who is inside `undisturbed` now: what it sets belongs to the process and to the model, so one thread is
+    let in at a time, the first context saves what was there, and the last one puts it back,
+    whatever order they close in."""
+
+    def __init__(self) -> None:
+        self.thread = threading.RLock()
+        self.process = 0
+        self.settings = ExitStack()
+        self.models: dict[int, tuple[int, list[tuple[nn.Parameter, bool]]]] = {}
+
+    def enter(self, model: nn.Module) -> None:
+        if self.process == 0:
+            with ExitStack() as stack:
+                stack.enter_context(products_in("ieee"))
+                stack.enter_context(same_algorithms())
+                for device_type in ("cpu", "cuda"):
+                    if torch.is_autocast_enabled(device_type):
+                        stack.enter_context(torch.autocast(device_type, enabled=False))
+                self.settings = stack.pop_all()
+        self.process += 1
+        count, required = self.models.get(id(model), (0, []))
+        if count == 0:
+            required = [(p, p.requires_grad) for p in model.parameters()]
+        self.models[id(model)] = count + 1, required
+        for parameter, _ in required:
+            parameter.requires_grad_(False)  # no gradient may reach the user's .grad
+
+    def leave(self, model: nn.Module) -> None:
+        count, required = self.models.pop(id(model))
+        if count > 1:
+            self.models[id(model)] = count - 1, required
+        else:
+            for parameter, requires_grad in required:
+                parameter.requires_grad_(requires_grad)
+        self.process -= 1
+        if self.process == 0:
+            self.settings.close()
+
+
+_INSIDE = _Inside()
+
+
 @contextmanager
 def undisturbed(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
     """Inside, float32 means float32 and no gradient reaches the parameters; afterwards all is as it was, the random
-    state of the devices of model and inputs too."""
-    required = [(p, p.requires_grad) for p in model.parameters()]
+    state of the devices of model and inputs too.
+
+    One thread at a time: what is set is the process's, so another thread waits until the first has left.
+    """
     devices = sorted({t.device.index for t in (*model.parameters(), *inputs) if t.device.type == "cuda"})
     with ExitStack() as stack:
+        stack.enter_context(_INSIDE.thread)
         if torch.is_inference_mode_enabled():  # nothing in it can be differentiated
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(products_in("ieee"))
-        stack.enter_context(same_algorithms())
-        for device_type in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
+        _INSIDE.enter(model)
         try:
-            for parameter, _ in required:
-                parameter.requires_grad_(False)  # no gradient may reach the user's .grad
             yield
         finally:
-            for parameter, requires_grad in required:
-                parameter.requires_grad_(requires_grad)
+            _INSIDE.leave(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ import pandas
 from apem_fast import validation
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
-from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.networks import Network, imported_by_network, load_network
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.store import RunStore
-from apem_fast.explain import explainer_from
+from apem_fast.explain import explainer_from, imported_by
 from apem_fast.filter.filtering import filter_relevance
 from apem_fast.relevance import STAGES
 
@@ -110,10 +111,16 @@ def filter_run(
     store: RunStore,
     names: Sequence[str],
     progress: FilterProgress | None = None,
+    *,
+    trust: bool = False,
 ) -> list[FilteredPhotograph]:
     """The same for images of a run, by their names, into the run's folder: its report shows them.
 
     The maps are made anew from the run's record, in full precision, because a run keeps pictures of them only.
+
+    Args:
+        trust: whether to import what the run names that is not of this package, torchvision, timm or Captum; without
+            it such a run is refused, because it may be somebody else's.
 
     Raises:
         ValueError: the run has no image of a name, or did not measure this explainer at this stage.
@@ -125,6 +132,12 @@ def filter_run(
     for name in names:
         if name not in images:
             raise ValueError(f"{store.folder} has no image {name} (it has {', '.join(images[:20])})")
+    foreign = [*imported_by_network(store.options.network), *imported_by(options.explainer)]
+    if foreign and not trust:
+        raise ValueError(
+            f"{store.folder} names code of somebody's own ({', '.join(foreign)}), which filtering would run; "
+            "--trust runs it"
+        )
     network, every = inputs_of(store.options, options.device)
     by_name = {one.name: one for one in every.photographs}
     chosen = [by_name[name] for name in names if name in by_name]
@@ -146,10 +159,16 @@ def _filter_all(
             if progress is not None:
                 progress(name, settled, total, probes)
 
-        path = folder / f"{photograph.name}.pt"
+        # By its contents as well: two files of one name in different folders are two photographs.
+        path = folder / f"{photograph.name}.{photograph.digest}.pt"
         if not path.exists():
             _filtered(options, network, photograph, report).save(path)
-        done.append(FilteredPhotograph.load(path))
+        try:
+            done.append(FilteredPhotograph.load(path))
+        except Exception as error:  # noqa: BLE001 - of a damaged file torch raises almost anything
+            raise ValueError(
+                f"{path} is damaged ({type(error).__name__}); remove it to filter that map again"
+            ) from None
     rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
     pandas.DataFrame(rows).to_csv(folder / "filtered.csv", index=False)
     before_and_after(done).savefig(folder / "filtered.png", dpi=120)
@@ -167,7 +186,11 @@ def _claim(folder: Path, options: FilterOptions) -> None:
                 raise ValueError(
                     f"{folder} holds maps filtered with {name}={there.get(name)}, not {value}; choose another folder"
                 )
-        path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        neighbour = path.with_name(f".{path.name}.{os.getpid()}")
+        neighbour.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        neighbour.replace(path)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another folder, or remove it") from None
     except OSError as error:
         raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
 

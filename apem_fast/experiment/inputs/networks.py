@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.weights import class_count, load_weights, read_weights
+from apem_fast.importing import module_named
 from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -175,6 +175,13 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
     return network
 
 
+def imported_by_network(name: str) -> list[str]:
+    """What `load_network` would run of somebody's own for this name: a function by its path, an exported program."""
+    if name in NETWORKS or name.startswith("timm:") or name in torchvision_names():
+        return []
+    return [name]
+
+
 def torchvision_names() -> list[str]:
     """The names of torchvision's classification models."""
     try:
@@ -271,7 +278,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {"googlenet": _PUBLISHED_ELSEWHERE, "incep
 def _of_function(name: str, weights: str | Path | None) -> Network:
     module, _, function = name.partition(":") if ":" in name else name.rpartition(".")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        made = getattr(module_named(module), function)()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"network {name!r} cannot be imported: {error}") from None
     if not isinstance(made, nn.Module | Network):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import struct
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ class Photograph:
     path: Path
     box: tuple[int, int, int, int] | None = None
     classes: tuple[int, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Different for other contents of the file; "" where it cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        except OSError:
+            return ""
 
     def open(self) -> Image.Image:
         """The picture, RGB, cropped.

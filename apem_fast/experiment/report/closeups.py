@@ -33,11 +33,11 @@ POINTS, TO_THE_FLIP = 8, 6
 
 
 def closeup_record(store: RunStore, explainer: str, image: str) -> Path:
-    return store.folder / "closeups" / file_name_of(explainer) / f"{image}.json"
+    return store.inside("closeups", file_name_of(explainer), f"{image}.json")
 
 
 def closeup_picture(store: RunStore, explainer: str, stage: str, image: str, ray: str) -> Path:
-    return store.folder / "closeups" / file_name_of(explainer) / stage / f"{image}.{ray}.png"
+    return store.inside("closeups", file_name_of(explainer), stage, f"{image}.{ray}.png")
 
 
 def read_closeup(store: RunStore, explainer: str, image: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from apem_fast.experiment.report.statistics import (
     loss_correlation,
     shuffled,
 )
-from apem_fast.explain import explainer_from
+from apem_fast.explain import explainer_from, imported_by
 from apem_fast.relevance import STAGES
 
 METHODS = {
@@ -121,6 +121,9 @@ UNSEEN = ("seed", "batch_size")  # options that the papers do not have, and that
 
 def _unlike(key: str) -> dict[str, Any]:
     """The options in which an explainer differs from the papers', which are the defaults (P1 section IV-B)."""
+    imports = imported_by(key)
+    if imports:  # a run may be somebody else's, and a report imports nothing
+        return {"function": ", ".join(imports)}
     explainer = explainer_from(key)
     return {
         field.name: getattr(explainer, field.name)

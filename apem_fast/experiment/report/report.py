@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from apem_fast.experiment.inputs.networks import load_network
+from apem_fast.experiment.inputs.networks import imported_by_network, load_network
 from apem_fast.experiment.report.closeups import make_closeups, missing_closeups
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.run.store import RunStore
+from apem_fast.explain import imported_by
 
 
 def write_report(
@@ -20,6 +21,7 @@ def write_report(
     paper: bool = False,
     output: str | Path | None = None,
     device: str = "cpu",
+    trust: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write the page of a run, with close-ups; returns its path.
@@ -30,6 +32,8 @@ def write_report(
         shown_images: how many images are shown with their maps, at least `images`; None for all that were kept.
         paper, output: see `write_page`.
         device: where the network runs that makes close-ups.
+        trust: whether close-ups may import what the run names that is neither of this package nor of torchvision, timm
+            or Captum (see `foreign_code`): without it they are left out, because a run may be somebody else's.
         progress: called with (images done, in all) while close-ups are made.
 
     Raises:
@@ -37,7 +41,15 @@ def write_report(
     """
     rows, _ = scored_rows(store)
     names = [name for name in store.images()["image"].head(images) if store.photograph(name).exists()]
-    if missing_closeups(store, rows, names):
+    if not trust:
+        rows = rows[[not imported_by(key) for key in rows["explainer"]]]
+    if (trust or not imported_by_network(store.options.network)) and missing_closeups(store, rows, names):
         network = load_network(store.options.network, device, store.options.weights)
         make_closeups(store, network, rows, names, progress)
     return write_page(store, None if shown_images is None else max(shown_images, images), paper=paper, output=output)
+
+
+def foreign_code(store: RunStore) -> list[str]:
+    """What close-ups of a run would import beyond this package, torchvision, timm and Captum."""
+    paths = imported_by_network(store.options.network)
+    return [*paths, *(path for key in store.options.explainers for path in imported_by(key))]

@@ -12,7 +12,7 @@ from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
 from apem_fast.experiment.run.columns import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
-from apem_fast.validation import PRECISIONS, number
+from apem_fast.validation import MOST_STEPS, PRECISIONS, number
 
 SEARCHES = ("isolate", "exhaustive")
 SELECTIONS = ("all", "correct", "misclassified", "both")
@@ -123,6 +123,10 @@ class RunOptions:
             raise ValueError(f"step must be finite and greater than 0 (got {self.step:g})")
         if not self.step <= self.max_epsilon < math.inf:
             raise ValueError(f"max_epsilon must be finite and at least step={self.step:g} (got {self.max_epsilon:g})")
+        if self.max_epsilon / self.step > MOST_STEPS:
+            raise ValueError(
+                f"max_epsilon / step must be at most 2^53 (got max_epsilon={self.max_epsilon:g}, step={self.step:g})"
+            )
         # Canonical, and without repetitions, so that equal runs have equal records.
         keys = [key_of(explainer_from(specification)) for specification in self.explainers]
         object.__setattr__(self, "explainers", tuple(dict.fromkeys(keys)))

@@ -284,12 +284,16 @@ class RunStore:
         """A path of the run; names come from its files, which may be anybody's.
 
         Raises:
-            ValueError: a name that would lead elsewhere.
+            ValueError: a name that would lead elsewhere, or a link.
         """
+        path = self.folder
         for name in names:
             if name in ("", ".", "..") or any(sign in name for sign in "/\\:\0"):
-                raise ValueError(f"{self.folder} names a file outside its folder, {name!r}: it was not opened")
-        return self.folder.joinpath(*names)
+                raise ValueError(f"{self.folder} names a file that is no plain name: {name!r}")
+            path /= name
+            if path.is_symlink():
+                raise ValueError(f"{path} is a symbolic link, and those are not followed inside a run")
+        return path
 
     def photograph(self, image: str) -> Path:
         return self.inside("photographs", f"{_plain_file(image)}.png")
@@ -309,7 +313,7 @@ class DamagedShard(ValueError):
 def _plain_file(image: str) -> str:
     """The name of an image as part of a file's name: "/" must not make a folder of it, nor a dot hide it."""
     if image.startswith("."):
-        raise ValueError(f"an image of a run must not be called {image!r}, which begins with a dot")
+        raise ValueError(f"a run names an image that is no plain name: {image!r}, which begins with a dot")
     return image
 
 
