@@ -95,7 +95,8 @@ def imported_by(specification: str) -> list[str]:
     name, *assignments = split_outside_brackets(specification.strip(), ":")
     if name not in EXPLAINERS:
         return [name] if not name.startswith("captum.attr.") or name.count(".") != 2 else []
-    functions = {field.name for field in dataclasses.fields(EXPLAINERS[name]) if "Callable" in str(field.type)}
+    fields = dataclasses.fields(EXPLAINERS[name])  # type: ignore[arg-type]
+    functions = {field.name for field in fields if "Callable" in str(field.type)}
     pairs = (assignment.partition("=") for assignment in assignments)
     return [text for option, _, text in pairs if option in functions]
 
