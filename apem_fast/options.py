@@ -89,5 +89,4 @@ class Options:
         object.__setattr__(self, "bounds", validation.bounds(self.bounds))
         validation.record(self.record)
         object.__setattr__(self, "policy", policy_of(self.search))
-        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         object.__setattr__(self, "last_step", validation.grid_steps(self.max_epsilon, self.step))
