@@ -200,7 +200,7 @@ def test_links_are_not_followed(tmp_path, finished):
     (tmp_path / "run" / "maps").symlink_to(tmp_path / "elsewhere")
     for shard in (tmp_path / "run" / "shards").glob("*.gradient.parquet"):
         shard.unlink()
-    with pytest.raises(ValueError, match="maps is a link, which is not followed"):
+    with pytest.raises(ValueError, match="maps is a symbolic link, and those are not followed"):
         evaluate(finished.options, tmp_path / "run")
     assert not list((tmp_path / "elsewhere").iterdir())
 
