@@ -22,7 +22,7 @@ PACKAGE = ROOT / "apem_fast"
 
 # From the top down, as README's "Inside" has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
-    ("search", "seeding", "similarity", "ops", "cmake"),
+    ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),
     ("probing",),
