@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apem_fast import explain, measures, ops, siamese
+    from apem_fast.auditing import Audit, audit
     from apem_fast.cmake import cmake_prefix
     from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
     from apem_fast.filter.stopping import Stop
@@ -28,6 +29,7 @@ __version__ = "0.2.0"
 __all__ = [
     "ApemNormResult",
     "ApemResult",
+    "Audit",
     "Classifier",
     "EpsilonResult",
     "Evaluator",
@@ -36,6 +38,7 @@ __all__ = [
     "Stop",
     "apem",
     "apem_norm",
+    "audit",
     "backend",
     "cmake_prefix",
     "continuity",
@@ -55,6 +58,7 @@ __all__ = [
 _HOMES = {
     "ApemNormResult": "normalised",
     "ApemResult": "metric",
+    "Audit": "auditing",
     "Classifier": "running.outputs",
     "EpsilonResult": "metric",
     "Evaluator": "metric",
@@ -63,6 +67,7 @@ _HOMES = {
     "Stop": "filter.stopping",
     "apem": "metric",
     "apem_norm": "normalised",
+    "audit": "auditing",
     "backend": "ops",
     "cmake_prefix": "cmake",
     "continuity": "measures",

@@ -2,10 +2,10 @@
 
     python -m bench.census [--only "ReLU" ...] [--keep build/census] [--limit-seconds 500]
 
-EfficientNet-Lite0 on the bundled photographs and crops, and small networks of every kind in use (`small_networks`), with
-all explanation methods that a network admits, at two stages, and hard masks. Scans are long: they are kept in a folder,
-one file for each network and set of maps, and a run that was stopped goes on where it was. The search is run afresh
-every time. A ray comes back if it is the label again at one of 32 points up to twice its epsilon.
+EfficientNet-Lite0 on the bundled photographs and crops, and small networks of every kind in use (`small_networks`),
+with all explanation methods that a network admits, at two stages, and hard masks. Scans are long: they are kept in a
+folder, one file for each network and set of maps, and a run that was stopped goes on where it was. The search is run
+afresh every time. A ray comes back if it is the label again at one of 32 points up to twice its epsilon.
 """
 
 from __future__ import annotations
@@ -150,9 +150,7 @@ def scan(evaluator: af.Evaluator, rays: Rays) -> Scan:
     recorded.answered.append((np.repeat(found, BEYOND).astype(np.int32), beyond.ravel() * o.step, answers.margin))
     ray, epsilon, margin = (np.concatenate(column) for column in zip(*recorded.answered))
     step = np.round(epsilon / o.step).astype(np.int32)
-    return Scan(
-        flips.step, flips.flipped, back, rays.margin, rays.slope * o.step, o.last_step, ray, step, margin
-    )
+    return Scan(flips.step, flips.flipped, back, rays.margin, rays.slope * o.step, o.last_step, ray, step, margin)
 
 
 def kept_at(folder: Path, network: str, maps: str) -> Path:
@@ -181,20 +179,22 @@ def count(name: str, folder: Path, until: float) -> tuple[dict[str, Any], list[d
             scan(one.evaluator, these).save(path)
             print(f"{name}, {maps_name}: {len(these)} rays scanned in {time.monotonic() - begin:.0f} s", flush=True)
         seen = Scan.load(path)
+        if not np.allclose(seen.margin, these.margin, rtol=1e-3, atol=1e-3):
+            sys.exit(f"{path} was scanned along other rays; delete it")
         with one.evaluator.probing(these) as prober:
             found = find_flips(prober, these, o.policy, step=o.step, last_step=o.last_step)
         differs = (found.step != seen.flip) | (found.flipped != seen.flipped)
-        for ray in np.flatnonzero(differs):
-            wrong.append(
-                {
-                    "network": name,
-                    "maps": maps_name,
-                    "image": int(these.image[ray]),
-                    "ray": "irrelevance" if these.irrelevance[ray] else "relevance",
-                    "scan": int(seen.flip[ray]) if seen.flipped[ray] else None,
-                    "search": int(found.step[ray]) if found.flipped[ray] else None,
-                }
-            )
+        wrong += [
+            {
+                "network": name,
+                "maps": maps_name,
+                "image": int(these.image[ray]),
+                "ray": "irrelevance" if these.irrelevance[ray] else "relevance",
+                "scan": int(seen.flip[ray]) if seen.flipped[ray] else None,
+                "search": int(found.step[ray]) if found.flipped[ray] else None,
+            }
+            for ray in np.flatnonzero(differs)
+        ]
         rays, misses, probes = rays + len(these), misses + int(differs.sum()), probes + int(found.probes.sum())
         back, censored = back + int(seen.back.sum()), censored + int((~seen.flipped).sum())
         scanned += int(seen.flip.sum())

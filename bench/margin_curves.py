@@ -1,4 +1,4 @@
-"""Margin curves on which search policies are compared without a model: scripted families, and real rays that were scanned.
+"""Margin curves on which search policies are compared without a model: scripted families, and real rays, scanned.
 
 A policy sees margins only, so a curve is all it needs. Scripted curves have 1,024 steps and are made to be harder than
 real ones; real ones are the scans that `bench.census` keeps.
@@ -68,7 +68,7 @@ def joined(parts: list[Rays]) -> Rays:
 
 
 def scanned(files: list[Path]) -> Rays:
-    """Kept scans: every margin up to the flip, and up to twice as far from a few points, with straight lines between."""
+    """Kept scans: every margin up to the flip; up to twice as far a few points with straight lines between."""
     from bench.census import Scan
 
     parts = []
@@ -77,8 +77,13 @@ def scanned(files: list[Path]) -> Rays:
         order = np.lexsort((scan.curve_step, scan.curve_ray))
         ray, step, margin = scan.curve_ray[order], scan.curve_step[order], scan.curve_margin[order]
         values, length = [], []
-        for r, (begin, end) in enumerate(zip(*(np.searchsorted(ray, np.arange(len(scan.flip)), s) for s in ("left", "right")))):
-            known, at = np.concatenate([[0], step[begin:end]]), np.concatenate([scan.margin[r : r + 1], margin[begin:end]])
+        for r, (begin, end) in enumerate(
+            zip(*(np.searchsorted(ray, np.arange(len(scan.flip)), s) for s in ("left", "right")))
+        ):
+            known, at = (
+                np.concatenate([[0], step[begin:end]]),
+                np.concatenate([scan.margin[r : r + 1], margin[begin:end]]),
+            )
             curve = np.interp(np.arange(known[-1] + 1), known, at)
             if scan.flipped[r]:
                 curve[scan.flip[r]] = min(curve[scan.flip[r]], -1e-300)  # a tie can be a flip

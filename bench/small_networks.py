@@ -44,7 +44,9 @@ def convolutional(activation: Callable[[], nn.Module], normalised: bool = False)
 
 
 def wide() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(SIZE * SIZE, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(SIZE * SIZE, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
+    )
 
 
 class VisionTransformer(nn.Module):

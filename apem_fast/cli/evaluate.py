@@ -104,7 +104,9 @@ def evaluate(
     search: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="isolate: fast. exhaustive: every epsilon in turn, as the papers define it; very slow."
+            metavar="NAME",
+            help="isolate: some seven probes a ray; fast, careful: fewer, more. exhaustive: every epsilon in turn, as "
+            "the papers define it; very slow.",
         ),
     ] = "isolate",
     percentile: Annotated[

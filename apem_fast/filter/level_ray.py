@@ -21,6 +21,7 @@ from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, Sta
 
 # A curve that other levels lean on is measured a little more finely than its own answer needs, so that it can move.
 RESERVE = 1.5
+SPREAD = 4.0  # of the slopes on a curve: how far it may leave them before a neighbouring level trusts it no more
 SAFETY = 3.0  # how many times further off its way a margin may be between two levels than it was found to be
 
 
@@ -79,7 +80,7 @@ class Curve:
     fallen: NDArray[np.float64]  # (P,) by how much it may be lower at this level; 0 at the first and the last point
     flip: LevelMargin | None  # at `first_flip`
     noise: float  # by how much the margins on either side of the flip may jump by rounding alone
-    safety: float  # as in Isolate
+    safety: float  # as in `lowest_margin`
 
     @cached_property
     def slack(self) -> NDArray[np.float64]:
@@ -119,6 +120,7 @@ def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[
     """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
+        step = np.minimum(step, state.last_step)  # a level leans on its neighbour's points: none beyond the grid
         reply = yield [LevelProbe(ray, level, int(k)) for k in step]
         points.update(zip(step.tolist(), reply))
         margin, flipped = (np.array([getattr(m, name) for m in reply]) for name in ("margin", "flipped"))
@@ -135,16 +137,16 @@ def _curve(policy: Isolate, first_flip: int, held: Curve, points: dict[int, Leve
     margin, fallen = np.array([known[k] for k in step]).T
     flip = None if first_flip == CENSORED else points[first_flip]
     noise = max((points[k].noise for k in (end - 1, end) if k in points), default=0.0)
-    return Curve(first_flip, np.array(step), margin, fallen, flip, noise, policy.safety)
+    return Curve(first_flip, np.array(step), margin, fallen, flip, noise, SPREAD)
 
 
 def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
     """The curve of one ray at one level, from nothing."""
-    fine = replace(policy, safety=policy.safety * RESERVE)
+    fine = replace(policy, spread=SPREAD * RESERVE)
     points: dict[int, LevelMargin] = {}
     state = fine.start(np.array([margin]), np.array([slope]), last_step)
     first_flip = yield from search_ray(fine, state, ray, level, points)
-    start = Curve(CENSORED, np.zeros(1, np.int64), np.array([margin]), np.zeros(1), None, 0.0, policy.safety)
+    start = Curve(CENSORED, np.zeros(1, np.int64), np.array([margin]), np.zeros(1), None, 0.0, SPREAD)
     return _curve(policy, first_flip, start, points, last_step)
 
 
@@ -164,7 +166,7 @@ def warm(
     clear, before = near.clear(allowance), int(near.step[-1])
     end = min((k for k in hints if points[k].flipped), default=last_step + 1)
 
-    fine = replace(policy, safety=policy.safety * RESERVE)
+    fine = replace(policy, spread=SPREAD * RESERVE)
     if clear == len(near.slack) and end > before:  # no flip before the neighbour's
         held = near.lowered(len(near.step) - 1, allowance)
         if end - 1 == before:

@@ -66,6 +66,7 @@ class _SharedSearch:
     waiting: int = 0  # the first ray that no lane has taken
     left: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # rays for whichever lane comes next
     decided: dict[int, int] = field(default_factory=dict)  # first flips by ray, yet to be confirmed
+    cleared: dict[int, int] = field(default_factory=dict)  # how far a policy looked along rays that it censored
     rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
 
     def __post_init__(self) -> None:
@@ -129,6 +130,8 @@ class _SharedSearch:
         state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
         done = np.flatnonzero(state.first_flip != UNDECIDED)
+        if hasattr(state, "cleared"):
+            self.cleared.update(zip(ray_of_row[done].tolist(), state.cleared[done].tolist()))
         self.decided.update(zip(ray_of_row[done].tolist(), state.first_flip[done].tolist()))
         return ray_of_row[state.undecided], state.only(state.undecided)
 
@@ -136,7 +139,8 @@ class _SharedSearch:
         """Has the decided rays confirmed, many at a time since each takes a probe or two at most."""
         ray, flip = np.array(list(self.decided), np.int64), np.array(list(self.decided.values()), np.int64)
         self.decided.clear()
-        last_unflipped = np.where(flip == CENSORED, self.last_step, flip - 1)
+        cleared = [max(self.last_step, self.cleared.pop(r, 0)) for r in ray.tolist()]
+        last_unflipped = np.where(flip == CENSORED, cleared, flip - 1)
         refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
         self.probes[ray] += runs
         self.first_flip[ray[~refuted]] = flip[~refuted]

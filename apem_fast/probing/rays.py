@@ -44,6 +44,11 @@ class Rays:
     def __len__(self) -> int:
         return len(self.image)
 
+    def only(self, ray: NDArray[np.int64]) -> Rays:
+        """Some of these rays, over the same images and maps."""
+        names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
+        return replace(self, **{name: getattr(self, name)[ray] for name in names})
+
     def inputs(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
     ) -> Tensor:

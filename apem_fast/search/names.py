@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from apem_fast.search.exhaustive import Exhaustive
 from apem_fast.search.isolate import Isolate
 from apem_fast.search.policy import Search
 
-POLICIES = {"isolate": Isolate, "exhaustive": Exhaustive}
+POLICIES: dict[str, Callable[[], Search]] = {
+    "isolate": Isolate,
+    "fast": lambda: Isolate(safety=4, flat=128, steep=512, growth=0.25),
+    "careful": lambda: Isolate(safety=8, flat=32, steep=128, growth=0.125),
+    "exhaustive": Exhaustive,
+}
 
 
 def policy_of(search: str | Search) -> Search:

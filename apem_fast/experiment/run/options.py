@@ -12,9 +12,10 @@ from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
 from apem_fast.experiment.run.columns import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
+from apem_fast.search import POLICIES
 from apem_fast.validation import MOST_STEPS, PRECISIONS, number
 
-SEARCHES = ("isolate", "exhaustive")
+SEARCHES = tuple(POLICIES)
 SELECTIONS = ("all", "correct", "misclassified", "both")
 DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
 
@@ -46,7 +47,7 @@ class RunOptions:
         percentile: at which attributions are clipped, in [0, 100]; None for no clipping.
         max_epsilon: where the search of a ray ends, in the space of the network's input.
         step: the grid's step: every epsilon is a multiple of it.
-        search: "isolate", or "exhaustive" for every grid point.
+        search: "isolate"; "fast" or "careful", the same with fewer or more probes; or "exhaustive", every grid point.
         shuffles: how many shuffled maps are measured beside each map, for the normalised score (P2 section 5.2).
         measures: names from `experiment.measures.MEASURES`, for columns of their own.
         device: "cpu", "cuda" or "cuda:N".

@@ -1,0 +1,173 @@
+"""An audit: rays drawn at random are scanned at every grid point, and it is said how often the search was wrong.
+
+What a search skips it cannot vouch for. A scan of some rays can: from how many of how many differ follows, by Clopper
+and Pearson, at most which share of all epsilons is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apem_fast import validation
+from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.probing.engine import Progress, find_flips
+from apem_fast.search import Exhaustive
+
+CONFIDENCE = 0.95
+
+
+def most_wrong(rays: int, differ: int, confidence: float = CONFIDENCE) -> float:
+    """At most which share is wrong, of which `differ` of `rays` drawn at random are: one-sided, Clopper and Pearson."""
+    from scipy.stats import beta
+
+    return 1.0 if differ >= rays else float(beta.ppf(confidence, differ + 1, rays - differ))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One audited ray whose epsilon is not the scan's; epsilons are None where a ray did not flip."""
+
+    maps: str
+    image: int
+    irrelevance: bool
+    found: float | None
+    scanned: float | None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a scan of some rays says of the search that measured all of them."""
+
+    rays: int  # that were scanned
+    of: int  # all there are
+    differences: tuple[Difference, ...]
+    probes: int  # model inputs that the scan took
+
+    @property
+    def most_wrong(self) -> float:
+        """At most this share of the epsilons is wrong, with 95 % confidence; what is known where all were scanned."""
+        if self.rays == self.of:
+            return len(self.differences) / self.rays
+        return most_wrong(self.rays, len(self.differences))
+
+    def __str__(self) -> str:
+        exact = self.rays - len(self.differences)
+        if self.rays == self.of:
+            return f"{exact} of {self.rays} rays exact: all were audited."
+        least = np.floor(1000 * (1 - self.most_wrong)) / 10  # never more than is known
+        return (
+            f"{exact} of {self.rays} audited rays exact: with 95 % confidence at least {least:.1f} % of these "
+            "epsilons are."
+        )
+
+
+def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Which rays of each stratum are audited: as many of each, as far as they go, at random and in order.
+
+    Raises:
+        ValueError: more rays than there are, or fewer than one.
+    """
+    total = sum(strata.values())
+    if isinstance(rays, bool) or not isinstance(rays, int) or rays < 1:
+        raise ValueError(f"audit: rays must be an integer of at least 1 (got {rays!r})")
+    if rays > total:
+        raise ValueError(f"audit: rays must be at most the {total} that there are (got {rays})")
+    share = dict.fromkeys(strata, 0)
+    random = np.random.default_rng(seed)
+    # In proportion to their sizes: so every ray is as likely as any other, which the bound rests on.
+    order = random.permutation(np.repeat(np.arange(len(strata)), list(strata.values())))
+    quotas = [rays * size // total for size in strata.values()]
+    for name, quota in zip(strata, quotas):
+        share[name] = quota
+    names = list(strata)
+    for stratum in order.tolist():
+        if sum(share.values()) == rays:
+            break
+        if share[names[stratum]] == quotas[stratum] and share[names[stratum]] < strata[names[stratum]]:
+            share[names[stratum]] += 1
+    return {name: np.sort(random.choice(strata[name], share[name], replace=False)) for name in strata}
+
+
+def audit(
+    evaluator: Evaluator,
+    relevance: Mapping[str, Tensor] | Tensor,
+    results: Mapping[str, ApemResult] | ApemResult | None = None,
+    *,
+    rays: int = 300,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Audit:
+    """Scans rays drawn at random, as many of each set of maps as its share, at every grid point up to their flips.
+
+    Args:
+        evaluator: with the options of the search that is audited.
+        relevance: maps by name, or one set, as for `Evaluator.apem`.
+        results: what the search found for them; None searches first.
+        rays: how many; at most two a map.
+        seed: of the draw.
+        progress: called with (rays scanned, rays of one set, probes so far).
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    maps = {"relevance": relevance} if isinstance(relevance, Tensor) else dict(relevance)
+    for name, one in maps.items():
+        validation.relevance(one, evaluator.images, name if len(maps) > 1 else None)
+    if results is None:
+        results = evaluator.apem(maps)
+    found = {"relevance": results} if isinstance(results, ApemResult) else dict(results)
+    if set(found) != set(maps):
+        raise ValueError(
+            f"audit: results must be of the same maps as relevance, {', '.join(maps)} (got {', '.join(found)})"
+        )
+    options, images = evaluator.options, len(evaluator.images)
+    for result in found.values():
+        if len(result.epsilon_minus) != images or (result.step, result.max_epsilon) != (
+            options.step,
+            options.max_epsilon,
+        ):
+            raise ValueError(
+                f"audit: results must be of the evaluator's {images} images, step and max_epsilon (got others)"
+            )
+    chosen = drawn(dict.fromkeys(maps, 2 * images), rays, seed)
+    differences, probes = [], 0
+    for name, ray in chosen.items():
+        if not len(ray):
+            continue
+        epsilon, flipped = scanned(evaluator, maps[name], ray, progress)
+        probes += int(epsilon[1].sum())
+        result = found[name]
+        its_epsilon = torch.stack([result.epsilon_minus, result.epsilon_plus], dim=1).flatten().numpy()[ray]
+        its_flipped = torch.stack([result.flipped_minus, result.flipped_plus], dim=1).flatten().numpy()[ray]
+        wrong = (its_flipped != flipped) | (flipped & (its_epsilon != epsilon[0]))
+        differences += [
+            Difference(
+                name,
+                int(ray[i]) // 2,
+                bool(ray[i] % 2),
+                float(its_epsilon[i]) if its_flipped[i] else None,
+                float(epsilon[0][i]) if flipped[i] else None,
+            )
+            for i in np.flatnonzero(wrong)
+        ]
+    return Audit(rays, 2 * images * len(maps), tuple(differences), probes)
+
+
+def scanned(
+    evaluator: Evaluator, maps: Tensor, ray: NDArray[np.int64], progress: Progress | None = None
+) -> tuple[tuple[NDArray[np.float64], NDArray[np.int64]], NDArray[np.bool_]]:
+    """The epsilons of some rays of a set of maps by a scan, the probes of each, and which flip; ray 2m is map m's along
+    the relevance, 2m + 1 along the irrelevance. Always in float32: a scan has no use for a screen."""
+    row, half = np.unique(ray // 2, return_inverse=True)
+    all_rays = evaluator.rays(maps[torch.from_numpy(row).to(maps.device)].detach(), row)
+    few = all_rays.only(2 * half + ray % 2)
+    o = evaluator.options
+    with evaluator.probing(few, "float32") as prober:
+        flips = find_flips(prober, few, Exhaustive(), step=o.step, last_step=o.last_step, progress=progress)
+    return (flips.step * o.step, flips.probes), flips.flipped
