@@ -269,7 +269,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"search": "guess"}, "search must be one of isolate, exhaustive"),
+        ({"search": "guess"}, "search must be one of isolate, fast, careful, exhaustive"),
         ({"images": "folder"}, "images must be"),
         ({"limit": 0}, "limit must be an integer of at least 1"),
         ({"block": -1}, "block must be"),

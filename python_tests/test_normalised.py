@@ -69,7 +69,7 @@ def test_cut_off_searches_find_the_least_of_the_full_ones(search, batch_size):
 def test_is_cheaper_than_ten_searches():
     model = small_network()
     images, relevance = images_and_maps(6)
-    evaluator = af.Evaluator(model, images, batch_size=1, step=0.01, max_epsilon=40.0)
+    evaluator = af.Evaluator(model, images, batch_size=1, step=0.05, max_epsilon=40.0)
     full = evaluator.apem({str(k): shuffled(relevance, 0, k) for k in range(10)})
     chance = shuffled_epsilons(evaluator, relevance)
     seen = chance.flipped_minus & chance.flipped_plus  # without a flip there is nothing to cut off
