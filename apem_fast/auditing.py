@@ -170,4 +170,4 @@ def scanned(
     o = evaluator.options
     with evaluator.probing(few, "float32") as prober:
         flips = find_flips(prober, few, Exhaustive(), step=o.step, last_step=o.last_step, progress=progress)
-    return (flips.step * o.step, flips.probes), flips.flipped
+    return (flips.step.astype(np.float64) * o.step, flips.probes), flips.flipped

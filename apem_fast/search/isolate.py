@@ -191,9 +191,9 @@ class Isolate:
         has_wanted = np.zeros(len(state.first_flip), bool)
         has_wanted[measured.row[is_wanted]] = True
         now = is_wanted | ~has_wanted[measured.row]
-        self._push(state, _those(measured, now))
+        self._push(state, measured.only(np.flatnonzero(now)))
         self._clear(state, told)
-        self._keep(state, _those(measured, ~now))
+        self._keep(state, measured.only(np.flatnonzero(~now)))
         self._use(state, told)
         return state
 
@@ -203,7 +203,7 @@ class Isolate:
         """Keeps what was measured before it was wanted, in place of the oldest."""
         turn = np.arange(len(measured.row)) - np.searchsorted(measured.row, measured.row)
         for t in range(turn.max(initial=-1) + 1):
-            row, step, margin, flipped = _those(measured, turn == t)
+            row, step, margin, flipped = measured.only(np.flatnonzero(turn == t))
             for kept, value in (
                 (state.ahead_step, step),
                 (state.ahead_margin, margin),
@@ -327,7 +327,3 @@ class Isolate:
         """The longest interval that may be cleared if the margin goes straight to 0 after so many steps."""
         falling = np.minimum((self.steep - self.flat) / np.maximum(straight, 1), 1 - 1e-9)
         return np.maximum(np.minimum(self.flat / (1 - falling), self.steep), self.growth * start)
-
-
-def _those(measured: Measured, chosen: NDArray[np.bool_]) -> Measured:
-    return Measured(*(column[chosen] for column in measured))
