@@ -40,8 +40,9 @@ class Options:
     Args:
         max_epsilon: a ray without a flip up to here is censored.
         step: of the epsilon grid; epsilon is always a whole multiple of it.
-        search: "isolate" (the first flip from few probes), "exhaustive" (the papers' definition: every grid
-            point from the first until the label changes), or a policy from `apem_fast.search`.
+        search: "isolate" (the first flip from few probes; "fast" and "careful" take fewer and more, see
+            `apem_fast.search.Isolate`), "exhaustive" (the papers' definition: every grid point from the first until the
+            label changes), or a policy from `apem_fast.search`.
         batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
         precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
             "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.

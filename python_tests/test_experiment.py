@@ -357,7 +357,7 @@ def test_the_page_in_a_browser(page, tmp_path):
       };"""
     came = in_browser(page, script, tmp_path)
     assert came["errors"] == [] and came["maps"] == 15 and came["tabs"] == 3 and came["plots"] >= 1
-    assert came["shown"] and came["open"] and came["stages"] == 4 and came["selected"] == "times-image"
+    assert came["shown"] and came["open"] and came["stages"] == 7 and came["selected"] == "times-image"
     assert came["medians"] == sorted(came["medians"], reverse=True) and len(came["medians"]) == 9
     assert "ε⁻" in came["detail"]
 

@@ -27,7 +27,7 @@ FLOORS = (
     ("explain",),
     ("probing",),
     ("metric",),
-    ("normalised", "margin_curve", "filter", "measures", "adapters"),
+    ("normalised", "margin_curve", "auditing", "filter", "measures", "adapters"),
     ("experiment", "siamese"),
     ("cli",),
 )
