@@ -3,6 +3,7 @@ of the CPU to the bit, nothing mixed with CPU tensors, results where they are do
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from pretended import OnGPU, PretendedGPU
 from tiny_networks import tiny
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
+from transformers_small import VisionTransformer
 
 import apem_fast as af
 from apem_fast import ops
@@ -181,20 +183,32 @@ def test_gradients_in_graphs_stay_on_the_device() -> None:
 
 # -- explanations and maps ---------------------------------------------------------------------------------------
 
-FEW = {"smooth-grad": {"samples": 3}, "lrp": {"rule": "alpha-beta"}}
+FEW = {"smooth-grad": {"samples": 3}, "rise": {"samples": 8}, "lrp": {"rule": "alpha-beta"}}
 
 
-@pytest.mark.parametrize("name", EXPLAINERS)
+def transformer() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return VisionTransformer().eval()
+
+
+OF_ATTENTION = ("attention-rollout", "attention-relevance")
+AS_BATCHES_ARE = ("smooth-grad", "integrated-gradients", "rise")  # of other sizes on a GPU, which round otherwise
+
+
+@pytest.mark.parametrize("name", [name for name in EXPLAINERS if name != "maps"])  # those are files, not computed
 def test_explanations(name: str) -> None:
     def case(device: str) -> Any:
         c = classifier(device)
         explainer = EXPLAINERS[name](**FEW.get(name, {}))
+        if name in OF_ATTENTION:
+            c = dataclasses.replace(c, model=made_on_cpu(transformer).to(device))
         attribution = explainer(c.model, c.images)
         labels = torch.tensor([1, 0, 3], device=device)
         return attribution, explainer(c.model, c.images, labels), STAGES["times-image"](attribution, c.images.abs())
 
     # SmoothGrad runs in channels-last on a CPU only, which rounds otherwise.
-    check(case, everywhere, nearly_equal if name == "smooth-grad" else torch.equal)
+    check(case, everywhere, nearly_equal if name in AS_BATCHES_ARE + OF_ATTENTION else torch.equal)
 
 
 def test_other_explanations() -> None:

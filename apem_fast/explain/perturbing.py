@@ -141,6 +141,6 @@ class RISE(Explainer):
         grid = (torch.rand(1, 1, self.cells, self.cells, device="cpu", generator=generator) < self.shown).float()
         size = ((self.cells + 1) * cell_height, (self.cells + 1) * cell_width)
         large = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0]
-        top = int(torch.randint(cell_height, (1,), generator=generator))
-        left = int(torch.randint(cell_width, (1,), generator=generator))
+        top = int(torch.randint(cell_height, (1,), generator=generator, device="cpu"))
+        left = int(torch.randint(cell_width, (1,), generator=generator, device="cpu"))
         return large[:, top : top + height, left : left + width]
