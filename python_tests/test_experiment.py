@@ -292,7 +292,7 @@ def test_bad_options_get_one_sentence(change, words):
 def test_options_are_canonical():
     options = RunOptions(explainers=("random:seed=0", "random", "edge"), stages=("times-image", "3-channel"))
     assert options.explainers == ("random", "edge") and options.stages == ("3-channel", "times-image")
-    assert RunOptions.from_record(json.loads(json.dumps(options.record()))) == options
+    assert RunOptions.from_record(json.loads(json.dumps(options.plain()))) == options
 
 
 def test_file_names_are_safe_and_distinct():

@@ -326,3 +326,12 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     assert len(alive) == len(made) == 25
     assert min(alive) == 2 and max(alive) <= 4  # pixels and images of this block, at most also of the one before
     assert resident[-1] < resident[4] + 100e6
+
+
+@pytest.mark.parametrize("record", ["float64", "float32"])
+def test_rows_say_who_decided_close_margins(tmp_path, record):
+    store = evaluate(dataclasses.replace(OPTIONS, record=record), tmp_path / "run")
+    assert set(store.results()["record"]) == {record} and store.options.record == record
+    other = {"float64": "float32", "float32": "float64"}[record]
+    with pytest.raises(ValueError, match=f"record={record}, not {other}"):
+        evaluate(dataclasses.replace(OPTIONS, record=other), tmp_path / "run")

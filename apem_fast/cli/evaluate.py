@@ -132,6 +132,14 @@ def evaluate(
             help="float32; or float16, tf32 or bfloat16, in which images are tried first. It changes no result.",
         ),
     ] = "float32",
+    record: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Who decides margins too close to 0 to be sure of: float64, a copy of it, so that every machine "
+            "finds the same; or float32, the network itself.",
+        ),
+    ] = "float64",
     compile: Annotated[bool, typer.Option("--compile", help="Run perturbed images through torch.compile.")] = False,
     block: Annotated[
         int | None,
@@ -205,6 +213,7 @@ def evaluate(
             device=device_named(device),
             batch_size=batch_size,
             precision=precision,
+            record=record,
             compile=compile,
             block=block,
             **{name: names for name, names in chosen.items() if names is not None},

@@ -116,6 +116,7 @@ class Block:
             search=o.search,
             batch_size=o.batch_size,
             precision=o.precision,
+            record=o.record,
             compile=o.compile,
         )
 
@@ -332,7 +333,7 @@ class Block:
                 if not flag:
                     row |= self.measured(results[stage], n)
                 row["attribution_seconds"] = attribution_seconds / (len(self.photographs) * len(flags))
-                rows.append(row | {"flag": flag})
+                rows.append(row | {"flag": flag, "record": "" if flag else results[stage].record})
         all_probes = sum(row["probes"] for row in rows)
         for row in rows:
             row["search_seconds"] = search_seconds * row["probes"] / max(all_probes, 1)

@@ -13,7 +13,7 @@ from apem_fast.experiment.run.columns import MEASURES
 from apem_fast.explain import BASELINES, explainer_from, key_of
 from apem_fast.relevance import STAGES
 from apem_fast.search import POLICIES
-from apem_fast.validation import MOST_STEPS, PRECISIONS, number
+from apem_fast.validation import MOST_STEPS, PRECISIONS, RECORDS, number
 
 SEARCHES = tuple(POLICIES)
 SELECTIONS = ("all", "correct", "misclassified", "both")
@@ -52,6 +52,8 @@ class RunOptions:
         measures: names from `experiment.measures.MEASURES`, for columns of their own.
         device: "cpu", "cuda" or "cuda:N".
         batch_size: the most perturbed images in one forward pass; None lets the engine choose.
+        record: who decides labels, sign gradients and margins too close to 0 for float32: "float64", a copy of the
+            network in float64, or "float32", the network itself. The rows say who it was.
         precision: "float32"; or "bfloat16", "float16" or "tf32" (on a GPU), which screen probes and change no epsilon.
         compile: whether probes run through `torch.compile` of the network.
         block: how many images are in memory at once, and finished together; None for what suits the device.
@@ -79,6 +81,7 @@ class RunOptions:
     measures: tuple[str, ...] = ()
     device: str = "cpu"
     batch_size: int | None = _resumable(None)
+    record: str = "float64"
     precision: str = _resumable("float32")
     compile: bool = _resumable(False)
     block: int | None = None
@@ -98,6 +101,7 @@ class RunOptions:
                 object.__setattr__(self, name, str(Path(path).absolute()))
         _choice("search", self.search, SEARCHES)
         _choice("precision", self.precision, PRECISIONS)
+        _choice("record", self.record, RECORDS)
         _choice("selection", self.selection, SELECTIONS)
         for name in ("limit", "count", "batch_size"):
             if getattr(self, name) is not None:
@@ -139,7 +143,7 @@ class RunOptions:
         assert self.block is not None  # made so above
         return self.block
 
-    def record(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()

@@ -325,7 +325,7 @@ def _joined(frames: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
 def _record(options: RunOptions) -> dict[str, Any]:
     explainers = {key: explainer_from(key) for key in options.explainers}
     return {
-        "options": options.record(),
+        "options": options.plain(),
         "explainers": {key: {"name": one.name, "options": one.options} for key, one in explainers.items()},
         "made_with": provenance(options.device),
     }
