@@ -49,8 +49,8 @@ def test_help_names_every_explainer_and_stage(command):
     from apem_fast.relevance import STAGES
 
     output = " ".join(command("evaluate", "--help").output.replace("│", " ").split())
-    for name in (*EXPLAINERS, *STAGES):
-        assert name in output or name.replace("-", "- ") in output
+    for name in (*EXPLAINERS, *STAGES):  # lines break at hyphens
+        assert name in output.replace("- ", "-")
 
 
 @pytest.mark.parametrize(
