@@ -145,10 +145,10 @@ def test_a_vision_transformer_is_explained_by_the_gradient_methods():
         explain.Gradient(),
         explain.SmoothGrad(samples=3),
         explain.from_captum(IntegratedGradients, n_steps=3),
+        explain.LRP(),
     ]
     for method in methods:
         map_ = method(model, images)
         assert (map_ != 0).all(dim=1).any() and map_.isfinite().all(), method.name
-    for method, words in ((explain.GuidedBackprop(), "must have ReLUs"), (explain.LRP(), r"LayerNorm in .*ln_1")):
-        with pytest.raises(ValueError, match=words):
-            method(model, images)
+    with pytest.raises(ValueError, match="must have ReLUs"):
+        explain.GuidedBackprop()(model, images)

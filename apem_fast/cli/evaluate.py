@@ -75,7 +75,8 @@ def evaluate(
             "gradient,smooth-grad:samples=50. May be given several times; commas and colons within brackets or quotes "
             "belong to an option's value. Known: gradient, smooth-grad, lrp, grad-cam, guided-backprop, "
             "guided-grad-cam, integrated-gradients, input-x-gradient, occlusion, rise, attention-rollout, "
-            "attention-relevance, maps:folder=FOLDER, and the baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
+            "attention-relevance, maps:folder=FOLDER, and the baselines random, uniform, edge, "
+            "centered-gaussian; also Captum's, such as "
             "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.  [default: gradient, "
             "smooth-grad and the baselines]",
         ),
