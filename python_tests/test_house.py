@@ -1,4 +1,4 @@
-"""The rooms of the house, held against the code: a file imports only from rooms above its own, as README's "Inside" has
+"""The rooms of the house, held against the code: a file imports only from rooms above its own, as docs/inside.md has
 it; every function that searches rays takes the engine's options by name; what `make check` needs is pinned."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from apem_fast.options import EngineOptions
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apem_fast"
 
-# From the top down, as README's "Inside" has them: a room, or loose files, and those of the same line know each other.
+# From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
     ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
