@@ -89,7 +89,7 @@ def test_an_option_with_commas_and_colons_reaches_the_explainer():
         (("--explainers", "smooth-grad:samples=0"), "samples must be an integer of at least 1"),
         (("--stages", "colour"), "stages must be one of 3-channel"),
         (("--network", "resnet"), "unknown network 'resnet'"),
-        (("--search", "fast"), "search must be one of"),
+        (("--search", "quickly"), "search must be one of"),
         (("--max-epsilon", "0.1"), "max_epsilon must be finite and at least step=1"),
         (("--device", "tpu"), "--device must be cpu, cuda"),
         (("--limit", "0"), "limit must be"),

@@ -390,10 +390,11 @@ def test_batches_of_selectivity_do_not_wait() -> None:
 def test_single_images_run_beside_the_batches() -> None:
     """On a stream of high priority, and in memory that no batch's graph uses at the same time."""
     with PretendedGPU() as gpu:
-        c = classifier("cuda")
-        evaluator = af.Evaluator(c.model, c.images, batch_size=32, max_epsilon=40.0, record="float32")
+        images, relevance = (tensor.to("cuda") for tensor in made_on_cpu(images_and_maps, 20))
+        model = made_on_cpu(small_network).to("cuda")
+        evaluator = af.Evaluator(model, images, batch_size=8, max_epsilon=40.0, record="float32")
         del gpu.graphs[:]
-        evaluator.apem({"relevance": c.relevance})
+        evaluator.apem({"relevance": relevance})
         alone = [graph for graph in gpu.graphs if graph.priorities == {-1}]
         batches = [graph for graph in gpu.graphs if graph.priorities == {0}]
     assert alone and batches and len(alone) + len(batches) == len(gpu.graphs)

@@ -177,7 +177,7 @@ class OffInBatches(torch.nn.Module):
 
     def forward(self, x):
         logits = self.network(x)
-        return logits if len(x) == 1 else logits + self.by * logits.abs().max() * torch.tensor([1.0, -1.0] * 5)
+        return logits if len(x) == 1 else logits + self.by * logits.abs().max() * torch.linspace(-1, 1, 10)
 
 
 @pytest.mark.parametrize("by", [0.0, 1e-6, 1e-3])
@@ -185,7 +185,9 @@ def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
     model = OffInBatches(by).eval()
     images, relevance = images_and_maps(6)
     result = af.apem(model, images, relevance, batch_size=5, **GRID)
-    assert recorded[0].noise == pytest.approx(max(PlainPasses.noise, 8 * 2 * by), rel=0.75)
+    # Eight times the most that was seen, and two classes are between 2 / 9 and 2 of `by` apart.
+    least, most = (max(PlainPasses.noise, 8 * apart * by) for apart in (2 / 9, 2))
+    assert 0.9 * least <= recorded[0].noise <= 1.5 * most
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(result, name), getattr(plain, name)), name
