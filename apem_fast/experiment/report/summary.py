@@ -81,7 +81,6 @@ def interval(row: dict, name: str) -> str:
 COLUMNS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "name": ("explanation", lambda row: row["name"]),
     "median": ("median", lambda row: marked(row, "median")),
-    "interval": ("95 % interval", lambda row: interval(row, "median")),
     "mean": ("mean", lambda row: marked(row, "mean")),
     "epsilon_minus": ("epsilon-", lambda row: f"{row['epsilon_minus']:,.1f}"),
     "epsilon_plus": ("epsilon+", lambda row: f"{row['epsilon_plus']:,.1f}"),
