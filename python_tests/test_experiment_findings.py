@@ -50,7 +50,7 @@ def test_its_probability_is_the_coins(better, worse):
 
 @pytest.mark.parametrize("share", [0.6, 0.75])
 def test_so_many_images_do_tell_them_apart_four_times_in_five(share):
-    needed = round(SignTest(round(1000 * share), 1000 - round(1000 * share), 1000).images_needed)
+    needed = round(SignTest(round(1000 * share), 1000 - round(1000 * share), 1000).images_needed())
     won = np.arange(needed + 1)
     power = stats.binom.pmf(won, needed, share)[
         [SignTest(int(k), needed - int(k), needed).p_value <= 0.05 for k in won]
@@ -59,8 +59,8 @@ def test_so_many_images_do_tell_them_apart_four_times_in_five(share):
 
 
 def test_alike_methods_are_never_told_apart_and_undecided_images_cost_more():
-    assert SignTest(4, 4, 8).images_needed == math.inf
-    assert SignTest(8, 4, 24).images_needed == pytest.approx(2 * SignTest(8, 4, 12).images_needed)
+    assert SignTest(4, 4, 8).images_needed() == math.inf
+    assert SignTest(8, 4, 24).images_needed() == pytest.approx(2 * SignTest(8, 4, 12).images_needed())
 
 
 def test_holm_stops_at_the_first_that_chance_explains():
@@ -89,3 +89,9 @@ def test_sets_stand_apart_where_every_truth_is_known():
     assert list(image_sets(few)) == ["all"]
     unknown = rows.assign(correct=rows["correct"].astype("boolean").mask(rows["image"] == "0"))
     assert len(image_sets(unknown)["all"]) == 9
+
+
+def test_more_images_than_there_are_would_separate_what_they_do_not():
+    """Twelve of fourteen would do for one comparison, not for five at once."""
+    assert told_apart([SignTest(12, 2, 14)]) == [True] and not any(told_apart([SignTest(12, 2, 14)] * 5))
+    assert SignTest(12, 2, 14).images_needed() < 14 < SignTest(12, 2, 14).images_needed(5)

@@ -37,17 +37,23 @@ class SignTest:
         decided = self.better + self.worse
         return float(stats.binomtest(self.better, decided).pvalue) if decided else 1.0
 
-    @property
-    def images_needed(self) -> float:
-        """About how many images would tell the two apart (5 %, two-sided, power 80 %) if the shares stay as they are;
-        infinite where they are alike."""
+    def images_needed(self, comparisons: int = 1) -> float:
+        """About how many images would tell the two apart (two-sided, power 80 %) if the shares stay as they are;
+        infinite where they are alike.
+
+        Args:
+            comparisons: how many are made at once, which share the 5 %.
+        """
         decided = self.better + self.worse
         if self.better == self.worse:
             return math.inf
         share = max(self.better, self.worse) / decided
         # All one way leaves the share's own spread at 0: a pseudo-count of one half keeps the figure honest.
         share = min(share, (decided + 0.5) / (decided + 1))
-        chance, other = stats.norm.isf(LEVEL / 2) / 2, stats.norm.isf(1 - POWER) * math.sqrt(share * (1 - share))
+        chance, other = (
+            stats.norm.isf(LEVEL / comparisons / 2) / 2,
+            stats.norm.isf(1 - POWER) * math.sqrt(share * (1 - share)),
+        )
         return ((chance + other) / (share - 0.5)) ** 2 * self.images / decided
 
 
@@ -105,14 +111,16 @@ def leader_sentences(
         sentences.append(f"But {listed(higher)} scores higher than it on most images, in spite of the lower median.")
     alike = [(other, tests[other]) for other in others if not apart[other]]
     if alike:
-        sentences.append(f"These {images} do not separate {names[best]} from {listed(_apart(alike, names))}.")
+        sentences.append(
+            f"These {images} do not separate {names[best]} from {listed(_apart(alike, names, len(tests)))}."
+        )
     return sentences
 
 
-def _apart(alike: Iterable[tuple[str, SignTest]], names: dict[str, str]) -> list[str]:
+def _apart(alike: Iterable[tuple[str, SignTest]], names: dict[str, str], comparisons: int) -> list[str]:
     words = []
     for other, test in alike:
-        needed = test.images_needed
+        needed = max(test.images_needed(comparisons), test.images + 1)
         rough = "no number would" if needed > MANY else f"some {_roughly(needed):,} would"
         words.append(f"{names[other]} (higher on {test.better}, lower on {test.worse}; as it stands, {rough})")
     return words
