@@ -110,7 +110,7 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
         for i, (key, stage) in enumerate(zip(rows["explainer"], rows["stage"])):
             with torch.no_grad():
                 prediction = network.categories[int(network.model(seen[i : i + 1]).argmax())]
-            perturbed = _pixels_of(network, seen[i])
+            perturbed = network.pixels_of(seen[i])
             change = perturbed - pixels[0]
             gain = 0.5 / max(float(change.abs().quantile(0.99)), 1e-12)
             store.write_file(closeup_picture(store, key, stage, name, ray), png_of(perturbed))
@@ -130,9 +130,3 @@ def _pixels(store: RunStore, name: str) -> Tensor:
     """(3, H, W) float32 in [0, 1]: what the run evaluated, exactly, as its pixels had 8 bits to begin with."""
     with Image.open(store.photograph(name)) as picture:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
-
-
-def _pixels_of(network: Network, images: Tensor) -> Tensor:
-    """What `network.normalised` was given: pixels, but for rounding, and beyond [0, 1] where a perturbation led."""
-    mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (network.mean, network.std))
-    return images * std + mean
