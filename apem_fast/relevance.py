@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,9 @@ def relevance_map(
 
     The absolute values are clipped at the image's own percentile, multiplied by the image's pixels if there are any,
     summed over the channels or not, and rescaled so that each map's least value is 0 and its greatest 1. A map
-    without contrast comes out as 0 where it is 0 throughout, else as one half.
+    without contrast comes out as 0 where it is 0 throughout, else as one half. Where fewer values than the percentile
+    leaves unclipped are not 0 (1 in 100 by default), the percentile is 0 and the clip empties the map: a warning says
+    so, and `percentile=None` keeps such a sparse map.
 
     Args:
         attribution: (N, C, H, W), (N, 1, H, W) or (N, H, W), signed, any scale, any floating dtype.
@@ -57,11 +60,43 @@ def relevance_map(
     _look_at_values(attribution, images, percentile)
     images = None if images is None else images.to(attribution.dtype)
     try:
-        return ops.relevance_map(attribution, images, percentile, channels)
+        relevance = ops.relevance_map(attribution, images, percentile, channels)
     except RuntimeError as error:
         if str(error).startswith("relevance_map: "):
             raise ValueError(str(error).splitlines()[0]) from None
         raise
+    emptied = emptied_by_clip(attribution, relevance, percentile).nonzero()
+    if len(emptied):
+        index = int(emptied[0])
+        warnings.warn(
+            f"relevance_map: percentile={percentile:g} clips the attribution at index {index} to 0 throughout, since "
+            f"only {_share_of_nonzero(attribution[index]):.2g} of its values are not 0; percentile=None does not clip "
+            f"it (maps emptied: {len(emptied)} of {len(relevance)})",
+            UserWarning,
+            stacklevel=2,
+        )
+    return relevance
+
+
+def emptied_by_clip(attribution: Tensor, relevance: Tensor, percentile: float | None) -> Tensor:
+    """Which relevance maps are 0 throughout because the attribution's percentile is 0, though not all of it: (N,) bool.
+
+    Args:
+        attribution: (N, C, H, W).
+        relevance: what `relevance_map` made of it, (N, 1 or C, H, W).
+        percentile: the one it was made with.
+    """
+    emptied = torch.zeros(len(relevance), dtype=torch.bool)
+    if percentile is None or not relevance.numel():
+        return emptied
+    for index in (relevance.detach().flatten(1) == 0).all(dim=1).nonzero().flatten().tolist():
+        values = np.abs(attribution[index].detach().double().cpu().numpy())
+        emptied[index] = bool(values.any()) and float(np.percentile(values, percentile)) == 0
+    return emptied
+
+
+def _share_of_nonzero(values: Tensor) -> float:
+    return float(values.count_nonzero()) / values.numel()
 
 
 def _in_a_graph(

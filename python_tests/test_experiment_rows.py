@@ -120,8 +120,11 @@ def test_a_run_with_nothing_to_measure(name, tmp_path):
 def test_flags_of_maps():
     maps = torch.zeros(5, 2, 3, 3)
     maps[1], maps[2], maps[3, 0], maps[4, 1, 2, 2] = 1, 0.5, 1, 1e-30
-    flags = flags_of(maps)
+    sparse = torch.zeros_like(maps)
+    flags = flags_of(maps, sparse, 99.0)
     assert flags == ["the map is 0 throughout", "the map is 1 throughout", "", "", ""]
+    sparse[0, 0, 0, 0] = 1
+    assert flags_of(maps, sparse, 90.0) == ["the clip at percentile 90 leaves 0 throughout", *flags[1:]]
     stood_in = with_stand_ins({"some": maps, "all": maps[:1].expand(5, 2, 3, 3)}, {"some": flags, "all": flags[:1] * 5})
     assert list(stood_in) == ["some"] and torch.equal(stood_in["some"][3:], maps[3:])
     assert (stood_in["some"][:3] == 0.5).all() and (maps[0] == 0).all()

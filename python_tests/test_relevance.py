@@ -52,6 +52,19 @@ def test_a_map_without_contrast():
     assert (relevance.relevance_map(torch.zeros(1, 3, 4, 4)) == 0).all()
 
 
+@pytest.mark.parametrize("images", [None, torch.full((3, 3, 8, 6), 0.5)], ids=["map", "times image"])
+def test_a_sparse_map_is_not_clipped_away_without_a_word(images: torch.Tensor | None) -> None:
+    sparse = torch.zeros(3, 3, 8, 6)
+    sparse[0] = torch.rand(3, 8, 6)
+    sparse[1, 0, 2, 3] = -4.0  # 1 of 144 values; the third map is 0 before the clip, and no warning is about it
+    with pytest.warns(UserWarning, match=r"percentile=99 .* index 1 .* 0\.0069 .*percentile=None.*emptied: 1 of 3\)"):
+        clipped = relevance.relevance_map(sparse, images)
+    assert not clipped[1].any()
+    whole = relevance.relevance_map(sparse, images, percentile=None)
+    assert whole[1].sum() == 1
+    assert whole[1, 0, 2, 3] == 1
+
+
 def test_irrelevance(attribution):
     map_ = relevance.relevance_map(attribution)
     assert torch.equal(relevance.irrelevance(map_), 1 - map_)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from apem_fast.explain.adapted import Adapted
 from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
-from apem_fast.relevance import STAGES
+from apem_fast.relevance import STAGES, emptied_by_clip
 from apem_fast.running.batching import is_out_of_memory
 
 EXPECTED_PASSES_PER_RAY = 6.0
@@ -248,8 +249,16 @@ class Block:
     def maps(self, explainer: Explainer, explained: ImageProgress) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
         attribution, failed = self.attribution(explainer, explained)
-        maps = {name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages}
-        flags = {name: [why or flag for why, flag in zip(failed, flags_of(map_))] for name, map_ in maps.items()}
+        with warnings.catch_warnings():  # the flags below say of each map what the warning says of the first
+            warnings.filterwarnings("ignore", message="relevance_map: percentile", category=UserWarning)
+            maps = {
+                name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages
+            }
+        percentile = self.options.percentile
+        flags = {
+            name: [why or flag for why, flag in zip(failed, flags_of(map_, attribution, percentile))]
+            for name, map_ in maps.items()
+        }
         return maps, flags
 
     def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[str]]:
@@ -383,11 +392,19 @@ class Block:
                 row[name] = NAN if row["flag"] else float(values[row["stage"]][i % len(self.photographs)])
 
 
-def flags_of(relevance: Tensor) -> list[str]:
+def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -> list[str]:
     """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
     low, high = relevance.amin(dim=(1, 2, 3)), relevance.amax(dim=(1, 2, 3))
+    emptied = emptied_by_clip(attribution, relevance, percentile).tolist()
     words = {0.0: "the map is 0 throughout", 1.0: "the map is 1 throughout"}
-    return [words.get(least, "") if least == most else "" for least, most in zip(low.tolist(), high.tolist())]
+    return [
+        f"the clip at percentile {percentile:g} leaves 0 throughout"
+        if empty
+        else words.get(least, "")
+        if least == most
+        else ""
+        for least, most, empty in zip(low.tolist(), high.tolist(), emptied)
+    ]
 
 
 def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
