@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--single", type=float, default=1 / 200, help="share of probes run again alone (default: .005)")
     options = parser.parse_args()
     ways = [(1, options.single, True), (2, 0.0, False), (2, options.single, False), (2, options.single, True)]
+    ways.append((3, options.single, True))
     rows = [one(options.rays, options.batch, rate, *way) for rate in options.rates for way in ways]
     write_json("host", rows)
     print_table(f"{options.rays} rays in batches of {options.batch}", rows)

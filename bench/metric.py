@@ -1,12 +1,13 @@
-"""`apem()` on EfficientNet-Lite0 and real photographs against the loops people write, every epsilon equal.
+"""`apem()` on EfficientNet-Lite0 and real photographs against the loops people write, and the epsilons of both.
 
     python -m bench.metric [--photographs cat officer ...] [--rounds 3]
 
 Compared, each a whole run from images and maps to epsilons, the gradients for the sign included:
 - literal: the loop a reader of P1 would write, one image and one epsilon at a time;
 - scan: a good batched linear scan, plain torch: channels-last, an active set of rays, full batches of the best size;
-- exhaustive, isolate: `apem()` with either search; bfloat16: isolate with verified low precision; compiled: isolate
-  with `compile=True`, of the second run, once everything is compiled (`--compile`);
+- isolate: `apem()` as it is by default; exhaustive: with every grid point; float32: isolate with `record="float32"`,
+  which decides as the loops do; bfloat16: that with verified low precision; compiled: that with `compile=True`
+  (`--compile`);
 - bare: the forward passes that isolate ran, as bare model calls at the best batch and memory format of a sweep, and a
   forward and backward pass an image.
 """
@@ -17,6 +18,7 @@ import argparse
 import copy
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -142,6 +144,11 @@ def best_of_sweep(work: Workload) -> tuple[int, torch.memory_format]:
     return min(seconds, key=seconds.__getitem__)
 
 
+def differing(some: Epsilons, others: Epsilons) -> int:
+    """How many rays have another epsilon."""
+    return int((np.array(some) != np.array(others)).sum())
+
+
 def timed(function, *arguments):
     begin = time.perf_counter()
     value = function(*arguments)
@@ -157,21 +164,22 @@ def main() -> None:
 
     work = workload(arguments.photographs)
     size, memory_format = best_of_sweep(work)
-    runs: dict[str, list[float]] = {"isolate": [], "bfloat16": [], "bare": []}
+    ways: dict[str, dict[str, object]] = {
+        "isolate": {},
+        "float32": {"record": "float32"},
+        "bfloat16": {"record": "float32", "precision": "bfloat16"},
+    }
     if arguments.compile:
-        runs["compiled"] = []
-        engine(work, "isolate", compile=True)
-    answers = {}
+        ways["compiled"] = {"record": "float32", "compile": True}
+    runs: dict[str, list[float]] = {name: [] for name in (*ways, "bare")}
+    results = {name: engine(work, "isolate", **options) for name, options in ways.items()}
+    result = results["isolate"]
     for _ in range(arguments.rounds):
-        result, seconds = timed(engine, work, "isolate")
-        runs["isolate"].append(seconds)
+        for name, options in ways.items():
+            results[name], seconds = timed(partial(engine, **options), work, "isolate")
+            runs[name].append(seconds)
         runs["bare"].append(bare(work, int(result.probes.sum()), size, memory_format))
-        for name, options in (("bfloat16", {"precision": "bfloat16"}), ("compiled", {"compile": True})):
-            if name in runs:
-                begin = time.perf_counter()
-                answers[name] = epsilons(engine(work, "isolate", **options))
-                runs[name].append(time.perf_counter() - begin)
-    answers["isolate"] = epsilons(result)
+    answers = {name: epsilons(result) for name, result in results.items()}
     for name, function, extra in (
         ("exhaustive", lambda w: epsilons(engine(w, "exhaustive")), ()),
         ("scan", scan, (size, memory_format)),
@@ -179,27 +187,29 @@ def main() -> None:
     ):
         answers[name], seconds = timed(function, work, *extra)
         runs[name] = [seconds]
-    equal = all(answer == answers["literal"] for answer in answers.values())
+    loops = answers["literal"]
     rays = 2 * len(work.images)
     isolate = median(runs["isolate"])
     figures = {
         "photographs": len(work.images),
         "rays": rays,
         "censored": int((~result.flipped_minus).sum() + (~result.flipped_plus).sum()),
-        "every epsilon equal": equal,
-        "epsilons": {
-            name: answer for name, answer in answers.items() if name == "literal" or answer != answers["literal"]
-        },
+        "float32 unlike the loop": differing(answers["float32"], loops),
+        "isolate unlike the loop": differing(answers["isolate"], loops),
+        "isolate unlike exhaustive": differing(answers["isolate"], answers["exhaustive"]),
+        "epsilons": {name: answer for name, answer in answers.items() if name == "literal" or answer != loops},
         "probes per ray": float(result.probes.sum()) / rays,
         "scan's probes per ray": float(np.mean(answers["literal"])),
         "best batch": size,
         "best format": str(memory_format).removeprefix("torch."),
         "literal / isolate": runs["literal"][0] / isolate,
+        "literal / float32": runs["literal"][0] / median(runs["float32"]),
         "scan / isolate": runs["scan"][0] / isolate,
         "exhaustive / isolate": runs["exhaustive"][0] / isolate,
         "literal / bfloat16": runs["literal"][0] / median(runs["bfloat16"]),
         "literal / compiled": runs["literal"][0] / median(runs["compiled"]) if arguments.compile else None,
         "isolate / bare": median([a / b for a, b in zip(runs["isolate"], runs["bare"])]),
+        "float32 / bare": median([a / b for a, b in zip(runs["float32"], runs["bare"])]),
         "seconds": {name: median(values) for name, values in runs.items()},
     }
     print_table("apem() on EfficientNet-Lite0", [figures | {"epsilons": None, "seconds": None}])
