@@ -37,7 +37,7 @@ class RayView:
         model, images, bounds: as for `apem`.
         relevance: (M, 1, H, W) or (M, C, H, W) in [0, 1]; none all 0 or all 1.
         image_of_map: (M,), the row of `images` that each map is of; None: map i is of image i, and M = N.
-        batch_size: the most perturbed images in one forward pass; None finds out what is fastest.
+        batch_size: the most perturbed images in one batch; None finds out what is fastest.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.

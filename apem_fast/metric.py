@@ -28,9 +28,9 @@ from apem_fast.probing.trial import Trial
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
-from apem_fast.running.passes import passes_for
 from apem_fast.running.record import record_for, run_of_record
 from apem_fast.running.repeated import require_repeatable
+from apem_fast.running.runners import runner_for
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class Evaluator:
         validation.precision(self.options.precision, images)
         self._model = model
         compile = self.options.compile
-        self._passes = passes_for(FirstLayerExact(model), images.device, compile)
-        self._record = record_for(self.options.record, model, images, self._passes)
+        self._runner = runner_for(FirstLayerExact(model), images.device, compile)
+        self._record = record_for(self.options.record, model, images, self._runner)
         self._tuner, self._screen_tuner = (
             tuner_for(images, self.options.batch_size, compile, low_precision) for low_precision in (False, True)
         )
@@ -144,7 +144,7 @@ class Evaluator:
         targets = validation.target(target, labels, self._images)
         with undisturbed(self._model, self._images):
             self._clean: Clean
-            self._clean, self._record = run_of_record(self._record, self._model, self._images, self._passes, targets)
+            self._clean, self._record = run_of_record(self._record, self._model, self._images, self._runner, targets)
         check_scale(self._model, self._clean.logits, stacklevel=4)
         validation.labels(labels, self._clean.labels)
 
@@ -201,10 +201,10 @@ class Evaluator:
         validation.model(self._model)  # its mode may have changed since
         precision = precision or self.options.precision
         if precision == "float32":
-            prober = Prober(self._model, rays, self._tuner, self._passes, self._record)
+            prober = Prober(self._model, rays, self._tuner, self._runner, self._record)
         else:
             screen = precision, self._screen_tuner, self._trial
-            prober = ScreeningProber(self._model, rays, self._tuner, self._passes, self._record, *screen)
+            prober = ScreeningProber(self._model, rays, self._tuner, self._runner, self._record, *screen)
         with undisturbed(self._model, self._images), prober:
             self._record.refresh()
             yield prober
@@ -212,7 +212,7 @@ class Evaluator:
     def apem(
         self, relevance: Mapping[str, Tensor], progress: Progress | None = None, *, on_bad_map: str = "raise"
     ) -> dict[str, ApemResult]:
-        """The metric of several sets of maps of these images at once, packed into the same forward passes.
+        """The metric of several sets of maps of these images at once, packed into the same batches.
 
         Args:
             relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.

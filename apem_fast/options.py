@@ -43,10 +43,10 @@ class Options:
         search: "isolate" (the first flip from few probes; "fast" and "careful" take fewer and more, see
             `apem_fast.search.Isolate`), "exhaustive" (the papers' definition: every grid point from the first until the
             label changes), or a policy from `apem_fast.search`.
-        batch_size: how many perturbed images enter one forward pass; None finds out which is fastest.
+        batch_size: how many perturbed images a batch has; None finds out which is fastest.
         precision: "float32", every probe in the images' own type with TensorFloat-32 off; or "bfloat16", "float16" or
             "tf32" (CUDA), which screen probes in that precision and confirm in float32 whatever sets an epsilon.
-            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares more float32 passes. On
+            float16 is as fast as bfloat16 on most devices, is closer to float32, and so spares float32 more probes. On
             a CPU the precision is tried once float32 has answered some hundred probes, and left where it is not faster.
         compile: run perturbed images through `torch.compile` of the model; images whose margin is close to 0 are still
             decided by the model itself.

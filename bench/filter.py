@@ -24,20 +24,20 @@ CHOSEN = ["cat", "rocket", "motorcycle", "palace", "flower"]
 
 
 def literal_filter(work: Workload, ends: list[float]) -> tuple[Tensor, int]:
-    """P2 Algorithm 2 word for word on the first image, `ends` the thresholds of its levels; and its forward passes."""
+    """P2 Algorithm 2 word for word on the first image, `ends` the thresholds of its levels; and its probes."""
     image, relevance = work.images[0], work.relevance[0]
     label, sign = sign_gradient(work.model, image)
-    passes = 0
+    probes = 0
 
     def score(values: Tensor) -> int:
-        nonlocal passes
+        nonlocal probes
         flips = []
         for applied in (values, 1 - values):
             direction = applied.expand_as(image)
             direction = direction / direction.sum(dtype=torch.float64).float() * sign
             epsilon = 0
             while epsilon < MAX_EPSILON:
-                epsilon, passes = epsilon + 1, passes + 1
+                epsilon, probes = epsilon + 1, probes + 1
                 if int(work.model((image + epsilon * direction)[None]).argmax()) != label:
                     break
             flips.append(epsilon)
@@ -51,7 +51,7 @@ def literal_filter(work: Workload, ends: list[float]) -> tuple[Tensor, int]:
             if new_score < best_score:
                 break
             best, best_score = zeroed, new_score
-    return best, passes
+    return best, probes
 
 
 def group_ends(relevance: Tensor, levels: int) -> list[float]:
@@ -115,7 +115,7 @@ def main() -> None:
             lambda: af.filter_relevance(work.model, work.images, work.relevance, levels=options.levels)
         )
         print(f"levels={options.levels}: {int(fast.probes)} probes, {seconds:.1f} s; now the literal loop", flush=True)
-        (kept, passes), literal_seconds = timed(
+        (kept, probes), literal_seconds = timed(
             lambda: literal_filter(work, group_ends(work.relevance, options.levels))
         )
         if not torch.equal(kept, fast.relevance[0]):
@@ -126,7 +126,7 @@ def main() -> None:
             "levels_removed": int(fast.levels_removed),
             "probes": int(fast.probes),
             "seconds": seconds,
-            "literal_passes": passes,
+            "literal_probes": probes,
             "literal_seconds": literal_seconds,
             "speedup": literal_seconds / seconds,
         }

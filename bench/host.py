@@ -1,12 +1,12 @@
-"""How busy the engine keeps a device of a given speed: real host work around passes that only take their time.
+"""How busy the engine keeps a device of a given speed: real host work around batches that only take their time.
 
     python -m bench.host [--rays 9216] [--batch 256] [--rates 1500 10000 30000] [--single .005]
 
-A stand-in for a GPU works off passes one after the other, each as long as so many images a second would take, and says
+A stand-in for a GPU works off batches one after the other, each as long as so many images a second would take, and says
 at the end of each what scripted margins are. A share of the probes is run again, each input alone, behind all that the
 device has still to do or beside it. Everything else, searches, lanes, bookkeeping, is the engine's own. "Busy" is the
-share of the time that the stand-in had a pass to work on; what is missing is the host's thinking, and "full" the share
-of the passes' places that held a probe that was asked for. What a real host adds for starting kernels is not in it.
+share of the time that the stand-in had a batch to work on; what is missing is the host's thinking, and "full" the share
+of the batches' places that held a probe that was asked for. What a real host adds for starting kernels is not in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAST_STEP = 4096
 
 
 class Device:
-    """Passes of `size` images take size / rate seconds; those of a quarter and a sixteenth as much less."""
+    """Batches of `size` images take size / rate seconds; those of a quarter and a sixteenth as much less."""
 
     def __init__(self, size: int, rate: float):
         self.size, self.rate = size, rate
@@ -37,7 +37,7 @@ class Device:
         self.places = 0
 
     def start(self, probes: int) -> float:
-        """When the passes of so many probes will be done."""
+        """When the batches of so many probes will be done."""
         places = probes - probes % self.size
         rest = probes % self.size
         places += (

@@ -8,7 +8,7 @@ Compared, each a whole run from images and maps to epsilons, the gradients for t
 - isolate: `apem()` as it is by default; exhaustive: with every grid point; float32: isolate with `record="float32"`,
   which decides as the loops do; bfloat16: that with verified low precision; compiled: that with `compile=True`
   (`--compile`);
-- bare: the forward passes that isolate ran, as bare model calls at the best batch and memory format of a sweep, and a
+- bare: the probes that isolate ran, as bare model calls at the best batch and memory format of a sweep, and a
   forward and backward pass an image.
 """
 
@@ -121,7 +121,7 @@ def epsilons(result: af.ApemResult) -> Epsilons:
 
 
 def bare(work: Workload, inputs: int, size: int, memory_format: torch.memory_format) -> float:
-    """Seconds of `inputs` model inputs as bare forward passes, and of one forward and backward pass an image."""
+    """Seconds of `inputs` model inputs as bare batches, and of one forward and backward pass an image."""
     batch = work.images[:1].expand(size, -1, -1, -1).contiguous(memory_format=memory_format)
     model = copy.deepcopy(work.model).to(memory_format=memory_format)
     with torch.no_grad():

@@ -109,7 +109,7 @@ def frugal_loop(ranker: SiameseRanker, a: Tensor, b: Tensor, steps: int) -> Tens
     return a_m
 
 
-def bare_passes(ranker: SiameseRanker, first: Tensor, second: Tensor, steps: int) -> None:
+def bare_network(ranker: SiameseRanker, first: Tensor, second: Tensor, steps: int) -> None:
     """The forward and backward passes that any such attack needs, on all pairs at once, and nothing else."""
     with torch.no_grad():
         other = ranker.embed(second)
@@ -154,9 +154,9 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
             perturbed.copy_(result.perturbed)
 
         ours(2)
-        bare_passes(ranker, first, second, 2)
+        bare_network(ranker, first, second, 2)
         timings = interleaved(
-            {"attack": partial(ours, steps), "passes": partial(bare_passes, ranker, first, second, steps)},
+            {"attack": partial(ours, steps), "network": partial(bare_network, ranker, first, second, steps)},
             seconds=0.0,
             rounds=(rounds, rounds),
             warm_ups=0,
@@ -168,7 +168,7 @@ def attacks(steps: int, rounds: int, loop_seconds: float) -> Iterator[dict[str, 
             yield {
                 "network": name,
                 "seconds": timings.median("attack"),
-                "over bare passes": 1 / timings.speedup("attack", "passes"),
+                "over the bare network": 1 / timings.speedup("attack", "network"),
                 "loop": loop.__name__.removesuffix("_loop"),
                 "pairs": len(looped),
                 "x loop": took / timings.median("attack"),

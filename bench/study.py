@@ -49,7 +49,7 @@ class Stopwatch:
 
 
 @contextmanager
-def passes_timed() -> Iterator[Stopwatch]:
+def network_timed() -> Iterator[Stopwatch]:
     """Times every forward of the network that a run loads, and every backward."""
     watch = Stopwatch()
 
@@ -88,7 +88,7 @@ def passes_timed() -> Iterator[Stopwatch]:
 
 def study(photographs: int, record: str) -> dict[str, float | str]:
     options = RunOptions(explainers=METHODS, limit=photographs, record=record)
-    with tempfile.TemporaryDirectory() as folder, passes_timed() as watch:
+    with tempfile.TemporaryDirectory() as folder, network_timed() as watch:
         begin = time.perf_counter()
         store = evaluate(options, Path(folder) / "run")
         seconds = time.perf_counter() - begin
@@ -100,8 +100,8 @@ def study(photographs: int, record: str) -> dict[str, float | str]:
         "flagged": int((results["flag"] != "").sum()),
         "probes per ray": float(results["probes"].sum() / (2 * (results["flag"] == "").sum())),
         "seconds": seconds,
-        "of these in passes": watch.seconds,
-        "study / its passes": seconds / watch.seconds,
+        "of these in the network": watch.seconds,
+        "study / the network": seconds / watch.seconds,
     }
 
 

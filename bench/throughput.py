@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import apem_fast as af
-from apem_fast.running import passes as running_passes
+from apem_fast.running import runners
 from apem_fast.running.low_precision import low_precision
 from apem_fast.running.undisturbed import undisturbed
 from bench.networks import PHOTOGRAPHED, Workload, workload
@@ -94,12 +94,12 @@ def naive_rate(model: nn.Module, image: Tensor, device: str) -> float:
 class Counted:
     """The engine's way of running a model, with a count of the inputs that go through it."""
 
-    def __init__(self, passes: Any):
-        self._passes = passes
+    def __init__(self, runner: Any):
+        self._runner = runner
         self.exact = self.screened = self.single = self.filled = 0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._passes, name)
+        return getattr(self._runner, name)
 
     def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
         if exact:
@@ -107,18 +107,18 @@ class Counted:
         else:
             self.screened += len(inputs)
         self.filled += size
-        return self._passes(inputs, size, exact)
+        return self._runner(inputs, size, exact)
 
     def alone(self, image: Tensor) -> Tensor:
         self.single += 1
-        return self._passes.alone(image)
+        return self._runner.alone(image)
 
 
 @contextmanager
 def captures_timed() -> Iterator[list[float]]:
     """The seconds of each capture of a batch's graph."""
     seconds: list[float] = []
-    real = running_passes.captured
+    real = runners.captured
 
     def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -127,7 +127,7 @@ def captures_timed() -> Iterator[list[float]]:
         finally:
             seconds.append(time.perf_counter() - begin)
 
-    with mock.patch.object(running_passes, "captured", timed):
+    with mock.patch.object(runners, "captured", timed):
         yield seconds
 
 
@@ -142,7 +142,7 @@ def one_run(
     with captures_timed() as captures:
         evaluator.apem(work.maps)  # batches are found, graphs captured
     clean = seconds_of(lambda: evaluator.on(work.images), device, rounds=3) / count
-    evaluator._passes = counted = Counted(evaluator._passes)
+    evaluator._runner = counted = Counted(evaluator._runner)
     begin = time.perf_counter()
     results = evaluator.apem(work.maps).values()
     seconds = time.perf_counter() - begin

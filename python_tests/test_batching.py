@@ -53,7 +53,7 @@ def test_trials_are_a_small_share_of_the_work():
 
 
 @pytest.mark.parametrize("images_a_second", [2_000, 10_000, 30_000])
-def test_what_a_first_pass_prepares_does_not_end_the_search(images_a_second):
+def test_what_a_first_batch_prepares_does_not_end_the_search(images_a_second):
     """Each takes .15 s, the time of many trials."""
     tuner, seen, rates = BatchTuner((FIRST, LAST), "cuda"), set(), landscape(512, {LAST: 2, FIRST: 1})
 
@@ -66,7 +66,7 @@ def test_what_a_first_pass_prepares_does_not_end_the_search(images_a_second):
     assert tuner.best == BatchPlan(512, FIRST)
 
 
-def test_passes_are_prepared_for_what_has_won():
+def test_batches_are_prepared_for_what_has_won():
     tuner, prepared = BatchTuner((FIRST, LAST), "cuda"), set()
 
     def seconds(plan):
@@ -91,7 +91,7 @@ def test_a_size_that_was_asked_for_stays():
     assert set(run(tuner, landscape(64, {LAST: 3, FIRST: 1}), 1000)) == {BatchPlan(3, LAST)}
 
 
-def test_no_pass_is_larger_than_what_waits():
+def test_no_batch_is_larger_than_what_waits():
     tuner = BatchTuner((LAST,), "cpu")
     taken = run(tuner, landscape(64, {LAST: 1}), 5000, waiting=8)
     assert max(plan.size for plan in taken) == 8
@@ -109,7 +109,7 @@ def test_what_did_not_fit_bounds_the_size_for_good():
     assert tuner.best.size == 1
 
 
-def test_partial_passes_and_first_passes_tell_nothing():
+def test_partial_batches_and_first_batches_tell_nothing():
     tuner = BatchTuner((LAST,), "cpu")
     tuner.ran(tuner.best, tuner.best.size, 99.0)  # pays for what later ones reuse
     tuner.ran(tuner.best, 3, 99.0)

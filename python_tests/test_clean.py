@@ -1,5 +1,5 @@
 """Gradients of single images as captured graphs, by a stand-in for the capture: the lanes, the comparison, the way
-back. And evaluators that share what was found out. What the passes answer is tested with the metric."""
+back. And evaluators that share what was found out. What probes answer is tested with the metric."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_same(one: clean.Clean, other: clean.Clean) -> None:
 
 
 @pytest.mark.parametrize("count, lanes", [(7, 0), (8, 1), (19, 2), (40, 4)])
-def test_lanes_give_the_bits_of_the_plain_passes(stand_in, count, lanes):
+def test_lanes_give_the_bits_of_the_plain_model(stand_in, count, lanes):
     model = small_network()
     images, _ = images_and_maps(count)
     graphed = GraphedGradients(model)
@@ -143,7 +143,7 @@ def test_other_images_by_the_same_evaluator():
         result.epsilon_plus, alone.epsilon_plus
     )
     assert torch.equal(other.logits.argmax(1), other.labels) and len(first.labels) == 2
-    assert other._tuner is first._tuner and other._passes is first._passes
+    assert other._tuner is first._tuner and other._runner is first._runner
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_kernels_run_on_the_current_stream(name: str) -> None:
 
 
 def test_probes_and_margins_in_a_graph() -> None:
-    """One forward pass of the probe engine, captured once and replayed on other probes."""
+    """One batch of the probe engine, captured once and replayed on other probes."""
     x = inputs("cuda")
     torch.manual_seed(0)
     model = torch.nn.Sequential(

@@ -18,7 +18,7 @@ from test_metric import assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.running.clean import GraphedGradients, run_clean
-from apem_fast.running.passes import KEPT, GraphedPasses
+from apem_fast.running.runners import KEPT, GraphedRunner
 from apem_fast.running.undisturbed import undisturbed
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -85,18 +85,18 @@ def test_compiled_models_change_nothing() -> None:
     assert_equal(af.apem(model, images, relevance, compile=True, **GRID), af.apem(model, images, relevance, **GRID))
 
 
-def test_passes_are_captured_and_stay_so() -> None:
+def test_batches_are_captured_and_stay_so() -> None:
     model, images, relevance = on_gpu(24)
     evaluator = af.Evaluator(model, images, batch_size=16, **GRID)
     first = evaluator.apem({"maps": relevance})["maps"]
-    passes = evaluator._passes
-    assert isinstance(passes, GraphedPasses) and passes._ready and passes._seen
-    assert evaluator._record._passes._alone
-    graphs = dict(passes._ready)
+    runner = evaluator._runner
+    assert isinstance(runner, GraphedRunner) and runner._ready and runner._seen
+    assert evaluator._record._runner._alone
+    graphs = dict(runner._ready)
     assert_equal(evaluator.apem({"maps": relevance})["maps"], first)
     other = evaluator.on(images.flip(0)).apem({"maps": relevance.flip(0)})["maps"]
     assert torch.equal(other.epsilon_minus.flip(0), first.epsilon_minus)
-    assert passes._ready == graphs
+    assert runner._ready == graphs
     # Weights written in place are found where they were; weights that moved are captured anew.
     with torch.no_grad():
         model[9].weight.mul_(0.5)
@@ -155,9 +155,9 @@ def test_graphs_of_a_model_that_has_changed_are_captured_anew(change: str) -> No
     model = Scaled().eval()
     evaluator = af.Evaluator(model, images, batch_size=8, **GRID)
     before = evaluator.apem({"maps": relevance})["maps"]
-    graphs = list(evaluator._passes._ready.values())
+    graphs = list(evaluator._runner._ready.values())
     evaluator.on(images).apem({"maps": relevance})
-    assert graphs and list(evaluator._passes._ready.values()) == graphs
+    assert graphs and list(evaluator._runner._ready.values()) == graphs
     CHANGES[change](model)
     expected = af.apem(model, images, relevance, batch_size=8, **GRID)
     assert not torch.equal(expected.epsilon_minus, before.epsilon_minus), "the change should be one that matters"
@@ -166,14 +166,14 @@ def test_graphs_of_a_model_that_has_changed_are_captured_anew(change: str) -> No
 
 def test_the_graph_used_longest_ago_is_dropped() -> None:
     model, images, _ = on_gpu(1)
-    passes = GraphedPasses(model)
+    runner = GraphedRunner(model)
     with undisturbed(model, images), torch.no_grad():
-        passes.begin()
+        runner.begin()
         used = [*range(1, KEPT + 1), 1, KEPT + 1]
         for size in used:
-            passes(images.expand(size, -1, -1, -1).contiguous(), size, True)
-        passes.end()
-    kept = [shape for shape, *_ in passes._ready]
+            runner(images.expand(size, -1, -1, -1).contiguous(), size, True)
+        runner.end()
+    kept = [shape for shape, *_ in runner._ready]
     assert kept == [*range(3, KEPT + 1), 1, KEPT + 1]
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_cannot_be_captured_leaves_the_process_as_it_was(wait: str)
     torch.randn(3, device="cuda"), torch.rand_like(images)
     evaluator = af.Evaluator(model, images, batch_size=8, **GRID)  # another capture, and nothing is given up
     assert_equal(evaluator.apem({"maps": relevance})["maps"], expected)
-    assert evaluator._passes._ready
+    assert evaluator._runner._ready
 
 
 def test_gradients_side_by_side_are_those_of_the_plain_model() -> None:

@@ -335,7 +335,7 @@ def test_a_graph_that_misses_kernels_is_found_out() -> None:
 CUDA_ENGINE: dict[str, Callable[[], None]] = {
     "batches": lambda: test_cuda_engine.test_batches_change_nothing(5, torch.channels_last),
     "precision": lambda: test_cuda_engine.test_low_precision_changes_nothing("tf32"),
-    "captures": lambda: test_cuda_engine.test_passes_are_captured_and_stay_so(),
+    "captures": lambda: test_cuda_engine.test_batches_are_captured_and_stay_so(),
     **{
         f"a wait {wait}": lambda wait=wait: (
             test_cuda_engine.test_a_model_that_cannot_be_captured_leaves_the_process_as_it_was(wait)

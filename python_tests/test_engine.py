@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from networks import epsilons_of, images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast.probing.engine import PASSES_A_ROUND, find_flips
+from apem_fast.probing.engine import BATCHES_A_ROUND, find_flips
 from apem_fast.probing.prober import Answers, Prober
 from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import in_turns, result_of
@@ -87,14 +87,14 @@ def test_every_ray_gets_its_own_flip(flip, size, lanes, policy, refuted):
     assert not prober.refuted and (flips.probes > 0).all()
 
 
-def test_passes_are_full_while_rays_wait():
+def test_batches_are_full_while_rays_wait():
     flip = np.random.default_rng(0).integers(1, LAST, 4000)
     for lanes in (1, 2):
         prober = Scripted(flip, 16, lanes)
         flips_of(prober, Isolate())
         full = [asked % 16 == 0 for asked in prober.asked]
         assert all(full[: len(full) * 9 // 10])
-        assert max(prober.asked) == PASSES_A_ROUND // lanes * 16
+        assert max(prober.asked) == BATCHES_A_ROUND // lanes * 16
 
 
 def test_the_device_has_work_while_an_answer_is_read():
@@ -104,7 +104,7 @@ def test_the_device_has_work_while_an_answer_is_read():
     for kind, _ in prober.log:
         under_way += 1 if kind == "start" else -1
         idle += under_way == 0
-    alone = sum(asked <= 16 for asked in prober.asked)  # once what is left fits one pass, one lane has it all
+    alone = sum(asked <= 16 for asked in prober.asked)  # once what is left fits one batch, one lane has it all
     assert idle <= alone < 0.1 * len(prober.asked)
 
 

@@ -114,7 +114,7 @@ def test_other_images_do_not_matter(method, model, images):
     together = method(model, images)
     alone = torch.cat([method(model, image[None]) for image in images])
     backwards = method(model, images.flip(0)).flip(0)
-    if method.needs_model and method.images_at_once(images.device) > 1:  # one batched pass: equal up to rounding
+    if method.needs_model and method.images_at_once(images.device) > 1:  # one batch: equal up to rounding
         torch.testing.assert_close(together, alone)
         torch.testing.assert_close(together, backwards)
     else:

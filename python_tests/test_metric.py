@@ -15,8 +15,8 @@ import apem_fast as af
 from apem_fast.probing import prober as prober_module
 from apem_fast.probing import rays
 from apem_fast.running.clean import run_clean
-from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
+from apem_fast.running.runners import PlainRunner
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.search import Isolate
 
@@ -149,10 +149,10 @@ def test_first_order_estimate_is_close_to_the_true_slope():
     two = nn.Sequential(model, nn.Linear(10, 2, dtype=torch.float64)).eval()  # with two classes loss and margin agree
     clean = run_clean(two, images)
     some = rays.relevance_rays(images, clean, relevance, np.arange(3))
-    passes, tuner = PlainPasses(two), prober_module.tuner_for(images, 4)
+    runner, tuner = PlainRunner(two), prober_module.tuner_for(images, 4)
     with (
         undisturbed(two),
-        prober_module.Prober(two, some, tuner, passes, Record(two, passes, images)) as prober,
+        prober_module.Prober(two, some, tuner, runner, Record(two, runner, images)) as prober,
     ):
         margin = prober(np.arange(6), np.full(6, 1e-5)).margin
     np.testing.assert_allclose((some.margin - margin) / 1e-5, some.slope, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""perturb_probes: each model input of a forward pass with an image, map, polarity, level and epsilon of its own."""
+"""perturb_probes: each model input of a batch with an image, map, polarity, level and epsilon of its own."""
 
 from __future__ import annotations
 

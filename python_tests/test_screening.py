@@ -20,8 +20,8 @@ from apem_fast.probing.trial import Trial
 from apem_fast.running import low_precision as low_precision_module
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact, TooSlow
-from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
+from apem_fast.running.runners import PlainRunner
 from apem_fast.search import policy_of
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
@@ -88,7 +88,7 @@ def test_no_lie_changes_an_epsilon(search, lie):
     assert model.screened > 0
 
 
-def test_the_screen_spares_float32_passes():
+def test_the_screen_spares_probes_in_float32():
     """In a scan of every grid point most are far from the flip."""
     model = Liar(LIES["honest"]).eval()
     images, relevance = images_and_maps(6)
@@ -152,11 +152,11 @@ def test_a_run_in_a_precision_that_the_machine_lacks_is_broken_off(monkeypatch):
             return x.flatten(1)
 
     model = FirstLayerExact(Layers())
-    passes = PlainPasses(model)
-    with low_precision_module.low_precision("bfloat16", "cpu"), passes.broken_off_at(45.0), pytest.raises(TooSlow):
-        passes(torch.ones(1, 1, 2, 2), 1, exact=False)
+    runner = PlainRunner(model)
+    with low_precision_module.low_precision("bfloat16", "cpu"), runner.broken_off_at(45.0), pytest.raises(TooSlow):
+        runner(torch.ones(1, 1, 2, 2), 1, exact=False)
     assert clock.now == 50.0 and model.deadline is None
-    assert passes(torch.ones(1, 1, 2, 2), 1, exact=True).shape == (1, 4)
+    assert runner(torch.ones(1, 1, 2, 2), 1, exact=True).shape == (1, 4)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
@@ -257,10 +257,10 @@ class Scripted(screening.ScreeningProber):
         clean = Clean(torch.zeros(rays, dtype=torch.int64), start, nothing, nothing, nothing)
         described = direction_rays(images, clean, torch.ones_like(images))
         model = nn.Identity()
-        passes = PlainPasses(model)
-        record = Record(model, passes, images)
+        runner = PlainRunner(model)
+        record = Record(model, runner, images)
         super().__init__(
-            model, described, tuner_for(images, 8), passes, record, "float16", tuner_for(images, 8), Trial(False)
+            model, described, tuner_for(images, 8), runner, record, "float16", tuner_for(images, 8), Trial(False)
         )
         self.exact, self.screened, self.asked = exact, screened, 0
 

@@ -110,7 +110,7 @@ def test_probes_hardly_grow_with_the_distance():
         assert flattening[0] <= 6 + 4 * np.log10(flip)
 
 
-def test_an_almost_empty_pass_is_filled():
+def test_an_almost_empty_batch_is_filled():
     """With room for many times the rays, a ray asks for several points at once and is decided in fewer rounds."""
     curves = [CURVES["flattens by two orders"], CURVES["steepens"]]
     asked = {}

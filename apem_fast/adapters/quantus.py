@@ -32,8 +32,8 @@ class Apem:
             images, for an aggregation that does not know NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
         return_aggregate: whether a call returns one number, [aggregate_func(scores)].
         aggregate_func: of the scores that are there.
-        options: those of `apem_fast.metric.Options`: max_epsilon, step, search, batch_size (perturbed images in one
-            forward pass), bounds.
+        options: those of `apem_fast.metric.Options`: max_epsilon, step, search, batch_size (perturbed images in a
+            batch), bounds.
     """
 
     name = "APEM"

@@ -136,6 +136,6 @@ def totals_line(table: pandas.DataFrame) -> str:
     """One sentence on what the run cost."""
     sums = totals(table)
     return (
-        f"{sums['probes']:,.0f} forward passes in {sums['seconds']:.0f} s; "
+        f"{sums['probes']:,.0f} probes in {sums['seconds']:.0f} s; "
         f"a scan of every grid point would have taken {sums['scan_probes']:,.0f} ({sums['saving']:.1f} times as many)"
     )

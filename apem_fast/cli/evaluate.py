@@ -125,7 +125,7 @@ def evaluate(
     ] = "auto",
     batch_size: Annotated[
         int | None,
-        typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory."),
+        typer.Option(metavar="N", help="The most images in one batch; lower it to save memory."),
     ] = None,
     precision: Annotated[
         str,

@@ -73,7 +73,7 @@ def filter_maps(
         str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
     ] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="The most images in one forward pass; lower it to save memory.")
+        int | None, typer.Option(metavar="N", help="The most images in one batch; lower it to save memory.")
     ] = None,
 ) -> None:
     """Take away from explanations what does not matter to the network.

@@ -31,7 +31,7 @@ class _OfAttention(Explainer):
         require_batch_size(self.name, self.batch_size)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class AttentionRollout(_OfAttention):
     class.
 
     Args:
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model without attention, or with attention within windows or between scales.
@@ -109,7 +109,7 @@ class AttentionRelevance(_OfAttention):
     label's logit with respect to them. At least 0.
 
     Args:
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model without attention, or with attention within windows or between scales.

@@ -47,7 +47,7 @@ class Explainer(ABC):
         """
 
     def batch_on(self, device: torch.device) -> int:
-        """How many images enter one pass there: `batch_size`, or what usually runs well."""
+        """How many images a batch has there: `batch_size`, or what usually runs well."""
         return getattr(self, "batch_size", None) or self.usual_batch.get(device.type, self.usual_batch["cpu"])
 
     def images_at_once(self, device: torch.device) -> int:
@@ -59,8 +59,8 @@ class Explainer(ABC):
         return self
 
     @property
-    def passes_per_image(self) -> float:
-        """About how many forward passes one image's explanation costs: for estimates of the time left."""
+    def cost_per_image(self) -> float:
+        """About what one image's explanation costs, in forward passes of one image: for estimates of the time left."""
         return 0.0
 
     @property

@@ -37,7 +37,7 @@ class GradCAM(Explainer):
         reshape: makes maps (N, channels, h, w) of that layer's output, for outputs that are neither such maps nor
             tokens (N, tokens, channels) or maps (N, h, w, channels) of a grid that a convolution gave, row by row. It
             may move values and leave some out: `lambda tokens: tokens[:, 1:].mT.unflatten(2, (14, 14))`.
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a layer that is not there or whose output cannot be read as maps, or a model without
@@ -54,7 +54,7 @@ class GradCAM(Explainer):
         _require_layer_of(self.reshape, self.layer, self.name)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class GuidedGradCAM(Explainer):
 
     Args:
         layer, reshape: as in `GradCAM`.
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for the models that `GradCAM` or `GuidedBackprop` refuses.
@@ -83,7 +83,7 @@ class GuidedGradCAM(Explainer):
         _require_layer_of(self.reshape, self.layer, self.name)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 6.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Gradient(Explainer):
     """The plain gradient of the label's logit (P1 section IV-A), signed.
 
     Args:
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "Gradient"
@@ -41,7 +41,7 @@ class Gradient(Explainer):
         require_batch_size(self.name, self.batch_size)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class SmoothGrad(Explainer):
             the model receives, after normalisation if the images were normalised. True: of the range of the image's
             values, max - min, the noise level of SmoothGrad's authors (arXiv 1706.03825, section 4.1).
         seed: any integer; another seed draws other noise.
-        batch_size: the most noisy copies in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most noisy copies in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "SmoothGrad"
@@ -84,7 +84,7 @@ class SmoothGrad(Explainer):
         return 1
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0 * self.samples
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class InputXGradient(Explainer):
     """The plain gradient of the label's logit times the input (Shrikumar et al. 2016), signed.
 
     Args:
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "Input x Gradient"
@@ -132,7 +132,7 @@ class InputXGradient(Explainer):
         require_batch_size(self.name, self.batch_size)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class IntegratedGradients(Explainer):
         steps: points on the way.
         baseline: the value of the plain image, in the space of the tensor that the model receives (0 is the mean where
             images are normalised).
-        batch_size: the most points in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most points in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "Integrated Gradients"
@@ -166,7 +166,7 @@ class IntegratedGradients(Explainer):
         return 1
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0 * self.steps
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class GuidedBackprop(Explainer):
     plain gradient under another name.
 
     Args:
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model without a ReLU, or with ReLUs in scripted code or other threads.
@@ -39,7 +39,7 @@ class GuidedBackprop(Explainer):
         require_batch_size(self.name, self.batch_size)
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 3.0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

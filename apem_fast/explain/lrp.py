@@ -71,7 +71,7 @@ class LRP(Explainer):
             the relevance. False leaves it out of the sums, which is P2's formula to the letter: the naive rule then
             conserves all relevance (except at a unit that is fed zeros alone), but divides by sums that may be near 0
             where the unit is not. With batch norm folded into biases that is often, and the map may not be finite.
-        batch_size: the most images in one forward and backward pass; None for what usually runs well there.
+        batch_size: the most images in one batch; None for what usually runs well there.
 
     Raises:
         ValueError: on a call, for a model with layers that have no rule: they are named.
@@ -110,7 +110,7 @@ class LRP(Explainer):
             )
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return 15.0 if self.rule == "alpha-beta" else 6.0
 
     @property

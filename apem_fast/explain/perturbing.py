@@ -30,7 +30,7 @@ class Occlusion(Explainer):
         stride: pixels from one square to the next, at most `window`.
         value: what it is covered with, in the space of the tensor that the model receives (0 is the mean where images
             are normalised).
-        batch_size: the most covered images in one forward pass; None for what usually runs well there.
+        batch_size: the most covered images in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "Occlusion"
@@ -55,7 +55,7 @@ class Occlusion(Explainer):
         return 1
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return (224 / self.stride) ** 2
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class RISE(Explainer):
         cells: of the coarse grid of a mask, on each side.
         shown: the chance of a cell to be shown.
         seed: any integer; another seed draws other masks.
-        batch_size: the most masked images in one forward pass; None for what usually runs well there.
+        batch_size: the most masked images in one batch; None for what usually runs well there.
     """
 
     name: ClassVar[str] = "RISE"
@@ -117,7 +117,7 @@ class RISE(Explainer):
         return 1
 
     @property
-    def passes_per_image(self) -> float:
+    def cost_per_image(self) -> float:
         return float(self.samples)
 
     @torch.no_grad()

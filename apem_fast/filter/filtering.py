@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
 # A margin so close that it was run alone is the same in any batch, but from one level to the next it still jumps by
-# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainPasses.noise`
+# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainRunner.noise`
 # allows.
 JUMP = 1 / 4
 LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
 SPARE = (
-    4  # only a pass with room for so many times what is needed takes levels ahead: on a CPU a pass costs by the image
+    4  # only a batch with room for so many times what is needed takes levels ahead: on a CPU a batch costs by the image
 )
 
 
@@ -229,7 +229,7 @@ class _Run:
         self._tracks[i] = _Track(levels, search, next(search))
 
     def _room(self) -> int:
-        """How many levels of each ray under search fill the next forward pass."""
+        """How many levels of each ray under search fill the next batch."""
         return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(self._tracks)))))
 
     def _round(self) -> None:
@@ -243,7 +243,7 @@ class _Run:
             level=np.array([levels.threshold[p.level] for _, levels, p in probes]),
             epsilon=np.array([p.step for _, _, p in probes]) * self._options.step,
         )
-        np.add.at(self._probes, image, answers.runs)
+        np.add.at(self._probes, image, answers.probes)
         jumps = (answers.noise * JUMP).tolist()
         measured = map(LevelMargin, answers.margin.tolist(), answers.flipped.tolist(), jumps)
         margins = [self._drift(*entry) if entry[2].gradient else next(measured) for entry in wanted]

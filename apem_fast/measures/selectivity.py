@@ -90,11 +90,11 @@ def selectivity(
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
         labels: (N,) int64, the classes whose output is recorded; None takes the predictions.
         steps: in how many parts of (nearly) equal size the features go, at most one each; None removes them one by
-            one, as the algorithm says, at one forward pass a feature.
+            one, as the algorithm says, at one model input a feature.
         output: what f is: the "probability" of the label, with an area in [0, 1], or its "logit".
         baseline: what a removed feature becomes, in the model's input space: a number, or a tensor that broadcasts to
             the images. 0 is the algorithm's x - {x_i}, and the mean colour where images are normalised.
-        batch_size: how many images enter one forward pass; None takes 8 on a CPU and 128 elsewhere. Running out of
+        batch_size: how many images a batch has; None takes 8 on a CPU and 128 elsewhere. Running out of
             memory halves it.
         progress: called as progress(inputs run, inputs in all).
 

@@ -69,7 +69,7 @@ def perturb_probes(
     upper: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The M model inputs of one forward pass, each with an image, map, polarity, filter level and epsilon of its own.
+    """The M model inputs of one batch, each with an image, map, polarity, filter level and epsilon of its own.
 
     Probe m is ``images[i] + epsilon * (v / norm[m] * sign(gradient[i]))`` with ``i = probe_image[m]``, and v the map
     ``relevance[probe_map[m]]``, its values of at most ``probe_level[m]`` set to 0, then inverted to ``1 - v`` where

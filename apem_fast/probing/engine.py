@@ -1,7 +1,7 @@
 """The loop between a search policy and a model: it owns the batches, the limits, the progress and the raising.
 
 A window of rays is under search at a time. Each round the policy names the probes it wants, as many of them as fill
-whole batches are run, and rays that are decided make room for waiting ones: every forward pass but the last is
+whole batches are run, and rays that are decided make room for waiting ones: every batch but the last is
 full, and a ray that has flipped costs nothing more. On a GPU the window is split into lanes that take turns: while the
 device answers one, the host works out what to ask of the other.
 """
@@ -22,7 +22,7 @@ from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""
 
-PASSES_A_ROUND = 4  # enough of them under way, over all lanes, that reading answers never keeps a GPU waiting
+BATCHES_A_ROUND = 4  # enough of them under way, over all lanes, that reading answers never keeps a GPU waiting
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def find_flips(
 
 @dataclass
 class _SharedSearch:
-    """What the lanes share: the rays that wait, and what came of those that are decided."""
+    """What the lanes share: the rays that wait, and what was found of those that are decided."""
 
     prober: Prober
     rays: Rays
@@ -79,7 +79,7 @@ class _SharedSearch:
 
     def window(self) -> int:
         """How many rays a lane searches at a time, at most."""
-        return PASSES_A_ROUND * self.prober.size // self.prober.lanes
+        return BATCHES_A_ROUND * self.prober.size // self.prober.lanes
 
     def lane(self, number: int) -> Waiting[None]:
         """Takes rays and searches them until none is left."""
@@ -112,7 +112,7 @@ class _SharedSearch:
         return ray_of_row, state
 
     def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
-        """Leaves these rays to another lane where all that there are would fit one pass: two half-empty ones cost
+        """Leaves these rays to another lane where all that there are would fit one batch: two half-empty ones cost
         more."""
         if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
             return False
@@ -123,10 +123,10 @@ class _SharedSearch:
         """Asks, runs whole batches, tells; the rays that are undecided, and what is known of them."""
         size = self.prober.size
         row, grid_step = self.policy.ask(state, size)
-        whole = min(len(row) - len(row) % size, PASSES_A_ROUND * size) or len(row)
+        whole = min(len(row) - len(row) % size, BATCHES_A_ROUND * size) or len(row)
         row, grid_step = _whole_rows(row, grid_step, whole)
         answers = yield from self.prober.answers(ray_of_row[row], self.step * grid_step.astype(np.float64))
-        np.add.at(self.probes, ray_of_row[row], answers.runs)
+        np.add.at(self.probes, ray_of_row[row], answers.probes)
         state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
         done = np.flatnonzero(state.first_flip != UNDECIDED)
@@ -141,8 +141,8 @@ class _SharedSearch:
         self.decided.clear()
         cleared = [max(self.last_step, self.cleared.pop(r, 0)) for r in ray.tolist()]
         last_unflipped = np.where(flip == CENSORED, cleared, flip - 1)
-        refuted, runs = yield from self.prober.confirm(ray, last_unflipped * self.step)
-        self.probes[ray] += runs
+        refuted, probes = yield from self.prober.confirm(ray, last_unflipped * self.step)
+        self.probes[ray] += probes
         self.first_flip[ray[~refuted]] = flip[~refuted]
         if refuted.any():  # what was told of a refuted ray cannot be trusted: it starts anew
             self.left.append((ray[refuted], self.start(ray[refuted])))

@@ -22,12 +22,12 @@ from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
 from apem_fast.running.clean import logits_of, without
 from apem_fast.running.outputs import ModelOutputError
-from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
+from apem_fast.running.runners import PlainRunner
 from apem_fast.running.transfer import sent
 from apem_fast.running.waiting import Waiting, result_of
 
-GRADIENT_COST = 3  # a forward and a backward pass, in forward passes
+GRADIENT_COST = 3  # probes that a forward and a backward pass of one input take the time of
 COMPARED = 8  # probes that are run again alone to see how far a batch is off, where that is not known
 
 
@@ -49,16 +49,16 @@ class _Located:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of M probes."""
+    """The model's answers to M probes."""
 
     margin: NDArray[np.float64]  # (M,)
     flipped: NDArray[np.bool_]  # (M,)
     noise: NDArray[np.float64]  # (M,) how large a margin may be noise
-    runs: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
+    probes: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
 
 
 class Started:
-    """Passes under way, and their answers on the way to the host.
+    """Batches under way, and their answers on the way to the host.
 
     Args:
         answers: (3, M) on the model's device, from the stream that is current.
@@ -92,37 +92,37 @@ class Prober:
     of the batches.
     """
 
-    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, passes: PlainPasses, record: Record):
+    def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, runner: PlainRunner, record: Record):
         """Args:
         model: the user's.
         rays: to be probed; their labels and signs are those of `record`.
         tuner: names the batches.
-        passes: run them.
+        runner: runs them.
         record: decides where a batch's margin is too close to 0.
         """
-        self._model, self._rays, self._tuner, self._passes, self._record = model, rays, tuner, passes, record
+        self._model, self._rays, self._tuner, self._runner, self._record = model, rays, tuner, runner, record
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
         self._beside = Beside(self._device)
 
     def __enter__(self) -> Self:
-        self._passes.begin()
+        self._runner.begin()
         self._beside.may_use_what_there_is()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._beside.close()
-        self._passes.end()
+        self._runner.end()
 
     def _lay_out(self, memory_format: torch.memory_format) -> None:
-        self._passes.lay_out(memory_format)
+        self._runner.lay_out(memory_format)
         if memory_format is not self._format:
             self._format, self._rays = memory_format, self._rays.in_format(memory_format)
             self._beside.may_use_what_there_is()
 
     @property
     def size(self) -> int:
-        """How many probes fill a forward pass."""
+        """How many probes fill a batch."""
         return self._tuner.best.size
 
     @property
@@ -141,28 +141,28 @@ class Prober:
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
         order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
         ray, epsilon = ray[order], epsilon[order]
-        passes = self._start(ray, epsilon, self._tuner)
+        started = self._start(ray, epsilon, self._tuner)
         yield
-        margin, flipped, greatest = passes.read()
+        margin, flipped, greatest = started.read()
         _check_finite(margin, greatest)
-        runs = np.ones(len(ray), np.int64)
+        probes = np.ones(len(ray), np.int64)
 
         def alone(rows: NDArray[np.int64]) -> Waiting[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
             """Runs these probes again singly; the difference calibrates the noise of batches."""
-            runs[rows] += 1
+            probes[rows] += 1
             exact, its_flipped = yield from self._alone(ray[rows], epsilon[rows])
             off = np.abs(margin[rows] - exact) / np.maximum(greatest[rows], np.finfo(np.float64).tiny)
-            self._passes.differed(self._tuner.best, float(np.max(off, initial=0.0)))
+            self._runner.differed(self._tuner.best, float(np.max(off, initial=0.0)))
             return exact, its_flipped
 
-        if not self._passes.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
+        if not self._runner.knows_noise_of(self._tuner.best):  # other batches may be computed in another way
             yield from alone(np.arange(min(COMPARED, len(ray))))
-        noise = greatest * self._passes.noise
+        noise = greatest * self._runner.noise
         close = np.flatnonzero(np.abs(margin) <= noise)
         margin[close], flipped[close] = yield from alone(close)
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return Answers(margin[back], flipped[back], noise[back], runs[back])
+        return Answers(margin[back], flipped[back], noise[back], probes[back])
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
@@ -211,7 +211,7 @@ class Prober:
         return through.contiguous().cpu().numpy(), GRADIENT_COST
 
     def _start(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], tuner: BatchTuner) -> Started:
-        """Starts all the passes of these probes, in the batches of a tuner."""
+        """Starts these probes, in the batches that a tuner names."""
         begin = time.perf_counter()
         return Started(torch.cat(list(self._batches(ray, epsilon, tuner)), dim=1), tuner.worked, begin)
 
@@ -278,8 +278,8 @@ class Prober:
     def _measure(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays, size: int | None = None
     ) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and the greatest logit; in a pass of `size`
-        inputs, or of record."""
+        """(3, M) float64 on the model's device: margin, whether flipped, and the greatest logit; in a batch of
+        `size`, or of record."""
         with torch.no_grad():
             probes = self._located(ray, epsilon, rays)
             inputs = probes.inputs(rays)
@@ -291,7 +291,7 @@ class Prober:
             return torch.stack([margin.double(), (predicted != labels).double(), greatest])
 
     def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
-        return logits_of(lambda batch: self._passes(batch, size, exact), inputs)
+        return logits_of(lambda batch: self._runner(batch, size, exact), inputs)
 
     def _located(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> _Located:
         """These probes on the model's device, sent there in one copy."""
@@ -320,7 +320,7 @@ def tuner_for(
 
     Args:
         one_shape: whether every new shape is expensive: then the first guess stays.
-        low_precision: whether for passes in it, which a GPU runs fastest in channels-last.
+        low_precision: whether for batches in it, which a GPU runs fastest in channels-last.
     """
     device = images.device.type
     formats = [torch.channels_last, torch.contiguous_format]

@@ -27,8 +27,8 @@ from apem_fast.probing.trial import Trial
 from apem_fast.running.batching import BatchTuner, is_out_of_memory
 from apem_fast.running.low_precision import ROUNDING, low_precision
 from apem_fast.running.outputs import ModelOutputError
-from apem_fast.running.passes import PlainPasses
 from apem_fast.running.record import Record
+from apem_fast.running.runners import PlainRunner
 from apem_fast.running.waiting import Waiting, result_of
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
@@ -53,8 +53,8 @@ class ScreeningProber(Prober):
     """A `Prober` that asks a low precision first.
 
     Args:
-        tuner: of float32 passes.
-        screen_tuner: of low-precision passes, whose best batch is another one.
+        tuner: of batches in float32.
+        screen_tuner: of batches in low precision, of which another size is best.
         trial: whether the machine has the precision; until that is known, float32 answers.
     """
 
@@ -63,20 +63,20 @@ class ScreeningProber(Prober):
         model: nn.Module,
         rays: Rays,
         tuner: BatchTuner,
-        passes: PlainPasses,
+        runner: PlainRunner,
         record: Record,
         precision: str,
         screen_tuner: BatchTuner,
         trial: Trial,
     ):
-        super().__init__(model, rays, tuner, passes, record)
+        super().__init__(model, rays, tuner, runner, record)
         self._precision, self._screen_tuner, self._trial = precision, screen_tuner, trial
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
         self._differences = Differences()
         self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
-        self._asked = self._spared = 0  # screened probes, and those among them that needed no float32 pass
+        self._asked = self._spared = 0  # screened probes, and those among them that needed no float32
 
     @property
     def size(self) -> int:
@@ -88,8 +88,8 @@ class ScreeningProber(Prober):
         tried = self._try(ray[:1], epsilon[:1]) if self._trial.is_due else 0
         wanted = np.flatnonzero(~self._exactly[ray]) if self._trial.pays else np.arange(0)
         wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
-        screened, rounding, runs = yield from self._screened(ray, epsilon, wanted)
-        runs[0] += tried
+        screened, rounding, probes = yield from self._screened(ray, epsilon, wanted)
+        probes[0] += tried
         self._exactly[ray[wanted[np.isnan(screened[wanted])]]] = True  # the low precision overflows here
 
         margin, band = self._judged(ray, epsilon, screened, rounding)
@@ -103,12 +103,12 @@ class ScreeningProber(Prober):
         self._asked += len(wanted) - len(sample)
         self._spared += int(decided.sum())
 
-        answers = Answers(margin, margin < 0, np.where(decided, band, 0.0), runs)
+        answers = Answers(margin, margin < 0, np.where(decided, band, 0.0), probes)
         rest = np.setdiff1d(np.flatnonzero(~decided), sample)
         asked_too = yield from self._ask(ray[rest], epsilon[rest], screened[rest])
         for rows, exact in ((sample, asked), (rest, asked_too)):
             answers.margin[rows], answers.flipped[rows], answers.noise[rows] = exact.margin, exact.flipped, exact.noise
-            answers.runs[rows] += exact.runs
+            answers.probes[rows] += exact.probes
         columns = (epsilon, answers.margin, answers.flipped, ~decided, screened, rounding)
         for r, *told in zip(ray.tolist(), *(column.tolist() for column in columns)):
             insort(self._told[r], _Point(*told), key=_epsilon)
@@ -121,7 +121,7 @@ class ScreeningProber(Prober):
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
         """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
-        refuted, runs = yield from super().confirm(ray, epsilon)
+        refuted, probes = yield from super().confirm(ray, epsilon)
         while True:
             rests_on = [
                 (row, point)
@@ -140,7 +140,7 @@ class ScreeningProber(Prober):
             if not len(wanted):
                 break
             exact = yield from self._ask(ray[row[wanted]], at[wanted], screened[wanted])
-            np.add.at(runs, row[wanted], exact.runs)
+            np.add.at(probes, row[wanted], exact.probes)
             for i, flipped in zip(wanted.tolist(), exact.flipped.tolist()):
                 points[i].exact = True
                 refuted[row[i]] |= flipped != points[i].flipped
@@ -150,7 +150,7 @@ class ScreeningProber(Prober):
             self._told.pop(r, None)
         for r in ray[~refuted].tolist():
             self._differences.forget(r)
-        return refuted, runs
+        return refuted, probes
 
     def _unverified(self, ray: int, epsilon: float) -> list[_Point]:
         """What the screen alone said of a ray up to its last unflipped epsilon, and of the flip after it."""
@@ -196,20 +196,20 @@ class ScreeningProber(Prober):
     def _try(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> int:
         """Runs this one probe in low precision, as far as it is worth it, to see whether that is faster here; how
         often it was run."""
-        seconds, runs = self._tuner.seconds_an_input, 0
+        seconds, probes = self._tuner.seconds_an_input, 0
 
         def run_until(deadline: float) -> None:
-            nonlocal runs
-            runs += 1
-            with self._passes.broken_off_at(deadline):
+            nonlocal probes
+            probes += 1
+            with self._runner.broken_off_at(deadline):
                 result_of(self._screen(ray, epsilon))
 
         if seconds is not None:
             self._trial.run(run_until, seconds)
-        return runs
+        return probes
 
     def _is_wasteful(self) -> bool:
-        """Whether the screen costs more than the float32 passes it spares."""
+        """Whether the screen costs more than the float32 probes it spares."""
         screen, exact = self._screen_tuner.seconds_an_input, self._tuner.seconds_an_input
         if self._asked < ON_TRIAL or screen is None or exact is None:
             return False
@@ -218,18 +218,18 @@ class ScreeningProber(Prober):
     def _screened(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], wanted: NDArray[np.int64]
     ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
-        """What the screen says of these of the probes: margins, NaN elsewhere, their rounding, and passes it took, all
-        (M,).
+        """What the screen says of the `wanted` among these probes, all (M,): margins, NaN for the others; how much of
+        them is rounding; and the probes it took.
 
         Unperturbed images that are new are screened with them, so that the difference at epsilon 0 is known.
         """
         screened, rounding = np.full(len(ray), np.nan), np.zeros(len(ray))
-        runs = np.zeros(len(ray), np.int64)
+        probes = np.zeros(len(ray), np.int64)
         first, image = self._new_images(ray, wanted)
         rows = np.concatenate([first, wanted])
         at = np.concatenate([np.zeros(len(first)), epsilon[wanted]])
         margin, off = yield from self._screen(ray[rows], at)
-        np.add.at(runs, rows, 1)
+        np.add.at(probes, rows, 1)
         self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self._rays.margin[ray[first]]).tolist()))
         screened[wanted], rounding[wanted] = margin[len(first) :], off[len(first) :]
         for r in np.unique(ray[wanted]).tolist():
@@ -237,7 +237,7 @@ class ScreeningProber(Prober):
                 self._differences.enter(r, self._at_zero[int(self._rays.image[r])])
         unknown = np.isnan([self._at_zero[i] for i in self._rays.image[ray[wanted]].tolist()])
         screened[wanted[unknown]] = np.nan
-        return screened, rounding, runs
+        return screened, rounding, probes
 
     def _new_images(
         self, ray: NDArray[np.int64], wanted: NDArray[np.int64]
@@ -253,7 +253,7 @@ class ScreeningProber(Prober):
             return np.zeros(0), np.zeros(0)
         self._in_low_precision = True
         try:
-            passes = self._start(ray, epsilon, self._screen_tuner)
+            started = self._start(ray, epsilon, self._screen_tuner)
         except ModelOutputError:
             raise
         except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -266,7 +266,7 @@ class ScreeningProber(Prober):
         finally:
             self._in_low_precision = False
         yield
-        margin, _, greatest = passes.read()
+        margin, _, greatest = started.read()
         bad = ~(np.isfinite(margin) & np.isfinite(greatest))
         rounding = greatest * ROUNDING[self._precision]
         return np.where(bad, np.nan, margin), np.where(bad, 0.0, rounding)

@@ -106,12 +106,12 @@ def find_least_flips(
     probes = np.zeros(families, np.int64)
     while len(rows := known.open(state)):
         rows, needed = known.worthwhile(rows, rank)
-        # The last pass would not be full: those that may wait fill it.
+        # The last batch would not be full: those that may wait fill it.
         rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
         row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
         row = rows[row]
         answers = prober(row, step * grid_step.astype(np.float64))
-        np.add.at(probes, family[row], answers.runs)
+        np.add.at(probes, family[row], answers.probes)
         state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
         known = known.told(row[answers.flipped], grid_step[answers.flipped])
         if progress is not None:

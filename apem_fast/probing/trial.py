@@ -22,7 +22,7 @@ class Trial:
     """Of one precision on one model, shared by all its searches.
 
     Args:
-        clock_is_free: whether a pass can be timed without waiting for a device; else the precision is taken on trust,
+        clock_is_free: whether a batch can be timed without waiting for a device; else the precision is taken on trust,
             and judged by what it spares alone.
     """
 

@@ -1,6 +1,6 @@
 """Which batch size and memory format a model runs fastest with on this machine: measured while it works, not assumed.
 
-On a CPU a larger batch can be several times slower per image, and channels-last several times faster. The passes that
+On a CPU a larger batch can be several times slower per image, and channels-last several times faster. The batches that
 have to be run anyway are the measurements: a search begins with a plan that is seldom far off and tries others for as
 long as that costs a small share of the work.
 """
@@ -28,7 +28,7 @@ def first_size(device_type: str) -> int:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How many model inputs enter one forward pass, and in which memory format."""
+    """How many model inputs a batch has, and in which memory format."""
 
     size: int
     memory_format: Format
@@ -45,10 +45,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class BatchTuner:
-    """Names the plan for each forward pass, and learns from the passes that were run.
+    """Names the plan for each batch, and learns from the batches that were run.
 
     From the first size it climbs by doubling for as long as that gains, else descends by halving for as long as that
-    loses nothing, in the first memory format; the others are tried at the size that was found. A pass that did not
+    loses nothing, in the first memory format; the others are tried at the size that was found. A batch that did not
     fit the memory bounds the size for good.
 
     Args:
@@ -69,7 +69,7 @@ class BatchTuner:
         self.best, self._wanted = self._explored()
 
     def plan(self, waiting: int) -> BatchPlan:
-        """The plan for the next pass, of at most `waiting` inputs."""
+        """The plan for the next batch, of at most `waiting` inputs."""
         if self._wanted is not None and self._wanted.size <= waiting and self._affordable(self._wanted):
             return self._wanted
         return self.best
@@ -80,21 +80,21 @@ class BatchTuner:
         return self._seconds.get(self.best)
 
     def is_settled_on(self, plan: BatchPlan) -> bool:
-        """Whether it pays to prepare passes like this one: not where it is a trial, or was never timed."""
+        """Whether it pays to prepare batches like this one: not where it is a trial, or was never timed."""
         return self._fixed or (plan == self.best and plan in self._seconds)
 
     def wants_time_of(self, plan: BatchPlan) -> bool:
-        """Whether a pass should be timed even where that means to wait for a GPU."""
+        """Whether a batch should be timed even where that means to wait for a GPU."""
         return self._clock_is_free or (not self._fixed and (plan != self.best or plan not in self._seconds))
 
     def ran(self, plan: BatchPlan, inputs: int, seconds: float) -> None:
-        """A pass of so many inputs took so long."""
+        """A batch of so many inputs took so long."""
         first = plan not in self._warm
-        if plan != self.best:  # what a first pass has to prepare is not part of the speed that is looked for
+        if plan != self.best:  # what a first batch has to prepare is not part of the speed that is looked for
             self._tried += min(seconds, inputs * self._seconds.get(self.best, seconds)) if first else seconds
         if inputs != plan.size:
             return
-        if first:  # the first pass of a shape pays for what later ones reuse
+        if first:  # the first batch of a shape pays for what later ones reuse
             self._warm.add(plan)
             return
         self._seconds[plan] = min(self._seconds.get(plan, float("inf")), seconds / inputs)
@@ -105,7 +105,7 @@ class BatchTuner:
         self._worked += seconds
 
     def did_not_fit(self, plan: BatchPlan) -> None:
-        """A pass ran out of memory."""
+        """A batch ran out of memory."""
         self._limit = max(1, plan.size // 2)
         self._first = min(self._first, self._limit)
         self._seconds = {fits: seconds for fits, seconds in self._seconds.items() if fits.size <= self._limit}

@@ -112,7 +112,7 @@ class Gradients:
 
 class GraphedGradients(Gradients):
     """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which
-    takes far longer to start the kernels of both passes one by one."""
+    takes far longer to start the kernels of both one by one."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
         super().__init__(model, dtype)

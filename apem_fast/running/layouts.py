@@ -1,4 +1,4 @@
-"""A model's weights in the memory formats that its passes want, while a search runs."""
+"""A model's weights in the memory formats that its batches want, while a search runs."""
 
 from __future__ import annotations
 

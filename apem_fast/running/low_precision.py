@@ -37,7 +37,7 @@ def low_precision(precision: str, device_type: str) -> AbstractContextManager[ob
 
 
 class TooSlow(Exception):
-    """A pass in low precision was broken off."""
+    """A batch in low precision was broken off."""
 
 
 class FirstLayerExact(nn.Module):
@@ -48,7 +48,7 @@ class FirstLayerExact(nn.Module):
         self.model = model
         self.training = getattr(model, "training", False)  # frozen scripts have no mode
         self.deadline: float | None = None
-        """When `time.perf_counter()` has passed it, a pass in low precision is broken off, at the next call in it."""
+        """Once `time.perf_counter()` has reached it, a batch in low precision is broken off, at the next call in it."""
 
     def forward(self, inputs: Tensor) -> object:
         device_type = inputs.device.type
@@ -68,7 +68,7 @@ class _FirstLayerInFloat32(TorchFunctionMode):
 
     def __init__(self, device_type: str, deadline: float | None = None):
         super().__init__()
-        self._device_type, self._deadline, self._passed = device_type, deadline, False
+        self._device_type, self._deadline, self._is_behind_it = device_type, deadline, False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,9 +76,9 @@ class _FirstLayerInFloat32(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._deadline is not None and time.perf_counter() > self._deadline:
             raise TooSlow
-        if self._passed or getattr(func, "__name__", "") not in LAYERS:
+        if self._is_behind_it or getattr(func, "__name__", "") not in LAYERS:
             return func(*args, **kwargs)
-        self._passed = True
+        self._is_behind_it = True
         if not all(_is_float32(value) for value in (*args, *kwargs.values())):
             return func(*args, **kwargs)  # the model has rounded its input itself
         if not torch.is_autocast_enabled(self._device_type):

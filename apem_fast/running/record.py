@@ -21,7 +21,7 @@ from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean, without
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.outputs import ModelOutputError
-from apem_fast.running.passes import PlainPasses, passes_for
+from apem_fast.running.runners import PlainRunner, runner_for
 
 COMPARED = 8  # images of which it is seen how far off float32 is
 
@@ -30,11 +30,11 @@ class Record:
     """The user's model itself, in the type that its images have.
 
     Args:
-        passes: that the model's batches run in.
+        runner: of the model's batches.
     """
 
-    def __init__(self, model: nn.Module, passes: PlainPasses, images: Tensor):
-        self._passes = passes
+    def __init__(self, model: nn.Module, runner: PlainRunner, images: Tensor):
+        self._runner = runner
         self.precision = str(images.dtype).removeprefix("torch.")
         """"float64" or "float32", whichever decides."""
         self.dtype = images.dtype
@@ -45,7 +45,7 @@ class Record:
 
     def logits(self, image: Tensor) -> Tensor:
         """What is said of one image, (1, C, H, W) and contiguous: (1, classes), of the record's type."""
-        return self._passes.alone(image)
+        return self._runner.alone(image)
 
 
 class NotInFloat64(ModelOutputError):
@@ -86,21 +86,21 @@ class Float64Record(Record):
         self._copied = now
         watched = _Watched(self._copy)
         self.gradients = gradients_for(watched, self._device, torch.float64)
-        self._passes = passes_for(watched, self._device, compile=False)
+        self._runner = runner_for(watched, self._device, compile=False)
 
     def logits(self, image: Tensor) -> Tensor:
-        return self._passes.alone(image.to(torch.float64))
+        return self._runner.alone(image.to(torch.float64))
 
 
-def record_for(record: str, model: nn.Module, images: Tensor, passes: PlainPasses) -> Record:
+def record_for(record: str, model: nn.Module, images: Tensor, runner: PlainRunner) -> Record:
     """Who decides, by the name of the option."""
     if record == "float64" and images.dtype != torch.float64:
         return Float64Record(model, images)
-    return Record(model, passes, images)
+    return Record(model, runner, images)
 
 
 def run_of_record(
-    record: Record, model: nn.Module, images: Tensor, passes: PlainPasses, targets: Tensor | None = None
+    record: Record, model: nn.Module, images: Tensor, runner: PlainRunner, targets: Tensor | None = None
 ) -> tuple[Clean, Record]:
     """What the record says of unperturbed images (N, C, H, W), and who decides from here on: where that is not possible
     in float64 it is the model itself, and a warning says so."""
@@ -114,9 +114,9 @@ def run_of_record(
             raise
         reason = error if isinstance(error, NotInFloat64) else _why(error, "one image")
     else:
-        _compare(clean, model, images, passes)
+        _compare(clean, model, images, runner)
         return clean, record
-    record = Record(model, passes, images)
+    record = Record(model, runner, images)
     clean = run_clean(model, images, record.gradients, targets)  # raises what is wrong with the model in any type
     warnings.warn(
         'apem: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by some '
@@ -127,7 +127,7 @@ def run_of_record(
     return clean, record
 
 
-def _compare(clean: Clean, model: nn.Module, images: Tensor, passes: PlainPasses) -> None:
+def _compare(clean: Clean, model: nn.Module, images: Tensor, runner: PlainRunner) -> None:
     """How far off float32 is can be seen on a few images, so that it is known which margins it may not decide."""
     few = images[:COMPARED]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def _compare(clean: Clean, model: nn.Module, images: Tensor, passes: PlainPasses
     above = None if clean.above is None else clean.above[: len(few)]
     margin, _ = ops.label_margin(without(logits, above), clean.labels[: len(few)])
     off = np.abs(margin.cpu().numpy() - clean.margin[: len(few)]) / logits.abs().amax(dim=1).cpu().numpy()
-    passes.differed(None, float(np.max(off, where=np.isfinite(off), initial=0.0)))
+    runner.differed(None, float(np.max(off, where=np.isfinite(off), initial=0.0)))
 
 
 def in_float64(model: nn.Module) -> nn.Module:

@@ -77,7 +77,7 @@ S = TypeVar("S", bound=State)
 
 @runtime_checkable
 class Search(Protocol[S]):
-    """The shape of a policy. `room` is how many probes fit the next forward pass."""
+    """The shape of a policy. `room` is how many probes fit the next batch."""
 
     def start(self, margin: Margins, slope: Margins, last_step: int) -> S:
         """State of fresh rays from their margins at 0 and the first-order estimate of how fast these fall a step."""

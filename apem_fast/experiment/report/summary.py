@@ -86,7 +86,7 @@ COLUMNS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "epsilon_plus": ("epsilon+", lambda row: f"{row['epsilon_plus']:,.1f}"),
     "censored": ("censored -/+", lambda row: f"{row['censored_minus']}/{row['censored_plus']}"),
     "seconds": ("seconds", lambda row: f"{row['seconds']:.1f}"),
-    "probes": ("passes", lambda row: f"{row['probes']:,}"),
+    "probes": ("probes", lambda row: f"{row['probes']:,}"),
     "scan_probes": ("full scan", lambda row: f"{row['scan_probes']:,}"),
     "saving": ("saving", lambda row: f"{row['saving']:.1f}x"),
 }

@@ -33,7 +33,7 @@ from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.relevance import STAGES, emptied_by_clip
 from apem_fast.running.batching import is_out_of_memory
 
-EXPECTED_PASSES_PER_RAY = 6.0
+EXPECTED_PROBES_PER_RAY = 6.0
 """For the estimate of the time left only."""
 
 ImageProgress = Callable[[int, int], None]
@@ -68,10 +68,10 @@ def digest_of(pixels: Tensor) -> str:
     return hashlib.blake2b(repr(tuple(whole.shape)).encode() + whole.numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def expected_passes(explainer: Explainer, images: int, options: RunOptions) -> float:
-    """Forward passes that one explainer on so many images is expected to take."""
+def expected_work(explainer: Explainer, images: int, options: RunOptions) -> float:
+    """What one explainer on so many images is expected to cost, in forward passes of one image."""
     rays = 2 * images * len(options.stages) * (1 + options.shuffles)
-    return explainer.passes_per_image * images + EXPECTED_PASSES_PER_RAY * rays
+    return explainer.cost_per_image * images + EXPECTED_PROBES_PER_RAY * rays
 
 
 class Block:
@@ -195,11 +195,11 @@ class Block:
     def step(self, key: str, explainer: Explainer) -> None:
         options, progress, count = self.options, self.progress, len(self.photographs)
         before = progress.state
-        explaining = explainer.passes_per_image * count
-        expected = expected_passes(explainer, count, options)
+        explaining = explainer.cost_per_image * count
+        expected = expected_work(explainer, count, options)
 
         def explained(images_done: int, images_total: int) -> None:
-            work = before.work + explainer.passes_per_image * images_done
+            work = before.work + explainer.cost_per_image * images_done
             progress.update(images_done=images_done, images_total=images_total, work=work)
 
         progress.update(doing="", explainer=explainer.name, explaining=True, images_done=0, images_total=count)
@@ -208,7 +208,7 @@ class Block:
         attribution_seconds = time.perf_counter() - started
 
         rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)
-        searching = EXPECTED_PASSES_PER_RAY * 2 * count * len(options.stages)
+        searching = EXPECTED_PROBES_PER_RAY * 2 * count * len(options.stages)
         progress.update(explaining=False, rays_done=0, rays_total=rays, work=before.work + explaining)
         started = time.perf_counter()
 
@@ -242,7 +242,7 @@ class Block:
             search_seconds=before.search_seconds + time.perf_counter() - started,
             finished=(
                 f"{explainer.name}: {_count(count, 'image')} at {_count(len(maps), 'stage')}, {rays} rays, "
-                f"{probes:,} forward passes{more}, {attribution_seconds + time.perf_counter() - started:.1f} s"
+                f"{probes:,} probes{more}, {attribution_seconds + time.perf_counter() - started:.1f} s"
             ),
         )
 
@@ -332,7 +332,7 @@ class Block:
         search_seconds: float,
     ) -> list[dict[str, Any]]:
         """A row for each stage and image. Times are shared out so that sums over rows are the times that passed: the
-        explanation's equally, the search's by forward passes."""
+        explanation's equally, the search's by probes."""
         rows = []
         for stage, of_stage in flags.items():
             for n, (photograph, flag) in enumerate(zip(self.photographs, of_stage)):

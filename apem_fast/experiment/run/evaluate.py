@@ -18,7 +18,7 @@ from apem_fast.experiment.inputs.image_folders import ImageSet
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.selection import Selection, select
-from apem_fast.experiment.run.block import Block, expected_passes
+from apem_fast.experiment.run.block import Block, expected_work
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
@@ -147,7 +147,7 @@ class _Run:
             number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing
         }
         total = sum(
-            expected_passes(self.explainers[key], len(blocks[number]), options)
+            expected_work(self.explainers[key], len(blocks[number]), options)
             for number, keys in missing
             for key in keys
         )
@@ -160,7 +160,7 @@ class _Run:
             evaluator = block.evaluator if block.photographs else evaluator
             block.evaluate({key: self.explainers[key] for key in keys})
             # Files that could not be read have taken no work.
-            expected = sum(expected_passes(self.explainers[key], len(blocks[number]), options) for key in keys)
+            expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
             progress.update(images_finished=before.images_finished + len(blocks[number]), work=before.work + expected)
 
 

@@ -51,7 +51,7 @@ class RunOptions:
         shuffles: how many shuffled maps are measured beside each map, for the normalised score (P2 section 5.2).
         measures: names from `experiment.measures.MEASURES`, for columns of their own.
         device: "cpu", "cuda" or "cuda:N".
-        batch_size: the most perturbed images in one forward pass; None lets the engine choose.
+        batch_size: the most perturbed images in one batch; None lets the engine choose.
         record: who decides labels, sign gradients and margins too close to 0 for float32: "float64", a copy of the
             network in float64, or "float32", the network itself. The rows say who it was.
         precision: "float32"; or "bfloat16", "float16" or "tf32" (on a GPU), which screen probes and change no epsilon.

@@ -11,7 +11,7 @@ from typing import Any
 class RunProgress:
     """How far this process is with its share of a run, what was on disk when it started left out.
 
-    `work` and `work_total` are in forward passes, estimated.
+    `work` and `work_total` are estimates, in forward passes of one image.
     """
 
     images: int = 0

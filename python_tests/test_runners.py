@@ -1,4 +1,4 @@
-"""Prepared passes: filled-up batches, the comparison with the plain model, and the way back."""
+"""Prepared batches: filled-up batches, the comparison with the plain model, and the way back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from networks import images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast.running import passes
+from apem_fast.running import runners
 from apem_fast.running.batching import BatchPlan
-from apem_fast.running.passes import CompiledPasses, GraphedPasses, PlainPasses, _PreparedPasses, passes_for
+from apem_fast.running.runners import CompiledRunner, GraphedRunner, PlainRunner, _PreparedRunner, runner_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 
 
-class Recorded(_PreparedPasses):
-    """Stands for a capture: the shape is fixed, and the answer is overwritten by the next pass."""
+class Recorded(_PreparedRunner):
+    """Stands for a capture: the shape is fixed, and the answer is overwritten by the next batch."""
 
     doing = "recording the model"
 
@@ -47,7 +47,7 @@ def recorded(monkeypatch):
         made.append(Recorded(model))
         return made[-1]
 
-    monkeypatch.setattr("apem_fast.metric.passes_for", instead)
+    monkeypatch.setattr("apem_fast.metric.runner_for", instead)
     return made
 
 
@@ -70,7 +70,7 @@ def test_fixed_shapes_change_no_epsilon(recorded, screened_throughout, batch_siz
 def small_plain(model, images, relevance):
     """A run that cannot have been recorded: one image at a time, every grid point."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apem_fast.metric.passes_for", lambda model, device, compile: PlainPasses(model))
+        patch.setattr("apem_fast.metric.runner_for", lambda model, device, compile: PlainRunner(model))
         return af.apem(model, images, relevance, batch_size=1, search="exhaustive", **GRID)
 
 
@@ -83,7 +83,7 @@ def test_only_a_few_shapes_stay_prepared():
             assert one.prepared == 13 - size
             full = one(images[:size], size, True)
             torch.testing.assert_close(one(images[:3], size, True), full[:3])
-    assert one.prepared == 10 and len(one._ready) == passes.KEPT
+    assert one.prepared == 10 and len(one._ready) == runners.KEPT
     one.forget()
     assert not one._ready
 
@@ -91,7 +91,7 @@ def test_only_a_few_shapes_stay_prepared():
 class RecordedLikeGraphs(Recorded):
     """In the shapes that graphs are captured in."""
 
-    shapes = GraphedPasses.shapes
+    shapes = GraphedRunner.shapes
 
 
 def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
@@ -100,7 +100,7 @@ def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
     images, _ = images_and_maps(64)
 
     def shape_for(count):
-        """Of the prepared pass that runs them; None where none does."""
+        """The fixed size that runs them; None where none does."""
         ran, ready = [], dict(one._ready)
         for key, forward in ready.items():
             one._ready[key] = lambda batch, forward=forward: (ran.append(len(batch)), forward(batch))[1]
@@ -139,7 +139,7 @@ def test_what_cannot_be_captured_runs_plain(monkeypatch):
     model = small_network()
     images, _ = images_and_maps(4)
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="capturing the model in a CUDA graph failed"):
-        assert torch.equal(GraphedPasses(model)(images, 4, True), model(images))
+        assert torch.equal(GraphedRunner(model)(images, 4, True), model(images))
 
 
 def test_memory_is_not_a_reason_to_give_up():
@@ -150,9 +150,9 @@ def test_memory_is_not_a_reason_to_give_up():
 
 def test_kinds():
     model = small_network()
-    assert type(passes_for(model, torch.device("cpu"), False)) is PlainPasses
-    assert type(passes_for(model, torch.device("cuda"), False)) is GraphedPasses
-    assert type(passes_for(model, torch.device("cpu"), True)) is CompiledPasses
+    assert type(runner_for(model, torch.device("cpu"), False)) is PlainRunner
+    assert type(runner_for(model, torch.device("cuda"), False)) is GraphedRunner
+    assert type(runner_for(model, torch.device("cpu"), True)) is CompiledRunner
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
     images, relevance = images_and_maps(6)
     result = af.apem(model, images, relevance, batch_size=5, **GRID)
     # Eight times the most that was seen, and two classes are between 2 / 9 and 2 of `by` apart.
-    least, most = (max(PlainPasses.noise, 8 * apart * by) for apart in (2 / 9, 2))
+    least, most = (max(PlainRunner.noise, 8 * apart * by) for apart in (2 / 9, 2))
     assert 0.9 * least <= recorded[0].noise <= 1.5 * most
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
@@ -194,12 +194,12 @@ def test_the_answer_alone_counts_however_far_batches_are_off(recorded, by):
 
 
 def test_what_is_seen_later_widens_the_noise_too():
-    passes = PlainPasses(small_network())
+    runner = PlainRunner(small_network())
     plan = BatchPlan(8, torch.channels_last)
-    passes.differed(plan, 1e-9)
-    assert passes.noise == PlainPasses.noise
-    passes.differed(plan, 1e-3)
-    assert passes.noise == 8e-3 and PlainPasses.noise == 2.0**-16
+    runner.differed(plan, 1e-9)
+    assert runner.noise == PlainRunner.noise
+    runner.differed(plan, 1e-3)
+    assert runner.noise == 8e-3 and PlainRunner.noise == 2.0**-16
 
 
 def test_an_image_alone_meets_the_weights_as_given():
@@ -208,14 +208,14 @@ def test_an_image_alone_meets_the_weights_as_given():
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), module.weight.stride())))
     images, _ = images_and_maps(2)
     given = model[0].weight.stride()
-    passes = PlainPasses(model)
-    passes.begin()
-    passes.lay_out(torch.channels_last)
+    runner = PlainRunner(model)
+    runner.begin()
+    runner.lay_out(torch.channels_last)
     with torch.no_grad():
-        passes(images, 2, True)
-        passes.alone(images[:1])
-        passes(images, 2, True)
-    passes.end()
+        runner(images, 2, True)
+        runner.alone(images[:1])
+        runner(images, 2, True)
+    runner.end()
     laid_out = model[0].weight.contiguous(memory_format=torch.channels_last).stride()
     assert laid_out != given
     assert seen == [(2, laid_out), (1, given), (2, laid_out)] and model[0].weight.stride() == given

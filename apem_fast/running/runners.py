@@ -1,4 +1,4 @@
-"""Forward passes: the plain model; or passes of one fixed shape, compiled by `torch.compile` when asked, on CUDA a
+"""How a batch is run: by the plain model; or in one fixed shape, compiled by `torch.compile` when asked, on CUDA by a
 captured graph that is replayed.
 
 Fixed shapes want the same batch size every time: the first full batch prepares it, and later ones that are not full are
@@ -30,7 +30,7 @@ WANTED = 3  # times a smaller shape is wanted before it is prepared
 LEAST = 8  # images; a GPU takes hardly less time for fewer
 
 
-class PlainPasses:
+class PlainRunner:
     """The model as it is, but for the memory format of its weights, between `begin` and `end`."""
 
     noise = 2.0**-16
@@ -45,7 +45,7 @@ class PlainPasses:
         """Whether full batches may be prepared for; not while other sizes are still tried."""
 
     def begin(self) -> None:
-        """Before the passes of a search."""
+        """Before the batches of a search."""
         if not self._layouts.begin():
             self.forget()
 
@@ -68,8 +68,8 @@ class PlainPasses:
 
     @contextmanager
     def broken_off_at(self, deadline: float) -> Iterator[None]:
-        """Inside, plain passes in low precision raise `TooSlow` when the clock has passed that time."""
-        model = self._model if type(self) is PlainPasses else None
+        """Inside, plain batches in low precision raise `TooSlow` when the clock has passed that time."""
+        model = self._model if type(self) is PlainRunner else None
         if not isinstance(model, FirstLayerExact):
             yield
             return
@@ -92,8 +92,8 @@ class PlainPasses:
         """The model is not what it was at the last search."""
 
 
-class _PreparedPasses(PlainPasses, ABC):
-    """What compiled and captured passes share: fixed shapes, the comparison, and the way back."""
+class _PreparedRunner(PlainRunner, ABC):
+    """What compiled and captured batches share: fixed shapes, the comparison, and the way back."""
 
     doing = ""
 
@@ -117,7 +117,7 @@ class _PreparedPasses(PlainPasses, ABC):
             self._seen.add(plan)
 
     def shapes(self, size: int) -> tuple[int, ...]:
-        """The batches that may be prepared where passes are of `size`, smallest first."""
+        """The batches that may be prepared where full ones are of `size`, smallest first."""
         return (size,)
 
     def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
@@ -168,7 +168,7 @@ class _PreparedPasses(PlainPasses, ABC):
         return ready
 
 
-class CompiledPasses(_PreparedPasses):
+class CompiledRunner(_PreparedRunner):
     """The model through `torch.compile`, for one shape at a time."""
 
     doing = "compiling the model"
@@ -182,7 +182,7 @@ class CompiledPasses(_PreparedPasses):
         return self._compiled
 
 
-class GraphedPasses(_PreparedPasses):
+class GraphedRunner(_PreparedRunner):
     """The model as a captured CUDA graph: its kernels are started by one call. Single images too, which a host would
     take several times as long to start as a GPU to run."""
 
@@ -234,11 +234,11 @@ class GraphedPasses(_PreparedPasses):
         self._places.clear()
 
 
-def passes_for(model: Forward, device: torch.device, compile: bool) -> PlainPasses:
+def runner_for(model: Forward, device: torch.device, compile: bool) -> PlainRunner:
     """How to run a model there."""
     if compile:
-        return CompiledPasses(model)
-    return GraphedPasses(model) if device.type == "cuda" else PlainPasses(model)
+        return CompiledRunner(model)
+    return GraphedRunner(model) if device.type == "cuda" else PlainRunner(model)
 
 
 def _filled_up(inputs: Tensor, size: int) -> Tensor:
