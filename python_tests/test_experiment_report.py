@@ -20,7 +20,7 @@ from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report.closeups import closeup_picture, missing_closeups, read_closeup
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.report import write_report
-from apem_fast.experiment.report.sections import sections
+from apem_fast.experiment.report.sections import sections_of
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
@@ -63,7 +63,7 @@ def finished(tmp_path_factory) -> RunStore:
 @pytest.fixture
 def without_sections(monkeypatch) -> None:
     """Figures take seconds; a test of something else need not draw them again."""
-    monkeypatch.setattr("apem_fast.experiment.report.page.sections", lambda store, rows: [])
+    monkeypatch.setattr("apem_fast.experiment.report.page.sections_of", lambda store, rows: [])
 
 
 def page_of(store: RunStore) -> str:
@@ -187,7 +187,7 @@ def test_an_explainer_without_any_score_is_left_out(finished, tmp_path):
     store = RunStore(tmp_path / "copy")
     rows = store.read(0, "gradient").to_dict("records")
     store.write(0, "gradient", [row | {"score": float("nan"), "flag": "no ray"} for row in rows])
-    shown = sections(store, scored_rows(store)[0])
+    shown = sections_of(store, scored_rows(store)[0])
     assert [one.key for one in shown][:3] == ["spread", "pairs", "simplification"]
     assert "Random" in shown[0].figures[0][1] and "Gradient" not in shown[0].figures[0][1]
 
@@ -210,7 +210,7 @@ def test_filtered_maps_are_shown(finished, tmp_path, without_sections):
 def test_other_measures_have_a_table(finished):
     rows, _ = scored_rows(finished)
     with_measure = rows.assign(selectivity=np.where(rows["stage"] == "1-channel", 0.25, 0.5))
-    section = next(one for one in sections(finished, with_measure) if one.key == "measures")
+    section = next(one for one in sections_of(finished, with_measure) if one.key == "measures")
     (_, table) = section.tables[0]
     assert table.columns == ("stage", "explanation", "mean selectivity", "median selectivity")
     assert [cell.text for cell in table.rows[4]] == ["1-channel", "Gradient", "0.250", "0.250"]

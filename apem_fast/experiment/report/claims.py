@@ -20,8 +20,9 @@ from apem_fast.experiment.report import statistics as st
 from apem_fast.experiment.report.censoring import BETTER, WORSE, compared, intervals
 from apem_fast.experiment.report.findings import LEVEL, SignTest, holm, sign_test
 from apem_fast.experiment.report.published import METHODS, of_method
-from apem_fast.experiment.report.sections import Cell, Section, Table
+from apem_fast.experiment.report.section import Cell, Section, Table
 from apem_fast.experiment.report.sets import in_set
+from apem_fast.experiment.report.trust import sanity, tau
 from apem_fast.relevance import STAGES
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not in this run"]
@@ -178,9 +179,9 @@ class _Claims:
         if not len(right) or not len(wrong):
             return
         generator = np.random.default_rng(self.seed)
-        observed = st.tau(np.median(right, axis=0), np.median(wrong, axis=0))
+        observed = tau(np.median(right, axis=0), np.median(wrong, axis=0))
         taus = [
-            st.tau(*(np.median(part[generator.integers(len(part), size=len(part))], axis=0) for part in (right, wrong)))
+            tau(*(np.median(part[generator.integers(len(part), size=len(part))], axis=0) for part in (right, wrong)))
             for _ in range(RESAMPLES)
         ]
         yield _of_bootstrap(observed, taus, "Kendall's tau")
@@ -211,7 +212,7 @@ class _Claims:
     def shuffles_are_blind(self) -> Iterable[_Test]:
         if not st.has_shuffles(self.main):
             return
-        for row in st.sanity(self.main, (), self.step, self.seed).to_dict("records"):
+        for row in sanity(self.main, (), self.step, self.seed).to_dict("records"):
             method = next((name for name, key in self.keys.items() if key == row["explainer"]), None)
             if method is None:
                 continue

@@ -17,9 +17,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from apem_fast.experiment.report.censoring import BETTER, WORSE, bootstrap_interval, compared, intervals, median_of
 from apem_fast.experiment.report.findings import SignTest, holm, listed
-from apem_fast.experiment.report.sections import Cell, Section, Table, explainer_names, number, probability
+from apem_fast.experiment.report.section import Cell, Section, Table, number, probability
 from apem_fast.experiment.report.sets import image_sets
-from apem_fast.experiment.report.statistics import scored_rows, tau
+from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.report.subject import explainer_names
+from apem_fast.experiment.report.trust import tau
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 

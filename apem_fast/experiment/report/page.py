@@ -15,9 +15,11 @@ from apem_fast.experiment.report.claims import claims, claims_section
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.findings import leader_sentences
 from apem_fast.experiment.report.published import paper_tables
-from apem_fast.experiment.report.sections import Cell, Table, explainer_names, is_baseline, number, sections
+from apem_fast.experiment.report.section import Cell, Table, number
+from apem_fast.experiment.report.sections import sections_of
 from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.report.subject import explainer_names, is_baseline
 from apem_fast.experiment.report.summary import interval, marked, summary, totals
 from apem_fast.experiment.run.pictures import coloured, data_uri
 from apem_fast.experiment.run.store import RunStore
@@ -83,7 +85,7 @@ def write_page(
         correct_count=int(correct.sum()),
         truth_known=bool(correct.notna().any()),
         sections=[
-            *sections(store, rows),
+            *sections_of(store, rows),
             *([claims_section(claims(rows, store.options.step))] if paper else []),
         ],
         papers=paper_tables(rows, store.options.network) if paper else [],

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from apem_fast.experiment.report.sections import number
+from apem_fast.experiment.report.section import number
 from apem_fast.experiment.report.sets import in_set
 from apem_fast.experiment.report.statistics import (
     by_correctness,

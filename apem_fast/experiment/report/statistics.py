@@ -22,7 +22,6 @@ from apem_fast.experiment.report.censoring import (
     UNDECIDED,
     WORSE,
     Estimate,
-    bootstrap_interval,
     compared,
     intervals,
     mean_of,
@@ -254,7 +253,7 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64], seed: int 
     """Spearman's rank correlation of two (N,), rows with NaN left out; NaN where one of them is constant.
 
     The p-value is SciPy's from Student's t; below 500 rows, where that is not to be relied on, it is a permutation
-    test's, with 4,999 permutations.
+    test's, with 4,999 permutations, or all that there are of fewer than 8 rows.
     """
     usable = ~(np.isnan(first) | np.isnan(second))
     first, second = first[usable], second[usable]
@@ -263,10 +262,16 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64], seed: int 
     coefficient, p_value = map(float, stats.spearmanr(first, second))
     if len(first) < FEW_IMAGES:
         ranks = stats.zscore(stats.rankdata(first)), stats.zscore(stats.rankdata(second))
-        generator = np.random.default_rng(seed)
-        orders = generator.permuted(np.tile(ranks[1], (PERMUTATIONS, 1)), axis=1)
-        as_far = np.abs(orders @ ranks[0] / len(first)) >= abs(coefficient) - 1e-12
-        p_value = float((as_far.sum() + 1) / (PERMUTATIONS + 1))
+        test = stats.permutation_test(
+            (ranks[1],),
+            lambda order, axis: np.abs(order @ ranks[0]) / len(first),
+            permutation_type="pairings",
+            alternative="greater",
+            n_resamples=PERMUTATIONS,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        )
+        p_value = float(test.pvalue)
     return Correlation(coefficient, p_value, len(first))
 
 
@@ -315,92 +320,3 @@ def flip_curve(rows: pandas.DataFrame, ray: str) -> FlipCurve:
         return FlipCurve(np.array([0.0, end]), np.zeros(2))
     curve = stats.ecdf(stats.CensoredData.right_censored(values.observed, ~values.exact)).cdf
     return FlipCurve(np.concatenate([[0.0], curve.quantiles]), np.concatenate([[0.0], curve.probabilities]))
-
-
-# -- is the ranking to be relied on? ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Kendall's tau between the explainers' rankings on two random halves of the images."""
-
-    tau: float  # the mean over random halvings
-    low: float  # 95 % bootstrap interval
-    high: float
-    images: int
-    explainers: int
-
-
-def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetitions: int = 400) -> Stability | None:
-    """How well the ranking by median score repeats itself: 1, the same on both halves; 0, no agreement.
-
-    Each repetition halves the images at random; tau is the mean over them. The interval resamples each half with
-    replacement before ranking, so that no image is ever in both. Censored scores enter as observed. Only images that
-    every explainer scored take part; None where there are fewer than two explainers or four such images.
-    """
-    scores = rows[rows["stage"] == stage].pivot(index="image", columns="explainer", values="score").dropna()
-    images, explainers = scores.shape
-    if explainers < 2 or images < 4:
-        return None
-    values = scores.to_numpy()
-    generator = np.random.default_rng(seed)
-    taus, resampled = [], []
-    for _ in range(repetitions):
-        order = generator.permutation(images)
-        halves = order[: images // 2], order[images // 2 :]
-        taus.append(tau(*(np.median(values[half], axis=0) for half in halves)))
-        again = (generator.choice(half, len(half)) for half in halves)
-        resampled.append(tau(*(np.median(values[half], axis=0) for half in again)))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Stability(float(np.mean(taus)), float(low), float(high), images, explainers)
-
-
-def tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Kendall's tau-b; 0 where one of the two ranks nothing."""
-    one, other = (np.sign(values[:, None] - values) for values in (first, second))
-    pairs = np.sqrt(np.count_nonzero(one) * np.count_nonzero(other))
-    return float((one * other).sum() / pairs) if pairs else 0.0
-
-
-BLIND = ("random", "uniform")
-"""Baselines that know neither the network nor the photograph: their score must be near 0."""
-
-
-def sanity(rows: pandas.DataFrame, baselines: tuple[str, ...], step: float, seed: int = 0) -> pandas.DataFrame:
-    """The median score of the baseline maps, with its 95 % bootstrap interval.
-
-    Near 0 means that the interval comes within one step of the grid of 0. It is asked only of maps that know nothing:
-    random and uniform ones that are not multiplied by the photograph, and shuffled maps where the run has them.
-    Censored scores enter as observed.
-
-    Returns:
-        stage, explainer, shuffled (bool), images, median, low, high, expected (bool: must be near 0), near (bool).
-    """
-    table = []
-
-    def add(stage: str, explainer: str, scores: NDArray[np.float64], is_shuffled: bool, expected: bool) -> None:
-        low, high = bootstrap_interval(scores, seed=seed)
-        table.append(
-            {
-                "stage": stage,
-                "explainer": explainer,
-                "shuffled": is_shuffled,
-                "images": len(scores),
-                "median": float(np.median(scores)),
-                "low": low,
-                "high": high,
-                "expected": expected,
-                "near": bool(low <= step and high >= -step),
-            }
-        )
-
-    for stage, explainer, part in groups(rows):
-        kind = explainer.split(":")[0]
-        if kind in baselines:
-            add(stage, explainer, part["score"].to_numpy(), False, kind in BLIND and stage != "times-image")
-    if has_shuffles(rows):
-        for stage, explainer, part in groups(rows):
-            part = part[part["shuffled_epsilon_plus"].notna()]
-            if explainer.split(":")[0] not in baselines and len(part):
-                add(stage, explainer, intervals(part, "score", "shuffled_").observed, True, True)
-    return pandas.DataFrame(table)

@@ -1,0 +1,68 @@
+"""What the sections of a page are made of: cells, tables, and numbers as a reader wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from markupsafe import Markup
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows, and what it is sorted by (itself where None); a name stands to the left, a number right."""
+
+    text: str
+    value: float | None = None
+    is_name: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted by any column."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Args:
+        key: its anchor.
+        title: its heading.
+        reading: one sentence or two on what it shows and how to read it.
+        finding: what it says of this run; "" if nothing.
+        figures: (title, SVG), the first open and the others folded.
+        caption: below the first figure.
+        tables: shown below, the first open, each further one folded under its heading.
+    """
+
+    key: str
+    title: str
+    reading: str
+    finding: str = ""
+    figures: tuple[tuple[str, Markup], ...] = ()
+    caption: str = ""
+    tables: tuple[tuple[str, Table], ...] = field(default=())
+
+
+def number(value: float, digits: int = 1, mark: str = "") -> str:
+    """For reading: thousands parted, a real minus, – for nothing."""
+    # Adding 0 turns a negative zero, which rounding leaves of small numbers, into 0.
+    return "–" if np.isnan(value) else mark + f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def count(value: int) -> Cell:
+    return Cell(f"{value:,}", value)
+
+
+def probability(value: float) -> str:
+    if np.isnan(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def percent(share: float) -> str:
+    return "–" if np.isnan(share) else f"{100 * share:.0f} %"
