@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apem_fast.ops import reference
 from apem_fast.siamese import FusionRanker, TrainingOptions, pairs, regimes
-from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.examples import digits_verifier
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from bench.timing import circumstances, interleaved, print_table, write_json

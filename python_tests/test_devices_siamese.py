@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from apem_fast.siamese import TrainingOptions, regimes, training
 from apem_fast.siamese import comparisons as validation
-from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.perception import interpolate_perceptions, perceive, perception_change
@@ -41,8 +40,9 @@ def ranker_and_pairs(device: str, channels: int = 1) -> tuple[Ranker, Tensor, Te
 @pytest.fixture(autouse=True)
 def one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same memory format on both devices: another one adds in another order, and results are compared exactly."""
-    attacks = importlib.import_module("apem_fast.siamese.attack")
-    monkeypatch.setattr(attacks, "channels_last_on_cpu", lambda *_: nullcontext(torch.contiguous_format))
+    monkeypatch.setattr(
+        "apem_fast.siamese.attacking.channels_last_on_cpu", lambda *_: nullcontext(torch.contiguous_format)
+    )
 
 
 # -- attacks -----------------------------------------------------------------------------------------------------

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from apem_fast.cli import siamese_pair
 from apem_fast.cli.common import device_named, user_errors
-
-if TYPE_CHECKING:
-    import torch
-
-    from apem_fast.siamese.networks import SiameseRanker
-    from apem_fast.siamese.pairs import RankedImages
-    from apem_fast.siamese.quality import RankerQuality
-    from apem_fast.siamese.report.page import Section
+from apem_fast.cli.siamese_rankers import (
+    Images,
+    Regime,
+    console,
+    face_sections,
+    facts_of,
+    images_of,
+    sections_of,
+    split,
+    train_ranker,
+    trained_ranker,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Networks that rank pairs of images: train one, explain it by adversarial attacks, check the explanations.",
 )
-console = Console()
 
-HELD_OUT, SPLIT_SEED = 0.2, 0
 STEPS = 100  # of attacks whose steps find their own length
 OWN = "Pairs and networks of your own"
-
-
-class Images(StrEnum):
-    digits = "digits"
-    mnist = "mnist"
-    utkface = "utkface"
-    folder = "folder"
 
 
 class Fusion(StrEnum):
@@ -48,14 +40,6 @@ class Fusion(StrEnum):
 class Attacked(StrEnum):
     first = "first"
     second = "second"
-
-
-class Regime(StrEnum):
-    simultaneous = "simultaneous"
-    autoencoder_first = "autoencoder-first"
-    variational_first = "variational-first"
-    fine_tuning = "fine-tuning"
-    mirroring = "mirroring"
 
 
 DEFAULT_RANKER = Path("runs/siamese/ranker.pt")
@@ -92,9 +76,9 @@ def train(
     with user_errors("siamese train"):
         from apem_fast.siamese import checkpoints, quality
 
-        data = _images(images, folder, attributes, grey).to(device_named(device))
-        learnt, held_out = _split(data)
-        network, architecture = _train(learnt, regime, size, steps, seed, ranker.with_suffix(".training.pt"))
+        data = images_of(images, folder, attributes, grey).to(device_named(device))
+        learnt, held_out = split(data)
+        network, architecture = train_ranker(learnt, regime, size, steps, seed, ranker.with_suffix(".training.pt"))
         judged = quality.measure_quality(network, held_out)
         checkpoints.save_ranker(
             ranker,
@@ -244,7 +228,7 @@ def _explain_ranker(
     from apem_fast.siamese.report import explanations as e
     from apem_fast.siamese.report import page, published
 
-    network, facts, _, held_out = _trained(ranker, folder, attributes, device)
+    network, facts, _, held_out = trained_ranker(ranker, folder, attributes, device)
     judged = quality.measure_quality(network, held_out)
     first, second = e.choose_pairs(held_out, max(pairs, 20), seed)
     shown, some = (first[:pairs], second[:pairs]), (first[:20], second[:20])
@@ -262,13 +246,13 @@ def _explain_ranker(
         "recycling": lambda: [e.recycling_section(network, held_out, *shown, steps=STEPS)],
     }
     if faces:
-        tasks["faces"] = lambda: _face_sections(network.device)
+        tasks["faces"] = lambda: face_sections(network.device)
     path = page.write_page(
         output or ranker.with_name("explain.html"),
         f"What a ranking of {facts['images']} looks at",
         "A Siamese network ranks two images and draws what it sees in them; attacks on one of the two show why.",
-        _facts(facts, judged, held_out),
-        _run(tasks),
+        facts_of(facts, judged, held_out),
+        sections_of(tasks),
         banner=judged.warning,
     )
     if judged.warning:
@@ -297,7 +281,7 @@ def check(
         from apem_fast.siamese import quality
         from apem_fast.siamese.report import agreement, explanations, page
 
-        network, facts, learnt, held_out = _trained(ranker, folder, attributes, device_named(device))
+        network, facts, learnt, held_out = trained_ranker(ranker, folder, attributes, device_named(device))
         first, second = explanations.choose_pairs(held_out, pairs, seed)
         a, b = held_out.batch(first), held_out.batch(second)
         judged = quality.measure_quality(network, held_out)
@@ -311,7 +295,7 @@ def check(
                 data = shuffled(torch.Generator().manual_seed(seed))
                 path = ranker.with_suffix(f".shuffled-{kind.split()[0]}-{seed}.pt")
                 regime = Regime(facts["regime"])
-                other, _ = _train(data, regime, facts["size"], facts["steps"], facts["seed"], path)
+                other, _ = train_ranker(data, regime, facts["size"], facts["steps"], facts["seed"], path)
                 others[kind] = agreement.Relabelled(
                     other, quality.measure_quality(other, data), quality.measure_quality(other, held_out)
                 )
@@ -321,7 +305,7 @@ def check(
             judgements = {}
             for name in Regime:
                 path = ranker.with_suffix(f".regime-{name.value}.pt")
-                other, _ = _train(learnt, name, facts["size"], facts["steps"], facts["seed"], path)
+                other, _ = train_ranker(learnt, name, facts["size"], facts["steps"], facts["seed"], path)
                 judgements[name.value] = quality.measure_quality(other, held_out)
             return [agreement.regime_section(judgements)]
 
@@ -337,128 +321,8 @@ def check(
             output or ranker.with_name("check.html"),
             "Can these explanations be believed?",
             "The comparisons and sanity checks of P3 section 5.3, measured on this ranker.",
-            _facts(facts, judged, held_out),
-            _run(tasks),
+            facts_of(facts, judged, held_out),
+            sections_of(tasks),
             banner=judged.warning,
         )
         console.print(f"written to {path} and {path.with_suffix('.json')}")
-
-
-# -- what the commands share -------------------------------------------------------------------------------------
-
-
-def _images(images: Images, folder: Path | None, attributes: Path | None = None, grey: bool = False) -> RankedImages:
-    from apem_fast.siamese import folders, pairs
-
-    if images is Images.digits:
-        return pairs.digits()
-    if folder is None:
-        raise ValueError(f"siamese: --folder must be given for {images.value} (got none)")
-    if images is Images.folder:
-        if attributes is None:
-            raise ValueError(
-                "siamese: --attributes must be given for a folder: a CSV of file names and numbers (got none)"
-            )
-        data = folders.table_of_images(folder, attributes, pixels=28 if grey else 112, channels=1 if grey else 3)
-    else:
-        data = pairs.mnist(folder) if images is Images.mnist else folders.utkface(folder)
-    if data.skipped:
-        names = ", ".join(data.skipped[:5]) + (", ..." if len(data.skipped) > 5 else "")
-        console.print(f"skipped {len(data.skipped)} files without a readable name or image: {names}", highlight=False)
-    return data
-
-
-def _split(data: RankedImages) -> tuple[RankedImages, RankedImages]:
-    import torch
-
-    return data.split(HELD_OUT, torch.Generator().manual_seed(SPLIT_SEED))
-
-
-def _train(
-    data: RankedImages, regime: Regime, size: int, steps: int, seed: int, checkpoint: Path
-) -> tuple[SiameseRanker, str]:
-    from apem_fast.seeding import seeded
-    from apem_fast.siamese import networks, regimes, training
-
-    faces = data.images.shape[1] == 3
-    architecture = "utkface" if faces else "mnist-mirroring" if regime is Regime.mirroring else "mnist"
-    with seeded(seed):
-        network = networks.RANKERS[architecture](size).to(data.images.device)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    options = training.TrainingOptions(
-        steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
-    )
-    run: dict[Regime, Callable[..., object]] = {
-        Regime.simultaneous: regimes.train_simultaneous,
-        Regime.autoencoder_first: regimes.train_autoencoder_first,
-        Regime.variational_first: partial(regimes.train_autoencoder_first, regularisation="variational"),
-        Regime.fine_tuning: regimes.train_fine_tuned,
-        Regime.mirroring: regimes.train_mirroring,
-    }
-    run[regime](network, data, options)
-    return network, architecture
-
-
-def _trained(path: Path, folder: Path | None, attributes: Path | None, device: str) -> tuple[Any, ...]:
-    """The ranker, facts about it, the images that it was trained on, as far as they are there, and the others."""
-    from apem_fast.siamese import checkpoints
-
-    if not path.exists():
-        raise ValueError(
-            f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})"
-        )
-    network, facts = checkpoints.load_ranker(path)
-    missing = [name for name in ("images", "regime", "steps", "seed", "learnt") if name not in facts]
-    if missing:
-        raise ValueError(
-            f"siamese: --ranker must be one that apem-fast siamese train made, which knows what it learnt from "
-            f"(got {path} without {', '.join(missing)}); explain pairs of your own with --first and --second"
-        )
-    data = _images(Images(facts["images"]), folder, attributes, facts.get("grey", False)).to(device)
-    held_out = data.without(facts["learnt"])
-    seen, trained_on = len(data) - len(held_out), sum(not key.startswith("name ") for key in facts["learnt"])
-    if seen < trained_on:
-        console.print(
-            f"{trained_on - seen} of the {trained_on} images that the ranker learnt from are not in {folder}",
-            highlight=False,
-        )
-    learnt = data.without(held_out.keys()) if seen else held_out
-    return network.to(device), facts, learnt, held_out
-
-
-def _face_sections(device: torch.device) -> list[Section]:
-    import torch
-
-    from apem_fast.siamese import faces
-    from apem_fast.siamese.report import explanations
-
-    try:
-        ranker = faces.face_age_ranker().to(device)
-        pair = torch.stack([faces.sample_face(name) for name in faces.SAMPLE_FACES]).to(device)
-    except ValueError as error:
-        console.print(f"left out: {error}", highlight=False)
-        return []
-    return explanations.face_sections(ranker, pair, faces.SAMPLE_FACES)
-
-
-def _run(tasks: dict) -> list:
-    from tqdm.auto import tqdm
-
-    sections = []
-    with tqdm(tasks.items(), leave=False) as bar:
-        for name, task in bar:
-            bar.set_description(name)
-            sections += task()
-    return sections
-
-
-def _facts(facts: dict[str, Any], judged: RankerQuality, held_out: RankedImages) -> list[tuple[str, str]]:
-    return [
-        ("images held out", str(len(held_out))),
-        ("mean deviation", f"{judged.mean_deviation:.3f}"),
-        ("that of a constant 0.5", f"{judged.baseline:.3f}"),
-        ("right order", f"{judged.order_accuracy:.1%}"),
-        ("reconstruction error", f"{judged.reconstruction_error:.3f}"),
-        ("values in an embedding", str(facts["size"])),
-        ("trained by", str(facts["regime"])),
-    ]

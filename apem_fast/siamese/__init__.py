@@ -1,7 +1,7 @@
 """Siamese ranking networks: training, perception visualization, adversarial explanations and their validation (P3)."""
 
 from apem_fast.siamese import examples, faces
-from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.bounds import normalised_bounds
 from apem_fast.siamese.explaining import PairExplanation, explain_pair
 from apem_fast.siamese.networks import Ranker, SiameseRanker

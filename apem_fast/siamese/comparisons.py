@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.checks import check_pairs, embed_images
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import attack
+from apem_fast.siamese.attacking import attack
 from apem_fast.siamese.bounds import Limit, normalised_bounds
 from apem_fast.siamese.checks import check_pairs, rank_once
 from apem_fast.siamese.comparisons import masking_importance

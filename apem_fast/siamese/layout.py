@@ -1,15 +1,17 @@
-"""How pairs lie in memory while they are attacked: what convolutions on a CPU are fastest with."""
+"""How pairs are attacked together: how many at a time, and in which memory format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from apem_fast.running.layouts import WeightLayouts
 from apem_fast.siamese.networks import Ranker
+from apem_fast.siamese.results import AttackResult
 
 VALUES = 2**19 + 2**17  # in a batch on a CPU: larger ones leave its caches, smaller ones leave it idle
 FEWEST, MOST = 8, 64  # pairs in a batch
@@ -21,6 +23,29 @@ def usual_batch(images: Tensor) -> int:
     if images.device.type != "cpu" or not len(images):
         return MOST
     return max(FEWEST, min(MOST, VALUES // images[0].numel()))
+
+
+def in_batches(
+    run: Callable[[slice], AttackResult], count: int, batch_size: int, progress: str | None
+) -> list[AttackResult]:
+    """`run` over consecutive rows. Out of memory halves the batch and goes on; nothing computed is lost."""
+    if batch_size < 1:
+        raise ValueError(f"attack: batch_size must be at least 1 (got {batch_size})")
+    results: list[AttackResult] = []
+    at = 0
+    with tqdm(total=count, desc=progress, disable=progress is None, leave=False) as bar:
+        while at < count or not results:
+            rows = slice(at, min(at + batch_size, count))
+            try:
+                results.append(run(rows))
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+                continue
+            bar.update(rows.stop - at)
+            at = rows.stop
+    return results
 
 
 @contextmanager

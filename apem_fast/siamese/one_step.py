@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from apem_fast import ops
-from apem_fast.siamese.attack import in_batches
 from apem_fast.siamese.automatic import sizes
 from apem_fast.siamese.bounds import Limit, check_bounds, within
 from apem_fast.siamese.bracketing import meet_target
 from apem_fast.siamese.checks import check_pairs, check_rankings, check_region, embed_images
+from apem_fast.siamese.layout import in_batches
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.results import AttackOptions, AttackResult, Bounds, join_results
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import attack
+from apem_fast.siamese.attacking import attack
 from apem_fast.siamese.comparisons import (
     AttackComparison,
     angle,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
-from apem_fast.siamese.attack import attack, mid_point_attack
+from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.automatic import SHARE, usual_step
 from apem_fast.siamese.comparisons import masking_importance
 from apem_fast.siamese.networks import Ranker
