@@ -17,7 +17,7 @@ import apem_fast as af
 from apem_fast.filter.level_ray import LevelMargin
 from apem_fast.filter.level_search import Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
-from apem_fast.filter.stopping import Flips, StoppingRule, Watch
+from apem_fast.filter.stopping import LevelFlips, StoppingRule, Watch
 from apem_fast.margin_curve import margin_curve
 from apem_fast.probing import rays
 from apem_fast.running.clean import run_clean
@@ -245,7 +245,7 @@ def ending_of(flips, rule):
     watch = Watch(rule)
     for level, (minus, plus) in enumerate(flips):
         changed = level == 0 or flips[level - 1] != (minus, plus)
-        ending = watch.see(Flips(level, minus, plus)) if changed else watch.ended(level)
+        ending = watch.see(LevelFlips(level, minus, plus)) if changed else watch.ended(level)
         if ending is not None:
             return ending.level, ending.stop
     ending = watch.ended(len(flips) - 1, at_last=True)

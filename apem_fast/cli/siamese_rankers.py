@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from apem_fast.siamese.networks import SiameseRanker
     from apem_fast.siamese.pairs import RankedImages
     from apem_fast.siamese.quality import RankerQuality
-    from apem_fast.siamese.report.page import Section
+    from apem_fast.siamese.report.page import RankerSection
 
 console = Console()
 
@@ -117,7 +117,7 @@ def trained_ranker(path: Path, folder: Path | None, attributes: Path | None, dev
     return network.to(device), facts, learnt, held_out
 
 
-def face_sections(device: torch.device) -> list[Section]:
+def face_sections(device: torch.device) -> list[RankerSection]:
     import torch
 
     from apem_fast.siamese import faces

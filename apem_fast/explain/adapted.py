@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apem_fast.explain.explainer import Explainer, logits_of, require_at_least_one, require_known_labels
+from apem_fast.explain.explainer import Explainer, checked_logits, require_at_least_one, require_known_labels
 from apem_fast.explain.grad_cam import enlarged
 from apem_fast.seeding import generator_for, seeded
 
@@ -60,7 +60,7 @@ class Adapted(Explainer):
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            require_known_labels(logits_of(model, images, self.name), labels, self.name)
+            require_known_labels(checked_logits(model, images, self.name), labels, self.name)
         with seeded(generator_for(images[0], self.seed).initial_seed(), images.device):
             attribution = self.function(model, images, labels, **self.method_options)
         if not isinstance(attribution, Tensor):

@@ -135,7 +135,7 @@ def untouched(images: Tensor) -> Iterator[None]:
         yield
 
 
-def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
+def checked_logits(model: nn.Module, images: Tensor, name: str) -> Tensor:
     """The model's logits (N, classes), refused in one sentence where its output holds none."""
     try:
         return as_logits(model(images), images.shape[0])
@@ -146,12 +146,12 @@ def logits_of(model: nn.Module, images: Tensor, name: str) -> Tensor:
 def explainable_logits(
     model: nn.Module, images: Tensor, labels: Tensor, name: str, labels_are_known: bool = False
 ) -> Tensor:
-    """`logits_of`, refused where they carry no gradient or lack one of the labels.
+    """`checked_logits`, refused where they carry no gradient or lack one of the labels.
 
     Args:
         labels_are_known: that was asked before, for which the host has to wait for the device.
     """
-    logits = logits_of(model, images, name)
+    logits = checked_logits(model, images, name)
     if not labels_are_known:
         require_known_labels(logits, labels, name)
     if not logits.requires_grad:
@@ -179,7 +179,7 @@ def require_batch_size(name: str, value: int | None) -> None:
 
 def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with torch.no_grad():
-        logits = logits_of(model, images, name)
+        logits = checked_logits(model, images, name)
     try:
         check_scale(model, logits, stacklevel=5)
     except ModelOutputError as error:

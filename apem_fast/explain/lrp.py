@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apem_fast.explain.explainer import Explainer, explainable_logits, logits_of, require_batch_size
+from apem_fast.explain.explainer import Explainer, checked_logits, explainable_logits, require_batch_size
 from apem_fast.explain.intercepted import require_visible, running_under
 from apem_fast.explain.lrp_layers import LayerRules
 from apem_fast.explain.lrp_rules import AlphaBetaRule, EpsilonRule, Rule
@@ -165,7 +165,7 @@ class LRP(Explainer):
     def _require_same_logits(self, model: nn.Module, images: Tensor, logits: Tensor) -> None:
         """A guard: the replaced layers must compute what the model computes."""
         with torch.no_grad():
-            expected = logits_of(model, images, self.name)
+            expected = checked_logits(model, images, self.name)
         tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(expected.abs().max())
         difference = float((logits - expected).abs().max())
         if not difference <= tolerance:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apem_fast.explain.explainer import (
     Explainer,
-    logits_of,
+    checked_logits,
     require_at_least_one,
     require_batch_size,
     require_known_labels,
@@ -61,7 +61,7 @@ class Occlusion(Explainer):
     @torch.no_grad()
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        logits = logits_of(model, images, self.name)
+        logits = checked_logits(model, images, self.name)
         require_known_labels(logits, labels, self.name)
         fallen = torch.zeros(height, width, dtype=torch.float64, device=images.device)
         covers = torch.zeros_like(fallen)
@@ -72,7 +72,7 @@ class Occlusion(Explainer):
             covered = images.repeat(len(some), 1, 1, 1)
             for one, (y, x) in zip(covered, some):
                 one[:, y : y + self.window, x : x + self.window] = self.value
-            differences = (logits[0, labels[0]] - logits_of(model, covered, self.name)[:, labels[0]]).double()
+            differences = (logits[0, labels[0]] - checked_logits(model, covered, self.name)[:, labels[0]]).double()
             for difference, (y, x) in zip(differences, some):
                 fallen[y : y + self.window, x : x + self.window] += difference
                 covers[y : y + self.window, x : x + self.window] += 1
@@ -122,7 +122,7 @@ class RISE(Explainer):
 
     @torch.no_grad()
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        require_known_labels(logits_of(model, images, self.name), labels, self.name)
+        require_known_labels(checked_logits(model, images, self.name), labels, self.name)
         generator = generator_for(images[0], self.seed)
         total = torch.zeros(images.shape[2:], dtype=torch.float64, device=images.device)
         at_once = self.batch_on(images.device)
@@ -130,7 +130,7 @@ class RISE(Explainer):
             count = min(at_once, self.samples - begin)
             masks = [self.mask(images.shape[2], images.shape[3], generator) for _ in range(count)]
             mask = torch.stack(masks).to(images)
-            probability = logits_of(model, images * mask, self.name).double().softmax(dim=1)[:, labels[0]]
+            probability = checked_logits(model, images * mask, self.name).double().softmax(dim=1)[:, labels[0]]
             total += (probability[:, None, None] * mask[:, 0].double()).sum(dim=0)
         return (total / (self.samples * self.shown)).to(images.dtype).expand(images.shape).clone()
 

@@ -172,7 +172,7 @@ def filter_relevance(
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         most_lost = math.floor(min_drop / evaluator.options.step * (1 + 1e-12))
         rule = StoppingRule(evaluator.options.last_step, most_lost, patience, against)
-        run = _Run(evaluator, prober, rays, levels, rule, progress)
+        run = _FilterLoop(evaluator, prober, rays, levels, rule, progress)
         run.until_settled()
     return run.result()
 
@@ -186,7 +186,7 @@ class _Track:
     wanted: list[LevelProbe]
 
 
-class _Run:
+class _FilterLoop:
     """The loop between the level searches of many maps and the model: a round runs what all of them want."""
 
     def __init__(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from apem_fast.filter.level_ray import SAFETY, Curve, LevelProbe, LevelSearch, cold, search_ray, together, warm
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, Levels
-from apem_fast.filter.stopping import Ending, Flips, Stop, StoppingRule, Watch
+from apem_fast.filter.stopping import Ending, LevelFlips, Stop, StoppingRule, Watch
 from apem_fast.search import Isolate, Search
 
 GROWTH = 4  # a stride along the levels is at most this many times the one before
@@ -34,7 +34,7 @@ class Filtered:
     first row is level 0; what was seen last is its last."""
 
     ending: Ending
-    changes: list[Flips]
+    changes: list[LevelFlips]
     margin: float = math.nan  # of the probe that made the score fall, where it dropped: of several the nearest to 0
 
 
@@ -69,7 +69,7 @@ def filter_levels(
         else _Visitor(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
         for ray in (RELEVANCE, IRRELEVANCE)
     ]
-    changes: list[Flips] = []
+    changes: list[LevelFlips] = []
     watch = Watch(rule)
     yield from together([ray.begin() for ray in rays])
     while True:
@@ -77,7 +77,7 @@ def filter_levels(
         for level in sorted({change for ray in rays for change in ray.flips if change <= known}):
             if changes and level <= changes[-1].level:
                 continue
-            changes.append(Flips(level, *(ray.flip_at(level) for ray in rays)))
+            changes.append(LevelFlips(level, *(ray.flip_at(level) for ray in rays)))
             ending = watch.see(changes[-1])
             if ending is not None:
                 return (yield from _ended(ending, changes, rule.patience))
@@ -92,7 +92,7 @@ def filter_levels(
         yield from together([ray.extend() for ray in behind])
 
 
-def _ended(ending: Ending, changes: list[Flips], patience: int) -> LevelSearch[Filtered]:
+def _ended(ending: Ending, changes: list[LevelFlips], patience: int) -> LevelSearch[Filtered]:
     """Asks for the margins that decided, so that they can be told."""
     margin, fall = math.nan, ending.fall
     points = [] if fall is None else [LevelProbe(ray, fall.at.level, step) for ray, step in fall.deciding()]

@@ -23,7 +23,7 @@ class Stop(enum.Enum):
     WOULD_BE_EMPTY = "The next level would leave nothing of the map."
 
 
-class Flips(NamedTuple):
+class LevelFlips(NamedTuple):
     """First flips, or CENSORED, of both rays at one level."""
 
     level: int
@@ -50,7 +50,7 @@ class StoppingRule:
     patience: int = 0
     against: str = "previous"
 
-    def score(self, at: Flips) -> int:
+    def score(self, at: LevelFlips) -> int:
         minus, plus = (self.last_step if flip == CENSORED else flip for flip in (at.minus, at.plus))
         return plus - minus
 
@@ -59,8 +59,8 @@ class StoppingRule:
 class Fall:
     """The level at which a score fell below what it is compared with."""
 
-    before: Flips
-    at: Flips
+    before: LevelFlips
+    at: LevelFlips
     reference: int  # the score it is compared with
     steps: int  # by how many it fell
 
@@ -89,10 +89,10 @@ class Watch:
 
     def __init__(self, rule: StoppingRule):
         self._rule = rule
-        self._start = self._before = Flips(0, CENSORED, CENSORED)
+        self._start = self._before = LevelFlips(0, CENSORED, CENSORED)
         self._fall: Fall | None = None
 
-    def see(self, now: Flips) -> Ending | None:
+    def see(self, now: LevelFlips) -> Ending | None:
         """The flips that hold from a level on, level 0 first; those of the levels in between were as before."""
         if now.level == 0:
             self._start = self._before = now

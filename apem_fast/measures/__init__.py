@@ -6,9 +6,9 @@ af.parameter_randomisation(model, images, af.explain.Gradient()).rank_correlatio
 af.data_randomisation(model, trained_on_permuted_labels, images, af.explain.Gradient()).rank_correlation
 """
 
-from apem_fast.measures.continuity import ContinuityResult, continuity
+from apem_fast.measures.continuity_ratio import ContinuityResult, continuity
 from apem_fast.measures.randomisation import RandomisationResult, data_randomisation, parameter_randomisation
-from apem_fast.measures.selectivity import SelectivityResult, selectivity
+from apem_fast.measures.selectivity_curve import SelectivityResult, selectivity
 
 __all__ = [
     "ContinuityResult",

@@ -1,7 +1,7 @@
 """Verified low precision: probes are screened in a faster type, and whatever sets an epsilon is confirmed in float32.
 
 A screened margin is corrected by what is known of the difference between the two on its ray, and taken for an answer
-where it is farther from 0 than that correction may be off (`differences.py`); elsewhere float32 is asked, and asked
+where it is farther from 0 than that correction may be off (`screen_errors.py`); elsewhere float32 is asked, and asked
 straight away where the ray has come near its flip. Once a ray is decided, its flip and the point just before it have
 been, or are now, asked in float32. With what is then known every "still the label" of the screen before them is judged
 anew, and asked in float32 where it has become doubtful. "No longer the label" needs no such care: nothing follows from
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from apem_fast.probing.differences import ENOUGH, Differences
 from apem_fast.probing.prober import Answers, Prober
 from apem_fast.probing.rays import Rays
+from apem_fast.probing.screen_errors import ENOUGH, ScreenErrors
 from apem_fast.probing.trial import Trial
 from apem_fast.running.batching import BatchTuner, is_out_of_memory
 from apem_fast.running.low_precision import ROUNDING, low_precision
@@ -74,7 +74,7 @@ class ScreeningProber(Prober):
         self._in_low_precision = False
         self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
-        self._differences = Differences()
+        self._errors = ScreenErrors()
         self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
         self._asked = self._spared = 0  # screened probes, and those among them that needed no float32
 
@@ -149,7 +149,7 @@ class ScreeningProber(Prober):
         for r in ray.tolist():
             self._told.pop(r, None)
         for r in ray[~refuted].tolist():
-            self._differences.forget(r)
+            self._errors.forget(r)
         return refuted, probes
 
     def _unverified(self, ray: int, epsilon: float) -> list[_Point]:
@@ -168,8 +168,8 @@ class ScreeningProber(Prober):
         """Corrected margins and the bands within which they say nothing, NaN where the screen has said nothing."""
         asked = np.flatnonzero(~np.isnan(screened))
         margin, band = np.full(len(ray), np.nan), np.full(len(ray), np.nan)
-        margin[asked] = screened[asked] - self._differences.correction(ray[asked], epsilon[asked])
-        band[asked] = self._differences.band(ray[asked]) + rounding[asked]
+        margin[asked] = screened[asked] - self._errors.correction(ray[asked], epsilon[asked])
+        band[asked] = self._errors.band(ray[asked]) + rounding[asked]
         return margin, band
 
     def _near_the_flip(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -180,7 +180,7 @@ class ScreeningProber(Prober):
             at = bisect_left(told, e, key=_epsilon)
             if at:
                 behind[i] = told[at - 1].margin
-        band = self._differences.band(ray)
+        band = self._errors.band(ray)
         return np.isfinite(band) & (np.abs(behind) <= NEAR * band)
 
     def _ask(
@@ -190,7 +190,7 @@ class ScreeningProber(Prober):
         exact = yield from super().answers(ray, epsilon)
         self._trial.answered(len(ray))
         both = np.flatnonzero(~np.isnan(screened))
-        self._differences.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
+        self._errors.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
         return exact
 
     def _try(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> int:
@@ -233,8 +233,8 @@ class ScreeningProber(Prober):
         self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self._rays.margin[ray[first]]).tolist()))
         screened[wanted], rounding[wanted] = margin[len(first) :], off[len(first) :]
         for r in np.unique(ray[wanted]).tolist():
-            if r not in self._differences:
-                self._differences.enter(r, self._at_zero[int(self._rays.image[r])])
+            if r not in self._errors:
+                self._errors.enter(r, self._at_zero[int(self._rays.image[r])])
         unknown = np.isnan([self._at_zero[i] for i in self._rays.image[ray[wanted]].tolist()])
         screened[wanted[unknown]] = np.nan
         return screened, rounding, probes

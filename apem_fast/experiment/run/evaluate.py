@@ -58,13 +58,15 @@ def evaluate(
         FileNotFoundError: a package that the network or the photographs come from is missing.
     """
     with torchrun_ranks() as ranks:
-        run = _Run(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count))
+        share = _Share(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count))
         # Else many processes would all claim memory on the first GPU beside that on their own.
-        with torch.cuda.device(run.device) if run.device != "cpu" else nullcontext():
-            return run.run()
+        with torch.cuda.device(share.device) if share.device != "cpu" else nullcontext():
+            return share.run()
 
 
-class _Run:
+class _Share:
+    """What this process does of a run."""
+
     def __init__(self, options: RunOptions, folder: Path, ranks: Ranks, progress: ProgressKeeper):
         self.options, self.folder, self.ranks, self.progress = options, folder, ranks, progress
         self.device = ranks.device(options.device)

@@ -25,7 +25,7 @@ from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.siamese.perception import perception_change
 from apem_fast.siamese.quality import RankerQuality
 from apem_fast.siamese.recycling import recycle
-from apem_fast.siamese.report.page import Plot, Row, Section, Table, Tile
+from apem_fast.siamese.report.page import Plot, RankerSection, RankerTable, Row, Tile
 from apem_fast.siamese.saliency import superpixels
 from apem_fast.siamese.sanity import (
     CRITERION,
@@ -48,7 +48,7 @@ def agreement_section(
     b: Tensor,
     *,
     steps: int,
-) -> Section:
+) -> RankerSection:
     """P3's comparisons of sections 5.3.3 to 5.3.7 and its own published figures."""
     by_length = {
         k: compare_one_and_many_steps(ranker, a, b, 0.0, steps=k)
@@ -93,12 +93,12 @@ def agreement_section(
         ("recycling: rank correlation of d with the attack", "“low correlation”", f"{float(noise.nanmean()):.2f}"),
         ("mid-point saliency and blacking out super-pixels", "proposed", f"{float(masking.nanmean()):.2f}"),
     ]
-    return Section(
+    return RankerSection(
         "Do the explanations agree with each other?",
         f"Means over {len(a)} pairs of images that were held out, beside what P3 publishes for its face network "
         "(20 pairs). Angles are between perturbations, rank correlations are Spearman's.",
         [
-            Table(
+            RankerTable(
                 ["", "P3", "this run"],
                 rows,
                 "P3's are for UTKFace at 112 pixels; another network and other images need not give the same figures.",
@@ -119,7 +119,7 @@ def agreement_section(
     )
 
 
-def _kinds_table(kinds: Mapping[str, Tensor], images: Tensor) -> Table:
+def _kinds_table(kinds: Mapping[str, Tensor], images: Tensor) -> RankerTable:
     """Section 5.3.6's central claim: the four kinds of attack may stand for each other."""
     maps = {name: saliency_map(images, perturbed) for name, perturbed in kinds.items()}
     rows = []
@@ -130,7 +130,7 @@ def _kinds_table(kinds: Mapping[str, Tensor], images: Tensor) -> Table:
             alike = float(rank_correlation(maps[name], maps[other]).nanmean())
             row.append("" if name == other else f"{alike:.2f}, {turned:.0f}°")
         rows.append(row)
-    return Table(
+    return RankerTable(
         ["", *kinds],
         rows,
         "Mean rank correlation of the saliency maps, and mean angle between the perturbations. P3 takes the map of "
@@ -139,7 +139,7 @@ def _kinds_table(kinds: Mapping[str, Tensor], images: Tensor) -> Table:
     )
 
 
-def regime_section(judged: Mapping[str, RankerQuality]) -> Section:
+def regime_section(judged: Mapping[str, RankerQuality]) -> RankerSection:
     """How well each regime ranks and reconstructs (P3 sections 5.2.2 to 5.2.4)."""
     published = {"autoencoder-first": "± .2", "variational-first": "± .2", "simultaneous": "at most .05 (faces)"}
     rows = [
@@ -153,19 +153,19 @@ def regime_section(judged: Mapping[str, RankerQuality]) -> Section:
         for name, quality in judged.items()
     ]
     constant = next(iter(judged.values())).baseline
-    return Section(
+    return RankerSection(
         "What does each regime learn?",
         "Networks of one architecture, trained by each regime on the same images and judged on those held out. P3 "
         "gives up "
         "frozen encoders, which “were never able to be more accurate than average ± 0.2”, for fine-tuning, mirroring "
         "and, "
         f"at last, training for both tasks at once. A constant 0.5 deviates by {constant:.3f}.",
-        [Table(["regime", "P3", "mean deviation", "right order", "reconstruction error"], rows)],
+        [RankerTable(["regime", "P3", "mean deviation", "right order", "reconstruction error"], rows)],
         {name: [quality.mean_deviation, quality.order_accuracy] for name, quality in judged.items()},
     )
 
 
-def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> Table:
+def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> RankerTable:
     """One step and many at several lengths of the attack, because the angle is a matter of the distance."""
     norm = torch.linalg.vector_norm(images.double().flatten(1), dim=1)
     rows = []
@@ -182,7 +182,7 @@ def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> T
                 f"{compared.mean_correlation:.2f}",
             ]
         )
-    return Table(
+    return RankerTable(
         ["steps", "moved, of the image's norm", "ranking moved by", "by one step as long", "angle", "rank correlation"],
         rows,
         "One step and many, as far as each other: the first gradient is right for small changes, and the path bends as "
@@ -223,10 +223,10 @@ def sanity_plot(check: SanityCheck) -> Figure:
     return figure
 
 
-def parameter_section(ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, seed: int = 0) -> Section:
+def parameter_section(ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int, seed: int = 0) -> RankerSection:
     """Cascading randomisation of the branch (P3 Figures 49 and 50)."""
     check = cascading_randomisation(ranker, a, b, maps_of_attack(steps), seed=seed)
-    return Section(
+    return RankerSection(
         "Do they depend on the model's parameters?",
         "The layers of tail and branch are re-initialised one after the other, from the last up to the first (P3 "
         "begins "
@@ -285,7 +285,7 @@ def label_section(
     b: Tensor,
     *,
     steps: int,
-) -> Section:
+) -> RankerSection:
     """Retraining on shuffled labels (P3 Figure 51 and equation 38), of one kind or several."""
     explain = maps_of_attack(steps)
     original = explain(ranker, a[:4], b[:4])
@@ -315,7 +315,7 @@ def label_section(
             ]
         )
         numbers[f"learnt, {kind}"] = [other.on_its_own.mean_deviation, other.on_its_own.baseline]
-    return Section(
+    return RankerSection(
         "Do they depend on what it learnt?",
         "The same architecture is trained again by the same regime where labels mean nothing. P3 randomises the "
         "targets of "
@@ -323,13 +323,13 @@ def label_section(
         "order "
         f"can be learnt by heart. {' '.join(verdicts)}",
         [
-            Table(
+            RankerTable(
                 ["map, what was shuffled", "P3, one pair", "the first pair", "mean of the pairs", "from and to"],
                 table,
                 "Rank correlations with the maps of the trained network. P3's figure is that of a single pair, "
                 "equation 38.",
             ),
-            Table(
+            RankerTable(
                 [
                     "what was shuffled",
                     "deviation from its own labels",

@@ -16,7 +16,7 @@ from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.pairs import RankedImages
 from apem_fast.siamese.perception import interpolate_perceptions, perceive, perception_change
 from apem_fast.siamese.recycling import recycle
-from apem_fast.siamese.report.page import Row, Section, Table, Tile
+from apem_fast.siamese.report.page import RankerSection, RankerTable, Row, Tile
 from apem_fast.siamese.results import AttackResult
 from apem_fast.siamese.saliency import superimpose, tessellate
 from apem_fast.siamese.wrapped import ScoreRanker
@@ -62,7 +62,7 @@ def value_of(data: RankedImages, index: Tensor) -> list[str]:
     return [f"{data.attribute} {data.values[i]:g}" for i in index.tolist()]
 
 
-def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> Section:
+def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> RankerSection:
     """Images the ranker has not seen, and what it sees in them: one of each value, as far as there are."""
     of_image = data.values.cpu()
     values = of_image.unique()
@@ -71,7 +71,7 @@ def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> Se
     images = data.batch(index)
     seen = perceive(ranker, images)
     error = (seen - images).square().flatten(1).mean(dim=1).sqrt()
-    return Section(
+    return RankerSection(
         "What the network sees",
         "Images held out of the training, and their perceptions: reconstructions from nothing but the embedding that "
         "the ranking is made from. Under each, its root mean square error in pixel values.",
@@ -103,7 +103,9 @@ def _progression(result: AttackResult) -> list[Tile]:
     ]
 
 
-def progression_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
+def progression_section(
+    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int
+) -> RankerSection:
     """Both ways out of one pair, through the embedding and through the input, beside a straight line (Figures 33-35,
     40)."""
     a, b = data.batch(first[:1]), data.batch(second[:1])
@@ -126,7 +128,7 @@ def progression_section(ranker: Ranker, data: RankedImages, first: Tensor, secon
     between = interpolate_perceptions(ranker, a, b, SHOWN)[0]
     parts = torch.linspace(0, 1, SHOWN).tolist()
     rows.append(Row("straight line", [Tile(i, f"{p:.0%} of the way") for i, p in zip(between, parts, strict=True)]))
-    return Section(
+    return RankerSection(
         "Where the gradient leads",
         "Only the first image of the pair changes, until it ranks as the least or the greatest possible; the second "
         "stays. The perceptions on the way show what the network takes the attribute to be. An attack on the embedding "
@@ -137,7 +139,7 @@ def progression_section(ranker: Ranker, data: RankedImages, first: Tensor, secon
     )
 
 
-def maps_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
+def maps_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> RankerSection:
     """Why each pair ranks as it does: mid-point attacks and every map that can be drawn of them."""
     a, b = data.batch(first), data.batch(second)
     result = mid_point_attack(ranker, a, b, steps=steps)
@@ -159,7 +161,7 @@ def maps_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tens
         if change is not None:
             row += [Tile(change.after[i], "perception of A'"), Tile(change.saliency[i], "where it changed")]
         rows.append(Row(f"{result.score_before[i]:.3f} to {result.score_after[i]:.3f}", row))
-    return Section(
+    return RankerSection(
         "Why this pair ranks as it does",
         "The least change that the gradient finds to make the network call the two images equal: a mid-point attack. "
         "Bright pixels of the saliency map moved most (equations 28 and 29); it is laid over the image in two flavours "
@@ -176,7 +178,7 @@ def maps_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tens
     )
 
 
-def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
+def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> RankerSection:
     """Equation 25's three forces at equal score (P3 section 5.3.8, Figure 48), ZeroForce with and without its
     surrogate."""
     a, b = data.batch(first), data.batch(second)
@@ -222,13 +224,13 @@ def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
         if ranker.reconstructs:  # P3 Figure 48 shows the perceptions beside the maps
             tiles.append(Tile(perceive(ranker, result.perturbed[:1])[0], f"perception: {result.score_after[0]:.2f}"))
         rows.append(Row(name, tiles))
-    return Section(
+    return RankerSection(
         "What the forces do",
         f"The same mid-point attacks on {len(a)} pairs with each force of equation 25, so at equal score (to 0.01). "
         "The number of changed pixels has no gradient, and P3 found its force useless; by its proximal operator it "
         "leaves a pixel alone unless changing it is worth the price.",
         [
-            Table(
+            RankerTable(
                 ["force", "reached 0.5", "changed pixels", "total variation", "distance"],
                 table,
                 f"Means over the {int(everywhere.sum())} pairs that every one of them brought to 0.5.",
@@ -239,7 +241,9 @@ def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
     )
 
 
-def recycling_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
+def recycling_section(
+    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int
+) -> RankerSection:
     """Algorithm 4: the change of the perception, added to the input (P3 section 5.3.7, Figure 47)."""
     a, b = data.batch(first), data.batch(second)
     low = attack(ranker, a, b, 0.0, steps=steps)
@@ -259,7 +263,7 @@ def recycling_section(ranker: Ranker, data: RankedImages, first: Tensor, second:
         )
         for i in range(min(len(a), 4))
     ]
-    return Section(
+    return RankerSection(
         "The perception put back",
         "A boundary attack makes A + e; d is what it changed in the perception; A + d is put to the network again. P3 "
         "finds that the last perception follows the attack's while the ranking need not.",
@@ -272,7 +276,9 @@ def recycling_section(ranker: Ranker, data: RankedImages, first: Tensor, second:
     )
 
 
-def face_sections(ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 100) -> list[Section]:
+def face_sections(
+    ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *, steps: int = 100
+) -> list[RankerSection]:
     """Two faces and a pretrained network that never ranked anything: who is older, why, and what it would take.
 
     The mid-point counts as reached where the ages are a year apart: that is how far apart the network's classes are.
@@ -318,7 +324,7 @@ def face_sections(ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *,
         for i in range(2)
     ]
     return [
-        Section(
+        RankerSection(
             "Who is older? A network that was never Siamese",
             f"A face-age network with its published weights becomes a ranker by equation 15. It takes the {names[0]} "
             f"for {ages[0]:.0f} and the {names[1]} for {ages[1]:.0f}, so the {older} for the older one. A mid-point "
@@ -327,7 +333,7 @@ def face_sections(ranker: ScoreRanker, faces: Tensor, names: tuple[str, str], *,
             "from blue for the least to red for the greatest.",
             [
                 *rows,
-                Table(
+                RankerTable(
                     ["face", "l2 distance moved", "root mean square change", "agreement with blacking out (Spearman)"],
                     [
                         [

@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Plot", "Row", "Section", "Table", "Tile", "png", "write_page"]
+__all__ = ["Plot", "RankerSection", "RankerTable", "Row", "Tile", "png", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class RankerTable:
     """The first column names the rows; the others are set flush right."""
 
     columns: Sequence[str]
@@ -76,17 +76,22 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Section:
+class RankerSection:
     """One question and its answer: figures and tables in the order of `content`, and the numbers behind them."""
 
     title: str
     text: str
-    content: Sequence[Row | Table | Plot]
+    content: Sequence[Row | RankerTable | Plot]
     numbers: dict = field(default_factory=dict)
 
 
 def write_page(
-    path: Path, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], banner: str = ""
+    path: Path,
+    title: str,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    sections: Sequence[RankerSection],
+    banner: str = "",
 ) -> Path:
     """Writes `path` and, beside it, the numbers of all sections as JSON. A banner warns above everything else."""
     templates = Environment(
@@ -96,7 +101,7 @@ def write_page(
         lstrip_blocks=True,
     )
     templates.tests["row"] = lambda item: isinstance(item, Row)
-    templates.tests["table"] = lambda item: isinstance(item, Table)
+    templates.tests["table"] = lambda item: isinstance(item, RankerTable)
     page = templates.get_template("page.html.jinja").render(
         title=title, lead=lead, facts=facts, sections=sections, banner=banner
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from apem_fast.siamese.explaining import PairExplanation
-from apem_fast.siamese.report.page import Row, Section, Table, Tile, png, write_page
+from apem_fast.siamese.report.page import RankerSection, RankerTable, Row, Tile, png, write_page
 
 __all__ = ["pair_section", "write_explanation"]
 
 PATH_SHOWN = 8  # rows of the path's table
 
 
-def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks as it does") -> Section:
+def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks as it does") -> RankerSection:
     """The pictures of a pair and what they say."""
     e, result = explanation, explanation.result
     p, values = e.pictures, e.values
@@ -48,13 +48,13 @@ def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks
         rows.append(Row("what the network sees", [Tile(p[name], name) for name in seen]))
     path = result.path()
     kept = sorted({round(k * (len(path) - 1) / (PATH_SHOWN - 1)) for k in range(PATH_SHOWN)})
-    table = Table(
+    table = RankerTable(
         ["step", "ranking", "l2 distance"],
         [[int(r.step), f"{r.score:.4f}", f"{r.distance:.4g}"] for r in path.iloc[kept].itertuples()],
         "The attack on its way; path.csv has every step.",
     )
     agreement = "cannot be compared" if e.agreement != e.agreement else f"agree to {e.agreement:.2f} (Spearman)"
-    return Section(
+    return RankerSection(
         title,
         f"{e} The saliency map is bright where the image had to change most (P3 equations 28 and 29). The "
         f"super-pixels' "

@@ -13,7 +13,7 @@ from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.one_step import one_step_attack
 from apem_fast.siamese.pairs import RankedImages, metric_target
 from apem_fast.siamese.perception import perceive
-from apem_fast.siamese.report.page import Plot, Row, Section, Tile
+from apem_fast.siamese.report.page import Plot, RankerSection, Row, Tile
 from apem_fast.siamese.saliency import superimpose
 
 __all__ = ["boundary_section", "one_and_many_section", "target_section"]
@@ -22,7 +22,7 @@ BINS = 10  # of an attribute with more values than so many
 PER_BIN = 40  # images
 
 
-def target_section(ranker: Ranker, data: RankedImages) -> Section:
+def target_section(ranker: Ranker, data: RankedImages) -> RankerSection:
     """The target of a pair as its first attribute runs, and what the network says (P3 Figure 34).
 
     P3 compares with a digit 5; here it is the value nearest to five ninths of the range.
@@ -60,7 +60,7 @@ def target_section(ranker: Ranker, data: RankedImages) -> Section:
     axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return Section(
+    return RankerSection(
         f"Compared with {data.attribute} {reference:g}",
         "What a pair should be ranked as when the second image stays what it is, and what this network makes of images "
         "that it was not trained on (P3 Figure 34). The line is read backwards to tell what a ranking stands for.",
@@ -74,7 +74,9 @@ def _embed(ranker: Ranker, images: Tensor) -> Tensor:
     return ranker.embed(images.to(ranker.device))
 
 
-def one_and_many_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int) -> Section:
+def one_and_many_section(
+    ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int
+) -> RankerSection:
     """One pair's attack to 0 in many steps, and the one step as long (P3 Figure 43)."""
     a, b = data.batch(first[:1]), data.batch(second[:1])
     compared = compare_one_and_many_steps(ranker, a, b, 0.0, steps=steps)
@@ -93,7 +95,7 @@ def one_and_many_section(ranker: Ranker, data: RankedImages, first: Tensor, seco
         if ranker.reconstructs:
             tiles.append(Tile(perceive(ranker, result.perturbed)[0], "perception of A'"))
         rows.append(Row(name, tiles))
-    return Section(
+    return RankerSection(
         "One step and many",
         f"The attack to 0 moves {float(many.distance[0]):.3g} in {int(many.steps_taken[0])} steps; one step along the "
         f"gradient at A goes as far. Angle between the two {float(compared.angle[0]):.0f}°, Spearman's correlation of "
@@ -103,7 +105,7 @@ def one_and_many_section(ranker: Ranker, data: RankedImages, first: Tensor, seco
     )
 
 
-def boundary_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor) -> Section:
+def boundary_section(ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor) -> RankerSection:
     """One-step attacks to either end of the range, with maps and perceptions (P3 Appendices A and B)."""
     a, b = data.batch(first), data.batch(second)
     seen = perceive(ranker, a) if ranker.reconstructs else None
@@ -126,7 +128,7 @@ def boundary_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
             if seen is not None and after is not None:
                 tiles += [Tile(seen[i], "perception of A"), Tile(after[i], "perception of A'")]
             rows.append(Row(f"Appendix {appendix}, to {target:g}", tiles))
-    return Section(
+    return RankerSection(
         "One step to either end",
         "A single step along the gradient at the original, as long as it takes to rank as the least or the greatest "
         "possible, or as the image's own norm where the line never gets there (P3 Appendices A and B). Every gradient "

@@ -18,7 +18,7 @@ BAND = 3.0
 ENOUGH = 16  # corrections that have to be checked before any is trusted
 
 
-class Differences:
+class ScreenErrors:
     """The errors of low precision against float32, per ray of a search.
 
     A ray enters with what is known at epsilon 0, and may be forgotten when it is decided.
