@@ -53,7 +53,7 @@ def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetit
 
 def tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     """Kendall's tau-b; 0 where one of the two ranks nothing."""
-    found = float(stats.kendalltau(first, second, method="asymptotic").statistic)
+    found = float(stats.kendalltau(first, second).statistic)
     return 0.0 if np.isnan(found) else found
 
 
