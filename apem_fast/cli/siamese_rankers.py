@@ -50,7 +50,7 @@ def images_of(images: Images, folder: Path | None, attributes: Path | None = Non
             raise ValueError(
                 "siamese: --attributes must be given for a folder: a CSV of file names and numbers (got none)"
             )
-        data = folders.table_ofimages_of(folder, attributes, pixels=28 if grey else 112, channels=1 if grey else 3)
+        data = folders.table_of_images(folder, attributes, pixels=28 if grey else 112, channels=1 if grey else 3)
     else:
         data = pairs.mnist(folder) if images is Images.mnist else folders.utkface(folder)
     if data.skipped:
