@@ -168,6 +168,6 @@ def scanned(
     all_rays = evaluator.rays(maps[torch.from_numpy(row).to(maps.device)].detach(), row)
     few = all_rays.only(2 * half + ray % 2)
     o = evaluator.options
-    with evaluator.probing(few, "float32") as prober:
-        flips = find_flips(prober, few, Exhaustive(), step=o.step, last_step=o.last_step, progress=progress)
+    with evaluator.probing_exactly(few) as prober:
+        flips = find_flips(prober, Exhaustive(), step=o.step, last_step=o.last_step, progress=progress)
     return (flips.step.astype(np.float64) * o.step, flips.probes), flips.flipped

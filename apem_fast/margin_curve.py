@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.metric import Evaluator
 from apem_fast.options import BoundsOf
+from apem_fast.probing.prober import answered
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class RayView:
         with self._evaluator.probing(self._rays) as prober:
             for offset, epsilon in enumerate((minus, plus)):
                 ray = np.repeat(2 * np.arange(maps) + offset, epsilon.shape[1])
-                answers = prober(ray, epsilon.flatten().numpy())
+                answers = answered(prober, ray, epsilon.flatten().numpy())
                 margins.append(torch.from_numpy(answers.margin).view(epsilon.shape))
         return MarginCurve(minus, margins[0], plus, margins[1])
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.options import BoundOf, EngineOptions, Options
+from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
-from apem_fast.probing.prober import Prober, tuner_for
+from apem_fast.probing.prober import Prober
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
@@ -197,14 +198,19 @@ class Evaluator:
 
     @contextmanager
     def probing(self, rays: Rays, precision: str | None = None) -> Iterator[Prober]:
-        """Runs the model on probes of `rays` while it is open, in the batches and the precision of the options."""
-        validation.model(self._model)  # its mode may have changed since
+        """Answers probes of `rays` while it is open, in the batches and the precision of the options."""
         precision = precision or self.options.precision
-        if precision == "float32":
-            prober = Prober(self._model, rays, self._tuner, self._runner, self._record)
-        else:
-            screen = precision, self._screen_tuner, self._trial
-            prober = ScreeningProber(self._model, rays, self._tuner, self._runner, self._record, *screen)
+        with self.probing_exactly(rays) as exact:
+            if precision == "float32":
+                yield exact
+            else:
+                yield ScreeningProber(exact, precision, self._screen_tuner, self._trial)
+
+    @contextmanager
+    def probing_exactly(self, rays: Rays) -> Iterator[BatchProber]:
+        """The same in the images' own type, whatever the precision of the options."""
+        validation.model(self._model)  # its mode may have changed since
+        prober = BatchProber(self._model, rays, self._tuner, self._runner, self._record)
         with undisturbed(self._model, self._images), prober:
             self._record.refresh()
             yield prober
@@ -280,7 +286,7 @@ class Evaluator:
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:
         o = self.options
         with self.probing(rays) as prober:
-            return find_flips(prober, rays, o.policy, step=o.step, last_step=o.last_step, progress=progress)
+            return find_flips(prober, o.policy, step=o.step, last_step=o.last_step, progress=progress)
 
     def _result(self, flips: Flips, rows: slice) -> ApemResult:
         epsilon = torch.from_numpy(flips.step[rows] * self.options.step)

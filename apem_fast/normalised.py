@@ -180,10 +180,9 @@ def shuffled_epsilons(
             if progress is not None:
                 progress(start * per_image + done, count * per_image, before + probes_here)
 
-        with evaluator.probing(rays, "float32") as prober:
+        with evaluator.probing_exactly(rays) as prober:
             least = find_least_flips(
                 prober,
-                rays,
                 2 * rays.image + rays.irrelevance,
                 options.policy,
                 step=options.step,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import apem_fast as af
+from apem_fast.probing.prober import answered
 from apem_fast.relevance import STAGES
 from bench.networks import PHOTOGRAPHED, Workload, workload
 from bench.timing import circumstances, print_table, write_json
@@ -39,7 +40,8 @@ class OnDevice:
         """The margins of one ray there."""
         rays = self.evaluator.rays(self.maps[name], np.arange(len(self.evaluator.images)))
         with self.evaluator.probing(rays) as prober:
-            return prober(np.full(len(epsilons), 2 * image + kind), np.array(epsilons)).margin.tolist()
+            ray = np.full(len(epsilons), 2 * image + kind)
+            return answered(prober, ray, np.array(epsilons)).margin.tolist()
 
 
 def on_device(model: torch.nn.Module, images: Tensor, maps: dict[str, Tensor], device: str) -> OnDevice:

@@ -29,7 +29,7 @@ from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.explain import explainer_from
 from apem_fast.probing.engine import find_flips
-from apem_fast.probing.prober import Answers, Prober
+from apem_fast.probing.prober import Answers, Prober, answered
 from apem_fast.probing.rays import Rays
 from apem_fast.relevance import STAGES
 from apem_fast.search import Exhaustive
@@ -140,11 +140,11 @@ def scan(evaluator: af.Evaluator, rays: Rays) -> Scan:
     o = evaluator.options
     with evaluator.probing(rays) as prober:
         recorded = _Recorded(prober)
-        flips = find_flips(recorded, rays, Exhaustive(), step=o.step, last_step=o.last_step)
+        flips = find_flips(recorded, Exhaustive(), step=o.step, last_step=o.last_step)
         found = np.flatnonzero(flips.flipped & (flips.step < o.last_step))
         share = np.arange(1, BEYOND + 1) / BEYOND
         beyond = np.minimum(flips.step[found, None] + np.ceil(share * flips.step[found, None]), o.last_step)
-        answers = recorded.prober(np.repeat(found, BEYOND), beyond.ravel() * o.step)
+        answers = answered(prober, np.repeat(found, BEYOND), beyond.ravel() * o.step)
     back = np.zeros(len(rays), bool)
     back[found] = ~answers.flipped.reshape(-1, BEYOND).all(axis=1)
     recorded.answered.append((np.repeat(found, BEYOND).astype(np.int32), beyond.ravel() * o.step, answers.margin))
@@ -182,7 +182,7 @@ def count(name: str, folder: Path, until: float) -> tuple[dict[str, Any], list[d
         if not np.allclose(seen.margin, these.margin, rtol=1e-3, atol=1e-3):
             sys.exit(f"{path} was scanned along other rays; delete it")
         with one.evaluator.probing(these) as prober:
-            found = find_flips(prober, these, o.policy, step=o.step, last_step=o.last_step)
+            found = find_flips(prober, o.policy, step=o.step, last_step=o.last_step)
         differs = (found.step != seen.flip) | (found.flipped != seen.flipped)
         wrong += [
             {

@@ -112,7 +112,7 @@ def one(rays: int, size: int, rate: float, lanes: int, single: float, beside: bo
     device = Device(size, rate)
     prober = Scripted(rays, device, lanes, single, beside)
     begin = time.perf_counter()
-    flips = find_flips(prober, prober.rays, Isolate(), step=1.0, last_step=LAST_STEP)  # type: ignore[arg-type]
+    flips = find_flips(prober, Isolate(), step=1.0, last_step=LAST_STEP)
     seconds = time.perf_counter() - begin
     probes = int(flips.probes.sum())
     return {

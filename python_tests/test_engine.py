@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from networks import epsilons_of, images_and_maps, small_network
 
 import apem_fast as af
+from apem_fast.probing.batch_prober import BatchProber
 from apem_fast.probing.engine import BATCHES_A_ROUND, find_flips
 from apem_fast.probing.prober import Answers, Prober
 from apem_fast.probing.rays import Rays
@@ -19,13 +20,23 @@ from apem_fast.search import Exhaustive, Isolate
 LAST = 200
 
 
-class Scripted:
+class Scripted(Prober):
     """A prober of straight rays: ray i flips at step `flip[i]`, or not at all; `log` says what was started and read."""
 
     def __init__(self, flip, size, lanes, refuted=()):
-        self.flip, self.size, self.lanes, self.refuted = np.asarray(flip), size, lanes, set(refuted)
+        self.flip, self.refuted = np.asarray(flip), set(refuted)
+        self._size, self._lanes = size, lanes
         self.log, self.asked = [], []
 
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def lanes(self) -> int:
+        return self._lanes
+
+    @property
     def rays(self) -> Rays:
         n, none = len(self.flip), torch.zeros(0)
         margin = self.flip - 0.5
@@ -63,9 +74,7 @@ class Scripted:
 
 def flips_of(prober, policy):
     progress = []
-    flips = find_flips(
-        prober, prober.rays(), policy, step=1.0, last_step=LAST, progress=lambda *said: progress.append(said)
-    )
+    flips = find_flips(prober, policy, step=1.0, last_step=LAST, progress=lambda *said: progress.append(said))
     assert progress[-1] == (len(prober.flip), len(prober.flip), int(flips.probes.sum()))
     assert [said[0] for said in progress] == sorted(said[0] for said in progress)
     return flips
@@ -121,7 +130,7 @@ def test_lanes_change_no_epsilon_of_a_network(monkeypatch, lanes, precision):
     images, relevance = images_and_maps(12)
     grid = {"step": 0.25, "max_epsilon": 40.0, "batch_size": 4}
     expected = af.apem(model, images, relevance, **grid)
-    monkeypatch.setattr(Prober, "lanes", lanes)
+    monkeypatch.setattr(BatchProber, "lanes", lanes)
     result = af.apem(model, images, relevance, precision=precision, **grid)
     assert epsilons_of(result) == epsilons_of(expected)
 

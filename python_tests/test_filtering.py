@@ -20,7 +20,10 @@ from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, count_levels, levels
 from apem_fast.filter.stopping import LevelFlips, StoppingRule, Watch
 from apem_fast.margin_curve import margin_curve
 from apem_fast.probing import rays
+from apem_fast.probing.batch_prober import BatchProber
+from apem_fast.probing.level_prober import LevelProber
 from apem_fast.running.clean import run_clean
+from apem_fast.running.waiting import result_of
 from apem_fast.search import CENSORED, Exhaustive, Isolate
 
 GRID = {"step": 1.0, "max_epsilon": 60.0}
@@ -376,19 +379,54 @@ def test_a_gradient_says_how_margins_move_along_the_levels(ray, map_channels):
     images, maps = images_and_maps(2, map_channels=map_channels, dtype=torch.float64)
     evaluator = af.Evaluator(model, images, batch_size=4)
     some, levels, epsilon, at = evaluator.rays(maps, np.arange(2)), levels_of(maps[1], 3), 3.0, 40
-    one = np.ones(1, np.int64)
-    with evaluator.probing(some) as prober:
+    with evaluator.probing_exactly(some) as opened:
+        prober = LevelProber(opened)
+
+        def filtered_to(t):
+            irrelevance = np.array([ray == IRRELEVANCE])
+            return prober.rays(np.ones(1, np.int64), irrelevance, levels.norm[[t], ray], levels.threshold[[t]])
 
         def margin(t):
-            return prober.along(
-                one, np.array([ray == IRRELEVANCE]), levels.norm[[t], ray], levels.threshold[[t]], np.array([epsilon])
-            ).margin[0]
+            return result_of(prober.answers(filtered_to(t), np.array([epsilon]))).margin[0]
 
-        weight, _ = prober.margin_gradient(1, ray == IRRELEVANCE, levels.norm[at, ray], levels.threshold[at], epsilon)
+        weight = prober.margin_gradient(filtered_to(at), epsilon).numpy()
         way = levels.along(weight, ray) * epsilon
         assert weight.shape == maps.shape[1:]
         moved = [margin(t) - margin(at) for t in range(at - 8, at + 9)]
     np.testing.assert_allclose(moved, way[at - 8 : at + 9] - way[at], atol=0.02 * np.abs(moved).max())
+
+
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_lanes_change_nothing(monkeypatch, lanes):
+    model = small_network()
+    images, maps = images_and_maps(5)
+    options = {"step": 0.25, "max_epsilon": 40.0, "batch_size": 8}
+    expected = af.filter_relevance(model, images, maps, **options)
+    monkeypatch.setattr(BatchProber, "lanes", lanes)
+    result = af.filter_relevance(model, images, maps, **options)
+    assert torch.equal(result.relevance, expected.relevance) and result.stopped == expected.stopped
+    assert torch.equal(result.score_after, expected.score_after)
+
+
+class Foreign:
+    """A policy of one's own that can do nothing but search."""
+
+    def __init__(self):
+        inner = Exhaustive()
+        self.start, self.ask, self.tell = inner.start, inner.ask, inner.tell
+
+
+def test_a_policy_that_cannot_resume_visits_every_level_and_says_so():
+    model = small_network()
+    images, maps = images_and_maps(2)
+    options = {"step": 0.5, "max_epsilon": 20.0, "levels": 12}
+    scanned = af.filter_relevance(model, images, maps, search="exhaustive", **options)
+    with pytest.warns(
+        UserWarning, match="filter_relevance: the search policy Foreign cannot go on from a neigh"
+    ) as said:
+        result = af.filter_relevance(model, images, maps, search=Foreign(), **options)
+    assert len(said) == 1
+    assert torch.equal(result.relevance, scanned.relevance) and torch.equal(result.probes, scanned.probes)
 
 
 # -- nothing of the user's is changed; results; bad input --------------------------------------------------------

@@ -12,8 +12,8 @@ from networks import epsilons_of, images_and_maps, literal_epsilons, small_netwo
 from torch import nn
 
 import apem_fast as af
-from apem_fast.probing import prober as prober_module
-from apem_fast.probing import rays
+from apem_fast.probing import batch_prober, rays
+from apem_fast.probing.prober import answered
 from apem_fast.running.clean import run_clean
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
@@ -149,12 +149,12 @@ def test_first_order_estimate_is_close_to_the_true_slope():
     two = nn.Sequential(model, nn.Linear(10, 2, dtype=torch.float64)).eval()  # with two classes loss and margin agree
     clean = run_clean(two, images)
     some = rays.relevance_rays(images, clean, relevance, np.arange(3))
-    runner, tuner = PlainRunner(two), prober_module.tuner_for(images, 4)
+    runner, tuner = PlainRunner(two), batch_prober.tuner_for(images, 4)
     with (
         undisturbed(two),
-        prober_module.Prober(two, some, tuner, runner, Record(two, runner, images)) as prober,
+        batch_prober.BatchProber(two, some, tuner, runner, Record(two, runner, images)) as prober,
     ):
-        margin = prober(np.arange(6), np.full(6, 1e-5)).margin
+        margin = answered(prober, np.arange(6), np.full(6, 1e-5)).margin
     np.testing.assert_allclose((some.margin - margin) / 1e-5, some.slope, rtol=1e-3)
 
 
@@ -529,7 +529,7 @@ def test_a_number_of_any_kind_means_what_a_float_means(kind, search):
 
 def test_bits_of_anything_but_float64_are_refused():
     with pytest.raises(TypeError, match="float64"):
-        prober_module._bits(np.arange(3))
+        batch_prober._bits(np.arange(3))
 
 
 def test_maps_without_a_ray_are_flagged_where_that_is_asked_for():

@@ -179,7 +179,8 @@ class _Plain(af.search.State):
 def test_a_policy_of_ones_own_is_searched_to_the_end():
     model = small_network()
     images, relevance = images_and_maps(3)
-    own = af.apem_norm(model, images, relevance, shuffles=2, search=Marching(), **GRID)
+    with pytest.warns(UserWarning, match="apem_norm: the search policy Marching does not say how far rays are cleared"):
+        own = af.apem_norm(model, images, relevance, shuffles=2, search=Marching(), **GRID)
     assert rows_of(own.shuffled) == rows_of(af.apem_norm(model, images, relevance, shuffles=2, **GRID).shuffled)
 
 

@@ -13,8 +13,8 @@ from torch import nn
 import apem_fast as af
 from apem_fast.probing import screening
 from apem_fast.probing import trial as trial_module
+from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import find_flips
-from apem_fast.probing.prober import tuner_for
 from apem_fast.probing.rays import direction_rays
 from apem_fast.probing.trial import Trial
 from apem_fast.running import low_precision as low_precision_module
@@ -246,8 +246,8 @@ DRIFTS = {  # of the screen: what it adds
 }
 
 
-class Scripted(screening.ScreeningProber):
-    """Margins from two functions of ray and epsilon; no model is run."""
+class Scripted(BatchProber):
+    """Margins from two functions of ray and epsilon, in float32 and of the screen; no model is run."""
 
     def __init__(self, exact, screened, lanes):
         rays, self.wanted_lanes = len(exact), lanes
@@ -259,18 +259,16 @@ class Scripted(screening.ScreeningProber):
         model = nn.Identity()
         runner = PlainRunner(model)
         record = Record(model, runner, images)
-        super().__init__(
-            model, described, tuner_for(images, 8), runner, record, "float16", tuner_for(images, 8), Trial(False)
-        )
+        super().__init__(model, described, tuner_for(images, 8), runner, record)
         self.exact, self.screened, self.asked = exact, screened, 0
 
-    def _start(self, ray, epsilon, tuner):
-        curves = self.screened if self._in_low_precision else self.exact
-        self.asked += (not self._in_low_precision) * len(ray)
+    def start(self, ray, epsilon, *, rays=None, precision=None, tuner=None):
+        curves = self.exact if precision is None else self.screened
+        self.asked += (precision is None) * len(ray)
         margin = np.array([float(curves[r](np.array([e]))[0]) for r, e in zip(ray, epsilon)])
         return SimpleNamespace(read=lambda: (margin, margin < 0, np.zeros(len(ray))))
 
-    def _alone(self, ray, epsilon):
+    def _alone(self, ray, epsilon, rays):
         yield from ()
         margin = np.array([float(self.exact[r](np.array([e]))[0]) for r, e in zip(ray, epsilon)])
         return margin, margin < 0
@@ -281,10 +279,11 @@ class Scripted(screening.ScreeningProber):
 
 
 def flips_of(search, pairs, lanes=1):
-    """Flips of (float32, screened) curves, and the prober that was asked."""
+    """Flips of (float32, screened) curves, and the prober that was asked in float32."""
     prober = Scripted(*zip(*pairs), lanes)
     with prober:
-        flips = find_flips(prober, prober._rays, policy_of(search), step=1.0, last_step=LAST)
+        screen = screening.ScreeningProber(prober, "float16", tuner_for(prober.rays.images, 8), Trial(False))
+        flips = find_flips(screen, policy_of(search), step=1.0, last_step=LAST)
     return flips, prober
 
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apem_fast.search import CENSORED, UNDECIDED, Exhaustive, Isolate, Measured, policy_of
+from apem_fast.search import (
+    CENSORED,
+    POLICIES,
+    UNDECIDED,
+    Clearing,
+    Exhaustive,
+    Isolate,
+    Measured,
+    Resumable,
+    policy_of,
+)
 
 LAST = 400
 
@@ -231,3 +241,10 @@ def test_policies_by_name():
         policy_of("bisect")
     with pytest.raises(TypeError, match=r"search must be a name or a policy .* \(got int\)"):
         policy_of(3)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_policies_that_have_names_can_do_what_they_may(name):
+    policy = policy_of(name)
+    assert isinstance(policy.start(np.ones(1), np.ones(1), 9), Clearing)
+    assert isinstance(policy, Resumable) == (name != "exhaustive")

@@ -8,11 +8,13 @@ model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
@@ -23,9 +25,10 @@ from apem_fast.filter.stopping import Stop, StoppingRule
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions
 from apem_fast.probing.engine import Progress
-from apem_fast.probing.prober import Prober
+from apem_fast.probing.level_prober import GRADIENT_COST, LevelProber
 from apem_fast.probing.rays import Rays
-from apem_fast.search import CENSORED
+from apem_fast.running.waiting import Waiting, in_turns
+from apem_fast.search import CENSORED, Exhaustive, Resumable, warn_of_slow_way
 
 if TYPE_CHECKING:
     import pandas
@@ -168,11 +171,19 @@ def filter_relevance(
     validation.relevance(relevance, images)
     validation.contrast(relevance)
     rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))
-    with evaluator.probing(rays) as prober:
+    policy = evaluator.options.policy
+    if not isinstance(policy, (Resumable, Exhaustive)):  # the papers' scan is slow by definition
+        warn_of_slow_way(
+            "filter_relevance",
+            policy,
+            "cannot go on from a neighbouring level (it has no `resume` and `finer`)",
+            'every level is searched from nothing; search="isolate" settles most without a probe, `levels` groups them',
+        )
+    with evaluator.probing_exactly(rays) as prober:
         # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
         most_lost = math.floor(min_drop / evaluator.options.step * (1 + 1e-12))
         rule = StoppingRule(evaluator.options.last_step, most_lost, patience, against)
-        run = _FilterLoop(evaluator, prober, rays, levels, rule, progress)
+        run = _FilterLoop(evaluator, LevelProber(prober), rays, levels, rule, progress)
         run.until_settled()
     return run.result()
 
@@ -186,13 +197,17 @@ class _Track:
     wanted: list[LevelProbe]
 
 
+_Wanted = tuple[int, Levels, LevelProbe]
+"""A probe that a map's search wants: the map's row, its levels, the probe."""
+
+
 class _FilterLoop:
     """The loop between the level searches of many maps and the model: a round runs what all of them want."""
 
     def __init__(
         self,
         evaluator: Evaluator,
-        prober: Prober,
+        prober: LevelProber,
         rays: Rays,
         steps: int | None,
         rule: StoppingRule,
@@ -202,22 +217,26 @@ class _FilterLoop:
         self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
         self._prober, self._rays, self._record = prober, rays, evaluator.record
         self._steps, self._rule, self._progress = steps, rule, progress
-        self._tracks: dict[int, _Track] = {}  # by row of relevance
+        self._waiting = list(range(maps))[::-1]  # rows of relevance that no lane has taken
         self._answers: dict[int, _Answer] = {}
         self._settled = np.zeros(maps, np.int64)
         self._levels = np.array([count_levels(values, steps) for values in self._relevance])
         self._probes = np.zeros(maps, np.int64)
 
     def until_settled(self) -> None:
-        waiting = list(range(len(self._relevance)))[::-1]
-        while waiting or self._tracks:
-            while waiting and len(self._tracks) < max(1, self._prober.size // PROBES_PER_LEVEL):
-                self._begin(waiting.pop())
-            self._round()
+        in_turns([self._lane() for _ in range(self._prober.lanes)])
+
+    def _lane(self) -> Waiting[None]:
+        """Takes as many maps as fill a batch, and others in their places, until none is left."""
+        tracks: dict[int, _Track] = {}  # by row of relevance
+        while self._waiting or tracks:
+            while self._waiting and len(tracks) < max(1, self._prober.size // PROBES_PER_LEVEL):
+                self._begin(self._waiting.pop(), tracks)
+            yield from self._round(tracks)
             if self._progress is not None:
                 self._progress(int(self._settled.sum()), int(self._levels.sum()), int(self._probes.sum()))
 
-    def _begin(self, i: int) -> None:
+    def _begin(self, i: int, tracks: dict[int, _Track]) -> None:
         levels = levels_of(self._relevance[i], self._rays.images.shape[1], self._steps)
         slope = self._rays.slope[2 * i : 2 * i + 2] * self._options.step
         start = Start(float(self._rays.margin[2 * i]), (float(slope[0]), float(slope[1])))
@@ -225,49 +244,57 @@ class _FilterLoop:
         def settled(level: int) -> None:
             self._settled[i] = level
 
-        search = filter_levels(self._options.policy, levels, start, self._rule, self._room, settled)
-        self._tracks[i] = _Track(levels, search, next(search))
+        def room() -> int:
+            """How many levels of each ray under search fill the next batch."""
+            return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(tracks)))))
 
-    def _room(self) -> int:
-        """How many levels of each ray under search fill the next batch."""
-        return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(self._tracks)))))
+        search = filter_levels(self._options.policy, levels, start, self._rule, room, settled)
+        tracks[i] = _Track(levels, search, next(search))
 
-    def _round(self) -> None:
-        wanted = [(i, track.levels, probe) for i, track in self._tracks.items() for probe in track.wanted]
-        probes = [entry for entry in wanted if not entry[2].gradient]
-        image = np.array([i for i, _, _ in probes], np.int64)
-        answers = self._prober.along(
-            image,
-            irrelevance=np.array([p.ray == IRRELEVANCE for _, _, p in probes], bool),
-            norm=np.array([levels.norm[p.level, p.ray] for _, levels, p in probes]),
-            level=np.array([levels.threshold[p.level] for _, levels, p in probes]),
-            epsilon=np.array([p.step for _, _, p in probes]) * self._options.step,
-        )
-        np.add.at(self._probes, image, answers.probes)
+    def _round(self, tracks: dict[int, _Track]) -> Waiting[None]:
+        """Asks what all these searches want, and tells them."""
+        wanted = [(i, track.levels, probe) for i, track in tracks.items() for probe in track.wanted]
+        rays, epsilon = self._probed([entry for entry in wanted if not entry[2].gradient])
+        answers = yield from self._prober.answers(rays, epsilon)
+        np.add.at(self._probes, rays.image, answers.probes)
+        gradients = [self._gradient(entry) for entry in wanted if entry[2].gradient]
+        if gradients:
+            yield
         jumps = (answers.noise * JUMP).tolist()
         measured = map(LevelMargin, answers.margin.tolist(), answers.flipped.tolist(), jumps)
-        margins = [self._drift(*entry) if entry[2].gradient else next(measured) for entry in wanted]
+        drifts = map(self._drift, (entry for entry in wanted if entry[2].gradient), gradients)
+        margins = [next(drifts) if entry[2].gradient else next(measured) for entry in wanted]
         at = 0
-        for i, track in list(self._tracks.items()):
+        for i, track in list(tracks.items()):
             end = at + len(track.wanted)
             try:
                 track.wanted = track.search.send(margins[at:end])
             except StopIteration as stop:
-                del self._tracks[i]
+                del tracks[i]
                 self._settled[i] = self._levels[i]
                 self._answers[i] = self._answer(track.levels, stop.value)
             at = end
 
-    def _drift(self, i: int, levels: Levels, probe: LevelProbe) -> LevelMargin:
-        weight, cost = self._prober.margin_gradient(
-            i,
-            probe.ray == IRRELEVANCE,
-            levels.norm[probe.level, probe.ray],
-            levels.threshold[probe.level],
-            probe.step * self._options.step,
+    def _probed(self, entries: Sequence[_Wanted]) -> tuple[Rays, NDArray[np.float64]]:
+        """The rays of these probes, one each, and their epsilons."""
+        rays = self._prober.rays(
+            np.array([i for i, _, _ in entries], np.int64),
+            irrelevance=np.array([p.ray == IRRELEVANCE for _, _, p in entries], bool),
+            norm=np.array([levels.norm[p.level, p.ray] for _, levels, p in entries], np.float64),
+            level=np.array([levels.threshold[p.level] for _, levels, p in entries], np.float64),
         )
-        self._probes[i] += cost
-        return LevelMargin(math.nan, False, 0.0, levels.along(weight, probe.ray) * self._options.step)
+        return rays, np.array([p.step for _, _, p in entries], np.float64) * self._options.step
+
+    def _gradient(self, entry: _Wanted) -> Tensor:
+        rays, epsilon = self._probed([entry])
+        self._probes[rays.image] += GRADIENT_COST
+        return self._prober.margin_gradient(rays, float(epsilon[0]))
+
+    def _drift(self, entry: _Wanted, gradient: Tensor) -> LevelMargin:
+        """What a gradient says of the margin at every other level."""
+        _, levels, probe = entry
+        drift = levels.along(gradient.cpu().numpy(), probe.ray) * self._options.step
+        return LevelMargin(math.nan, False, 0.0, drift)
 
     def _answer(self, levels: Levels, filtered: Filtered) -> _Answer:
         level, minus, plus = (torch.tensor(column, device="cpu") for column in zip(*filtered.changes))

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from apem_fast.search import CENSORED, UNDECIDED, Isolate, Measured, Search, State, lowest_margin
+from apem_fast.search import CENSORED, UNDECIDED, Measured, Resumable, Search, State, lowest_margin
 
 # A curve that other levels lean on is measured a little more finely than its own answer needs, so that it can move.
 RESERVE = 1.5
@@ -128,7 +128,7 @@ def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[
     return int(state.first_flip[0])
 
 
-def _curve(policy: Isolate, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
+def _curve(policy: Resumable, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
     """The curve of a decided ray from the points that it took over and those that it measured."""
     end = first_flip if first_flip != CENSORED else last_step + 1
     known = {k: (m, f) for k, m, f in zip(held.step.tolist(), held.margin.tolist(), held.fallen.tolist())}
@@ -140,9 +140,9 @@ def _curve(policy: Isolate, first_flip: int, held: Curve, points: dict[int, Leve
     return Curve(first_flip, np.array(step), margin, fallen, flip, noise, SPREAD)
 
 
-def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
+def cold(policy: Resumable, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
     """The curve of one ray at one level, from nothing."""
-    fine = replace(policy, spread=SPREAD * RESERVE)
+    fine = policy.finer(SPREAD * RESERVE)
     points: dict[int, LevelMargin] = {}
     state = fine.start(np.array([margin]), np.array([slope]), last_step)
     first_flip = yield from search_ray(fine, state, ray, level, points)
@@ -151,7 +151,7 @@ def cold(policy: Isolate, ray: int, level: int, margin: float, slope: float, las
 
 
 def warm(
-    policy: Isolate, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
+    policy: Resumable, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
 ) -> LevelSearch[Curve]:
     """The curve of one ray at one level, from that of a neighbouring level.
 
@@ -166,7 +166,7 @@ def warm(
     clear, before = near.clear(allowance), int(near.step[-1])
     end = min((k for k in hints if points[k].flipped), default=last_step + 1)
 
-    fine = replace(policy, spread=SPREAD * RESERVE)
+    fine = policy.finer(SPREAD * RESERVE)
     if clear == len(near.slack) and end > before:  # no flip before the neighbour's
         held = near.lowered(len(near.step) - 1, allowance)
         if end - 1 == before:

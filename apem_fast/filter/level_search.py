@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from apem_fast.filter.level_ray import SAFETY, Curve, LevelProbe, LevelSearch, cold, search_ray, together, warm
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, Levels
 from apem_fast.filter.stopping import Ending, LevelFlips, Stop, StoppingRule, Watch
-from apem_fast.search import Isolate, Search
+from apem_fast.search import Resumable, Search
 
 GROWTH = 4  # a stride along the levels is at most this many times the one before
 FIRST_STRIDE = 64  # the first stride is the levels divided by this
@@ -54,7 +54,7 @@ def filter_levels(
     room: Room = lambda: 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
-    """P2 Algorithm 2 over the levels of one map: `Isolate` follows the levels, any other policy visits every one.
+    """P2 Algorithm 2 over the levels of one map: a `Resumable` policy follows the levels, any other visits every one.
 
     Args:
         policy: finds the first flip at one level.
@@ -65,7 +65,7 @@ def filter_levels(
     """
     rays: list[_Visitor] = [
         _Follower(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
-        if isinstance(policy, Isolate)
+        if isinstance(policy, Resumable)
         else _Visitor(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
         for ray in (RELEVANCE, IRRELEVANCE)
     ]
@@ -149,9 +149,9 @@ class _Visitor:
 
 @dataclass
 class _Follower(_Visitor):
-    """The same by `Isolate`, each level from its neighbour and most of them without a probe."""
+    """The same by a policy that can resume, each level from its neighbour and most of them without a probe."""
 
-    policy: Isolate
+    policy: Resumable
     curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
     stride: int = 0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin

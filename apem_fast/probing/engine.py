@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from apem_fast.probing.prober import Prober
 from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import Waiting, in_turns
-from apem_fast.search import CENSORED, UNDECIDED, Measured, Search, State
+from apem_fast.search import CENSORED, UNDECIDED, Clearing, Measured, Search, State
 
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""
@@ -36,16 +36,14 @@ class Flips:
 
 def find_flips(
     prober: Prober,
-    rays: Rays,
     policy: Search,
     *,
     step: float,
     last_step: int,
     progress: Progress | None = None,
 ) -> Flips:
-    """The first flip of every ray on the grid step, 2 step, ..., last_step * step; `prober` is open and probes
-    `rays`."""
-    search = _SharedSearch(prober, rays, policy, step, last_step, progress)
+    """The first flip of every ray of `prober` on the grid step, 2 step, ..., last_step * step."""
+    search = _SharedSearch(prober, policy, step, last_step, progress)
     in_turns([search.lane(number) for number in range(prober.lanes)])
     flipped = search.first_flip != CENSORED
     return Flips(np.where(flipped, search.first_flip, last_step), flipped, search.probes)
@@ -56,11 +54,11 @@ class _SharedSearch:
     """What the lanes share: the rays that wait, and what was found of those that are decided."""
 
     prober: Prober
-    rays: Rays
     policy: Search
     step: float
     last_step: int
     progress: Progress | None
+    rays: Rays = field(init=False)
     first_flip: NDArray[np.int64] = field(init=False)
     probes: NDArray[np.int64] = field(init=False)
     waiting: int = 0  # the first ray that no lane has taken
@@ -70,6 +68,7 @@ class _SharedSearch:
     rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
 
     def __post_init__(self) -> None:
+        self.rays = self.prober.rays
         self.first_flip = np.full(len(self.rays), UNDECIDED)
         self.probes = np.zeros(len(self.rays), np.int64)
         self.rows = dict.fromkeys(range(self.prober.lanes), 0)
@@ -130,7 +129,7 @@ class _SharedSearch:
         state = self.policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
 
         done = np.flatnonzero(state.first_flip != UNDECIDED)
-        if hasattr(state, "cleared"):
+        if isinstance(state, Clearing):
             self.cleared.update(zip(ray_of_row[done].tolist(), state.cleared[done].tolist()))
         self.decided.update(zip(ray_of_row[done].tolist(), state.first_flip[done].tolist()))
         return ray_of_row[state.undecided], state.only(state.undecided)

@@ -49,6 +49,13 @@ class Rays:
         names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
         return replace(self, **{name: getattr(self, name)[ray] for name in names})
 
+    def over(self, others: Rays) -> Rays:
+        """These rays over the tensors of others, which hold the same images and maps in another memory format."""
+        if self is others:
+            return self
+        names = ("images", "labels", "sign", "relevance", "above")
+        return replace(self, **{name: getattr(others, name) for name in names})
+
     def inputs(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
     ) -> Tensor:

@@ -18,17 +18,15 @@ from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from apem_fast.probing.prober import Answers, Prober
+from apem_fast.probing.batch_prober import BatchProber
+from apem_fast.probing.prober import Answers
 from apem_fast.probing.rays import Rays
 from apem_fast.probing.screen_errors import ENOUGH, ScreenErrors
 from apem_fast.probing.trial import Trial
 from apem_fast.running.batching import BatchTuner, is_out_of_memory
-from apem_fast.running.low_precision import ROUNDING, low_precision
+from apem_fast.running.low_precision import ROUNDING
 from apem_fast.running.outputs import ModelOutputError
-from apem_fast.running.record import Record
-from apem_fast.running.runners import PlainRunner
 from apem_fast.running.waiting import Waiting, result_of
 
 NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
@@ -49,42 +47,39 @@ class _Point:
     rounding: float  # how much of that is rounding of the logits
 
 
-class ScreeningProber(Prober):
-    """A `Prober` that asks a low precision first.
+class ScreeningProber:
+    """A `Prober` that asks a low precision before it asks `exact`, whose answers it gives.
 
     Args:
-        tuner: of batches in float32.
-        screen_tuner: of batches in low precision, of which another size is best.
+        exact: open; asks the model in float32, and in the low precision when told to.
+        precision: "bfloat16", "float16" or "tf32".
+        screen_tuner: names the batches in low precision, of which another size is best.
         trial: whether the machine has the precision; until that is known, float32 answers.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rays: Rays,
-        tuner: BatchTuner,
-        runner: PlainRunner,
-        record: Record,
-        precision: str,
-        screen_tuner: BatchTuner,
-        trial: Trial,
-    ):
-        super().__init__(model, rays, tuner, runner, record)
-        self._precision, self._screen_tuner, self._trial = precision, screen_tuner, trial
-        self._in_low_precision = False
-        self._exactly = np.zeros(len(rays), bool)  # (R,) rays that go on in float32
+    def __init__(self, exact: BatchProber, precision: str, screen_tuner: BatchTuner, trial: Trial):
+        self._exact, self._precision, self._screen_tuner, self._trial = exact, precision, screen_tuner, trial
+        self._exactly = np.zeros(len(exact.rays), bool)  # (R,) rays that go on in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
         self._errors = ScreenErrors()
         self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
         self._asked = self._spared = 0  # screened probes, and those among them that needed no float32
 
     @property
+    def rays(self) -> Rays:
+        return self._exact.rays
+
+    @property
     def size(self) -> int:
-        return max(super().size, self._screen_tuner.best.size)
+        return max(self._exact.size, self._screen_tuner.best.size)
+
+    @property
+    def lanes(self) -> int:
+        return self._exact.lanes
 
     def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
         if not len(ray):
-            return (yield from super().answers(ray, epsilon))
+            return (yield from self._exact.answers(ray, epsilon))
         tried = self._try(ray[:1], epsilon[:1]) if self._trial.is_due else 0
         wanted = np.flatnonzero(~self._exactly[ray]) if self._trial.pays else np.arange(0)
         wanted = wanted[~self._near_the_flip(ray[wanted], epsilon[wanted])]
@@ -121,7 +116,7 @@ class ScreeningProber(Prober):
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
         """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
-        refuted, probes = yield from super().confirm(ray, epsilon)
+        refuted, probes = yield from self._exact.confirm(ray, epsilon)
         while True:
             rests_on = [
                 (row, point)
@@ -174,7 +169,7 @@ class ScreeningProber(Prober):
 
     def _near_the_flip(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Where the margin that was told at the nearest smaller epsilon is small: screening is likely to be in vain."""
-        behind = self._rays.margin[ray]
+        behind = self.rays.margin[ray]
         for i, (r, e) in enumerate(zip(ray.tolist(), epsilon.tolist())):
             told = self._told[r]
             at = bisect_left(told, e, key=_epsilon)
@@ -187,7 +182,7 @@ class ScreeningProber(Prober):
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]
     ) -> Waiting[Answers]:
         """What float32 says; how far off the screen was is learnt."""
-        exact = yield from super().answers(ray, epsilon)
+        exact = yield from self._exact.answers(ray, epsilon)
         self._trial.answered(len(ray))
         both = np.flatnonzero(~np.isnan(screened))
         self._errors.learn(ray[both], epsilon[both], (screened - exact.margin)[both])
@@ -196,12 +191,12 @@ class ScreeningProber(Prober):
     def _try(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> int:
         """Runs this one probe in low precision, as far as it is worth it, to see whether that is faster here; how
         often it was run."""
-        seconds, probes = self._tuner.seconds_an_input, 0
+        seconds, probes = self._exact.tuner.seconds_an_input, 0
 
         def run_until(deadline: float) -> None:
             nonlocal probes
             probes += 1
-            with self._runner.broken_off_at(deadline):
+            with self._exact.broken_off_at(deadline):
                 result_of(self._screen(ray, epsilon))
 
         if seconds is not None:
@@ -210,7 +205,7 @@ class ScreeningProber(Prober):
 
     def _is_wasteful(self) -> bool:
         """Whether the screen costs more than the float32 probes it spares."""
-        screen, exact = self._screen_tuner.seconds_an_input, self._tuner.seconds_an_input
+        screen, exact = self._screen_tuner.seconds_an_input, self._exact.tuner.seconds_an_input
         if self._asked < ON_TRIAL or screen is None or exact is None:
             return False
         return self._spared * exact < self._asked * screen
@@ -230,12 +225,12 @@ class ScreeningProber(Prober):
         at = np.concatenate([np.zeros(len(first)), epsilon[wanted]])
         margin, off = yield from self._screen(ray[rows], at)
         np.add.at(probes, rows, 1)
-        self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self._rays.margin[ray[first]]).tolist()))
+        self._at_zero.update(zip(image.tolist(), (margin[: len(first)] - self.rays.margin[ray[first]]).tolist()))
         screened[wanted], rounding[wanted] = margin[len(first) :], off[len(first) :]
         for r in np.unique(ray[wanted]).tolist():
             if r not in self._errors:
-                self._errors.enter(r, self._at_zero[int(self._rays.image[r])])
-        unknown = np.isnan([self._at_zero[i] for i in self._rays.image[ray[wanted]].tolist()])
+                self._errors.enter(r, self._at_zero[int(self.rays.image[r])])
+        unknown = np.isnan([self._at_zero[i] for i in self.rays.image[ray[wanted]].tolist()])
         screened[wanted[unknown]] = np.nan
         return screened, rounding, probes
 
@@ -243,7 +238,7 @@ class ScreeningProber(Prober):
         self, ray: NDArray[np.int64], wanted: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The images among the wanted probes of which no difference is known, and a probe of each."""
-        image, first = np.unique(self._rays.image[ray[wanted]], return_index=True)
+        image, first = np.unique(self.rays.image[ray[wanted]], return_index=True)
         new = np.array([i not in self._at_zero for i in image.tolist()], bool)
         return wanted[first[new]], image[new]
 
@@ -251,9 +246,8 @@ class ScreeningProber(Prober):
         """Margins in low precision, NaN where they are not finite, and how much of them is rounding of the logits."""
         if not len(ray):
             return np.zeros(0), np.zeros(0)
-        self._in_low_precision = True
         try:
-            started = self._start(ray, epsilon, self._screen_tuner)
+            started = self._exact.start(ray, epsilon, precision=self._precision, tuner=self._screen_tuner)
         except ModelOutputError:
             raise
         except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -263,16 +257,8 @@ class ScreeningProber(Prober):
             raise ValueError(
                 f'apem: precision="{self._precision}" needs a model that runs in it (got {first_line})'
             ) from error
-        finally:
-            self._in_low_precision = False
         yield
         margin, _, greatest = started.read()
         bad = ~(np.isfinite(margin) & np.isfinite(greatest))
         rounding = greatest * ROUNDING[self._precision]
         return np.where(bad, np.nan, margin), np.where(bad, 0.0, rounding)
-
-    def _logits(self, inputs: Tensor, size: int, exact: bool = True) -> Tensor:
-        if not self._in_low_precision:
-            return super()._logits(inputs, size)
-        with low_precision(self._precision, inputs.device.type):
-            return super()._logits(inputs, size, exact=False)

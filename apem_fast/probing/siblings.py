@@ -10,27 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apem_fast.probing.engine import Flips, Progress, find_flips
-from apem_fast.probing.prober import Prober
-from apem_fast.probing.rays import Rays
-from apem_fast.search import UNDECIDED, Measured, Probes, Search
-
-
-class Clearing(Protocol):
-    """A state that says how far each of its rays is cleared, as those of Isolate and Exhaustive do."""
-
-    @property
-    def first_flip(self) -> NDArray[np.int64]:
-        """[rows]: as of every state."""
-
-    @property
-    def cleared(self) -> NDArray[np.int64]:
-        """[rows]: no step up to this one can flip."""
+from apem_fast.probing.prober import Prober, answered
+from apem_fast.search import UNDECIDED, Clearing, Measured, Probes, Search, warn_of_slow_way
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,6 @@ class Families:
 
 def find_least_flips(
     prober: Prober,
-    rays: Rays,
     family: NDArray[np.int64],
     policy: Search,
     *,
@@ -87,18 +72,25 @@ def find_least_flips(
     """The least step on the grid step, 2 step, ..., last_step * step at which any ray of each family flips.
 
     Args:
-        prober: open, in float32, and of `rays`.
+        prober: open, and in float32.
         family: (R,) from 0 to G - 1, the family of each ray.
         progress: called with (rays decided, rays in all, probes so far) after every round.
 
     Returns:
-        One entry a family; a family is censored where all its rays are. A policy of another kind than Isolate and
-        Exhaustive has every ray searched to its end.
+        One entry a family; a family is censored where all its rays are. A policy whose states are not
+        `Clearing` has every ray searched to its end, and one warning says so.
     """
-    families = int(family.max()) + 1
+    rays, families = prober.rays, int(family.max()) + 1
     state = policy.start(rays.margin, rays.slope * step, last_step)
-    if not hasattr(state, "cleared"):
-        return _least_of_all(prober, rays, family, policy, step=step, last_step=last_step, progress=progress)
+    is_clearing = isinstance(state, Clearing)
+    if not is_clearing:
+        warn_of_slow_way(
+            "apem_norm",
+            policy,
+            "does not say how far rays are cleared (its states have no `cleared`)",
+            'every shuffle is searched to a flip of its own; search="isolate" goes no further than the nearest one',
+        )
+        return _least_of_all(prober, family, policy, step=step, last_step=last_step, progress=progress)
     # First-order estimate of where a ray flips: who flips first, by rank.
     with np.errstate(divide="ignore", invalid="ignore"):
         rank = np.argsort(np.argsort(rays.margin / np.maximum(rays.slope, 0), kind="stable"))
@@ -110,7 +102,7 @@ def find_least_flips(
         rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
         row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
         row = rows[row]
-        answers = prober(row, step * grid_step.astype(np.float64))
+        answers = answered(prober, row, step * grid_step.astype(np.float64))
         np.add.at(probes, family[row], answers.probes)
         state = policy.tell(state, Measured(row, grid_step, answers.margin, answers.flipped))
         known = known.told(row[answers.flipped], grid_step[answers.flipped])
@@ -129,7 +121,6 @@ def _before(wanted: Probes, known: NDArray[np.int64]) -> Probes:
 
 def _least_of_all(
     prober: Prober,
-    rays: Rays,
     family: NDArray[np.int64],
     policy: Search,
     *,
@@ -137,7 +128,7 @@ def _least_of_all(
     last_step: int,
     progress: Progress | None,
 ) -> Flips:
-    each = find_flips(prober, rays, policy, step=step, last_step=last_step, progress=progress)
+    each = find_flips(prober, policy, step=step, last_step=last_step, progress=progress)
     families = int(family.max()) + 1
     least, flipped, probes = np.full(families, last_step), np.zeros(families, bool), np.zeros(families, np.int64)
     np.minimum.at(least, family, each.step)

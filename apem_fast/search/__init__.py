@@ -4,6 +4,7 @@ Epsilons are grid steps here, whole numbers from 1 to `last_step` (epsilon = k *
 `policy.py` says what a policy is; a policy of your own goes in wherever `search=` is an option.
 """
 
+from apem_fast.search.abilities import Clearing, Resumable, warn_of_slow_way
 from apem_fast.search.exhaustive import Exhaustive, ExhaustiveState
 from apem_fast.search.isolate import SPARE, Isolate, IsolateState, lowest_margin
 from apem_fast.search.names import POLICIES, policy_of
@@ -14,14 +15,17 @@ __all__ = [
     "POLICIES",
     "SPARE",
     "UNDECIDED",
+    "Clearing",
     "Exhaustive",
     "ExhaustiveState",
     "Isolate",
     "IsolateState",
     "Measured",
     "Probes",
+    "Resumable",
     "Search",
     "State",
     "lowest_margin",
     "policy_of",
+    "warn_of_slow_way",
 ]

@@ -15,7 +15,7 @@ class ExhaustiveState(State):
 
     @property
     def cleared(self) -> Steps:
-        """Alias of `reached`, required by `siblings.Clearing`."""
+        """The same as `reached`, by the name that `Clearing` asks for."""
         return self.reached
 
 

@@ -151,6 +151,9 @@ class Isolate:
             ahead_flipped=np.zeros((rays, AHEAD), bool),
         )
 
+    def finer(self, spread: float) -> Isolate:
+        return dataclasses.replace(self, spread=spread)
+
     def resume(
         self, cleared: int, margin: float, slope: float, last_step: int, measured: Sequence[tuple[int, float, bool]]
     ) -> IsolateState:
