@@ -1,10 +1,11 @@
 """The same answers in every setting of a processor's libraries: how many epsilons, labels and signs differ.
 
-    python -m bench.settings [--images 24] [--records float64 float32] [--only "oneDNN: SSE4.1"]
+    python -m bench.settings [--images 24] [--records float64 float32] [--only "oneDNN: SSE4.1"] [--own-maps]
 
-Maps are made once; then every setting evaluates the same rays in a process of its own, for a library reads its
-variables when it is loaded: EfficientNet-Lite0 on photographs and cut-outs of them, and a small network trained on
-scikit-learn's digits. Counted is what differs from the first setting. docs/same-answers.md has the table.
+Maps are made once, or with --own-maps in each setting; then every setting evaluates the rays in a process of its own,
+for a library reads its variables when it is loaded: EfficientNet-Lite0 on photographs and cut-outs of them, and a small
+network trained on scikit-learn's digits. Counted is what differs from the first setting. docs/same-answers.md has the
+table.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def maps_of(model: nn.Module, images: Tensor, methods: tuple[str, ...]) -> dict[
 
 
 NETWORKS = ("efficientnet-lite0", "digits")
+METHODS = ("gradient", "guided-backprop", "lrp")
 
 
 def prepared(folder: Path, images: int, networks: tuple[str, ...] = NETWORKS) -> dict[str, int]:
@@ -128,7 +130,7 @@ def prepared(folder: Path, images: int, networks: tuple[str, ...] = NETWORKS) ->
     rays = {}
     for name in networks:
         these = torch.load(folder / f"{name}.images")
-        maps = maps_of(network_of(name, folder), these, ("gradient", "guided-backprop", "lrp"))
+        maps = maps_of(network_of(name, folder), these, METHODS)
         torch.save(maps, folder / f"{name}.maps")
         rays[name] = 2 * len(these) * len(maps)
     return rays
@@ -145,11 +147,21 @@ def network_of(name: str, folder: Path) -> nn.Module:
 # -- one setting -------------------------------------------------------------------------------------------------
 
 
-def evaluated(folder: Path, into: Path, record: str, options: dict[str, Any]) -> None:
-    """What this process answers: epsilons, flips, labels and signs of both networks, and the seconds it took."""
+def evaluated(folder: Path, into: Path, record: str, options: dict[str, Any], own_maps: bool = False) -> None:
+    """What this process answers: epsilons, flips, labels and signs of both networks, and the seconds it took.
+
+    Args:
+        folder: what `prepared` wrote.
+        into: a file for the answers.
+        record: "float64" or "float32".
+        options: of the evaluator.
+        own_maps: whether the explainers run here too.
+    """
     answers: dict[str, Any] = {}
     for name in (network for network in NETWORKS if (folder / f"{network}.maps").exists()):
         images, maps = torch.load(folder / f"{name}.images"), torch.load(folder / f"{name}.maps")
+        if own_maps:
+            maps = maps_of(network_of(name, folder), images, METHODS)
         grid = {"max_epsilon": 4096.0, "step": 1.0} if name != "digits" else {"max_epsilon": 64.0, "step": 1 / 64}
         begin = time.perf_counter()
         evaluator = af.Evaluator(network_of(name, folder), images, record=record, **grid, **options)
@@ -162,12 +174,13 @@ def evaluated(folder: Path, into: Path, record: str, options: dict[str, Any]) ->
     np.savez(into, **answers)
 
 
-def of_setting(setting: Setting, folder: Path, record: str) -> dict[str, np.ndarray]:
+def of_setting(setting: Setting, folder: Path, record: str, own_maps: bool = False) -> dict[str, np.ndarray]:
     """The same in a process that is set so."""
     into = folder / "answers.npz"
     child = [sys.executable, "-m", "bench.settings", "--child", str(folder), str(into), record]
     environment = {**setting.environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    subprocess.run([*child, repr(setting.options)], env=environment, cwd=ROOT, check=True)
+    own = ["--own-maps"] if own_maps else []
+    subprocess.run([*child, repr(setting.options), *own], env=environment, cwd=ROOT, check=True)
     with np.load(into) as answers:
         return dict(answers)
 
@@ -190,11 +203,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24, help="photographs and cut-outs; four times as many digits")
     parser.add_argument("--records", nargs="+", default=["float64", "float32"])
     parser.add_argument("--only", nargs="+", choices=[s.name for s in SETTINGS], help="settings beside the first")
+    parser.add_argument("--own-maps", action="store_true", help="each setting makes its maps itself")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         folder, into, record, options = arguments.child
-        evaluated(Path(folder), Path(into), record, ast.literal_eval(options))
+        evaluated(Path(folder), Path(into), record, ast.literal_eval(options), arguments.own_maps)
         return
     chosen = [s for s in SETTINGS if s is SETTINGS[0] or not arguments.only or s.name in arguments.only]
     rows = []
@@ -203,16 +217,16 @@ def main() -> None:
         rays = prepared(folder, arguments.images)
         print("rays:", ", ".join(f"{network} {count}" for network, count in rays.items()))
         for record in arguments.records:
-            first = of_setting(chosen[0], folder, record)
+            first = of_setting(chosen[0], folder, record, arguments.own_maps)
             for setting in chosen[1:]:
-                other = of_setting(setting, folder, record)
+                other = of_setting(setting, folder, record, arguments.own_maps)
                 for network in rays:
                     row = {"record": record, "setting": setting.name, "network": network}
                     seconds = float(other[f"{network} seconds"])
                     rows.append({**row, **differences(first, other, network), "seconds": round(seconds, 1)})
                     print(rows[-1], flush=True)
     print_table("What differs from the first setting", rows)
-    write_json("settings", {"rays": rays, "rows": rows})
+    write_json("settings_own_maps" if arguments.own_maps else "settings", {"rays": rays, "rows": rows})
     for record in arguments.records:
         total = sum(row["epsilons"] for row in rows if row["record"] == record)
         print(f"record={record}: {total} of {(len(chosen) - 1) * sum(rays.values())} epsilons differ")
