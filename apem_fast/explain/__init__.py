@@ -12,6 +12,7 @@ from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
 from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
+from apem_fast.explain.in_float64 import InFloat64
 from apem_fast.explain.lrp import LRP, LrpResult
 from apem_fast.explain.perturbing import RISE, Occlusion
 from apem_fast.explain.registry import (
@@ -38,6 +39,7 @@ __all__ = [
     "Gradient",
     "GuidedBackprop",
     "GuidedGradCAM",
+    "InFloat64",
     "InputXGradient",
     "IntegratedGradients",
     "LrpResult",

@@ -1,5 +1,7 @@
 """Explanation methods by name, for the command line and for run records: "smooth-grad:samples=50:sigma=0.1".
 
+Every method also takes `dtype=float64`, and is then computed on a float64 copy of the model.
+
 A name with dots is imported: "captum.attr.IntegratedGradients:n_steps=20", "my_package.my_module.my_method:strength=3".
 """
 
@@ -21,6 +23,7 @@ from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
 from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
+from apem_fast.explain.in_float64 import InFloat64
 from apem_fast.explain.lrp import LRP
 from apem_fast.explain.perturbing import RISE, Occlusion
 from apem_fast.explain.stored_maps import StoredMaps
@@ -83,7 +86,10 @@ def explainer_from(specification: str) -> Explainer:
             raise ValueError(f"{name}: options are written OPTION=VALUE (got {assignment!r})")
         texts[option] = text
     if name in EXPLAINERS:
-        return _own(name, texts)
+        dtype = texts.pop("dtype", None)
+        if dtype not in (None, "float64"):
+            raise ValueError(f"{name}: dtype must be float64 or left out (got {dtype!r})")
+        return InFloat64(_own(name, texts)) if dtype else _own(name, texts)
     if "." in name:
         return _imported(name, texts)
     raise ValueError(f"unknown explainer {name!r}; {_suggestion(name, EXPLAINERS)}")
@@ -107,6 +113,8 @@ def key_of(explainer: Explainer) -> str:
     Raises:
         ValueError: an explainer of a function that cannot be imported, so that no name describes it.
     """
+    if isinstance(explainer, InFloat64):
+        return f"{key_of(explainer.explainer)}:dtype=float64"
     if isinstance(explainer, Adapted):
         name = explainer.path
         if not name:
