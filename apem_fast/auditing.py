@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.search import Exhaustive
@@ -67,6 +68,7 @@ class Audit:
         )
 
 
+@said_by("audit")
 def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """Which rays of each stratum are audited: as many of each, as far as they go, at random and in order.
 
@@ -74,10 +76,9 @@ def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[
         ValueError: more rays than there are, or fewer than one.
     """
     total = sum(strata.values())
-    if isinstance(rays, bool) or not isinstance(rays, int) or rays < 1:
-        raise ValueError(f"audit: rays must be an integer of at least 1 (got {rays!r})")
+    rays = validation.whole("rays", rays)
     if rays > total:
-        raise ValueError(f"audit: rays must be at most the {total} that there are (got {rays})")
+        raise ValueError(sentence(f"rays must be at most the {total} that there are (got {rays})"))
     share = dict.fromkeys(strata, 0)
     random = np.random.default_rng(seed)
     # In proportion to their sizes: so every ray is as likely as any other, which the bound rests on.
@@ -94,6 +95,7 @@ def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[
     return {name: np.sort(random.choice(strata[name], share[name], replace=False)) for name in strata}
 
 
+@said_by("audit")
 def audit(
     evaluator: Evaluator,
     relevance: Mapping[str, Tensor] | Tensor,
@@ -124,7 +126,7 @@ def audit(
     found = {"relevance": results} if isinstance(results, ApemResult) else dict(results)
     if set(found) != set(maps):
         raise ValueError(
-            f"audit: results must be of the same maps as relevance, {', '.join(maps)} (got {', '.join(found)})"
+            sentence(f"results must be of the same maps as relevance, {', '.join(maps)} (got {', '.join(found)})")
         )
     options, images = evaluator.options, len(evaluator.images)
     for result in found.values():
@@ -133,7 +135,7 @@ def audit(
             options.max_epsilon,
         ):
             raise ValueError(
-                f"audit: results must be of the evaluator's {images} images, step and max_epsilon (got others)"
+                sentence(f"results must be of the evaluator's {images} images, step and max_epsilon (got others)")
             )
     chosen = drawn(dict.fromkeys(maps, 2 * images), rays, seed)
     differences, probes = [], 0

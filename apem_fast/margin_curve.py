@@ -7,14 +7,16 @@ back, and what the model sees there. All epsilons live in the space of the model
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.metric import Evaluator
-from apem_fast.options import BoundsOf
+from apem_fast.options import RUNNING, Options, RunningOptions, documented
 from apem_fast.probing.prober import answered
 
 
@@ -31,19 +33,21 @@ class MarginCurve:
     margin_plus: Tensor  # (M, K), along the irrelevance
 
 
+@documented(RUNNING)
 class RayView:
     """Both rays of M relevance maps, ready to be looked at; the sign gradients are computed once.
 
     Args:
-        model, images, bounds: as for `apem`.
+        model, images: as for `apem`.
         relevance: (M, 1, H, W) or (M, C, H, W) in [0, 1]; none all 0 or all 1.
         image_of_map: (M,), the row of `images` that each map is of; None: map i is of image i, and M = N.
-        batch_size: the most perturbed images in one batch; None finds out what is fastest.
+        options: those of `apem_fast.options.Options` that say how the model is run; margins are always float32's.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
 
+    @said_by("RayView")
     def __init__(
         self,
         model: nn.Module,
@@ -51,14 +55,14 @@ class RayView:
         relevance: Tensor,
         *,
         image_of_map: Tensor | None = None,
-        batch_size: int | None = None,
-        bounds: BoundsOf = (None, None),
+        **options: Unpack[RunningOptions],
     ):
-        evaluator = Evaluator(model, images, batch_size=batch_size, bounds=bounds)
+        Options.of(RUNNING, **options)
+        evaluator = Evaluator(model, images, **options)
         of_map = torch.arange(len(images), device="cpu") if image_of_map is None else image_of_map.cpu()
         if of_map.dim() != 1 or not bool(((of_map >= 0) & (of_map < len(images))).all()):
             raise ValueError(
-                f"apem: image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})"
+                sentence(f"image_of_map must name rows of images, 0 to {len(images) - 1} (got {of_map.tolist()})")
             )
         validation.relevance(relevance, images[of_map])
         self._evaluator, self._rays = evaluator, evaluator.rays(relevance.detach(), of_map.numpy())
@@ -68,6 +72,7 @@ class RayView:
         """(N,) int64: the predictions that are explained."""
         return self._rays.labels
 
+    @said_by("RayView.margins")
     def margins(self, epsilon_minus: Tensor, epsilon_plus: Tensor | None = None) -> MarginCurve:
         """The margin at each epsilon along the relevance rays and along the irrelevance rays.
 
@@ -86,6 +91,7 @@ class RayView:
                 margins.append(torch.from_numpy(answers.margin).view(epsilon.shape))
         return MarginCurve(minus, margins[0], plus, margins[1])
 
+    @said_by("RayView.perturbed")
     def perturbed(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
         """X + epsilon * direction, (M, C, H, W): what the model sees at an epsilon of each map's own.
 
@@ -95,7 +101,9 @@ class RayView:
         """
         rays, maps = self._rays, len(self._rays.relevance)
         if epsilon.shape != (maps,):
-            raise ValueError(f"apem: epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
+            raise ValueError(
+                sentence(f"epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
+            )
         (chosen,) = _epsilons("epsilon", epsilon, 1)
         device, mine = rays.images.device, slice(int(irrelevance), None, 2)
         return rays.inputs(
@@ -108,28 +116,33 @@ class RayView:
         )
 
 
+@documented(RUNNING)
+@said_by("margin_curve")
 def margin_curve(
     model: nn.Module,
     images: Tensor,
     relevance: Tensor,
     epsilon_minus: Tensor,
     epsilon_plus: Tensor | None = None,
-    *,
-    batch_size: int | None = None,
-    bounds: BoundsOf = (None, None),
+    **options: Unpack[RunningOptions],
 ) -> MarginCurve:
-    """The margin at each epsilon along both rays of each map; the arguments are those of `RayView` and its
-    `margins`."""
-    return RayView(model, images, relevance, batch_size=batch_size, bounds=bounds).margins(epsilon_minus, epsilon_plus)
+    """The margin at each epsilon along both rays of each map.
+
+    Args:
+        options: those of `apem_fast.options.Options` that say how the model is run.
+
+    The other arguments are those of `RayView` and its `margins`.
+    """
+    return RayView(model, images, relevance, **options).margins(epsilon_minus, epsilon_plus)
 
 
 def _epsilons(name: str, values: object, maps: int) -> Tensor:
     """(maps, K) float64 on the CPU."""
     if not isinstance(values, Tensor):
-        raise TypeError(f"apem: {name} must be a tensor (got {type(values).__name__})")
+        raise TypeError(sentence(f"{name} must be a tensor (got {type(values).__name__})"))
     if values.dim() not in (1, 2) or (values.dim() == 2 and len(values) != maps):
-        raise ValueError(f"apem: {name} must have shape (K,) or ({maps}, K) (got {tuple(values.shape)})")
+        raise ValueError(sentence(f"{name} must have shape (K,) or ({maps}, K) (got {tuple(values.shape)})"))
     epsilon = values.detach().to("cpu", torch.float64)
     if not bool((epsilon.isfinite() & (epsilon >= 0)).all()):
-        raise ValueError(f"apem: {name} must be finite and at least 0 (got {float(epsilon.min()):g} at the least)")
+        raise ValueError(sentence(f"{name} must be finite and at least 0 (got {float(epsilon.min()):g} at the least)"))
     return epsilon.expand(maps, -1).contiguous()

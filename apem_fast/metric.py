@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.options import BoundOf, EngineOptions, Options
+from apem_fast.callers import said_by, sentence
+from apem_fast.options import BoundOf, EngineOptions, Options, documented
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober
@@ -102,6 +103,7 @@ class ApemResult:
 # -- the metric --------------------------------------------------------------------------------------------------
 
 
+@documented()
 class Evaluator:
     """A model and images made ready for any number of relevance maps: the sign gradients are computed once.
 
@@ -110,11 +112,12 @@ class Evaluator:
         images: (N, C, H, W) float32 or float64 as the model receives them, on the model's device.
         labels: the predictions, (N,) int64, if known; they are checked. None takes the model's.
         target: a class to follow in place of the prediction, one for all or (N,) int64: see `apem`.
-        options: as `Options`.
+        options: see `apem_fast.options.Options`.
 
     The model, its mode, parameters, gradients and hooks, the images and the random state are left as they were.
     """
 
+    @said_by("Evaluator")
     def __init__(
         self,
         model: nn.Module,
@@ -124,7 +127,7 @@ class Evaluator:
         target: int | Tensor | None = None,
         **options: Unpack[EngineOptions],
     ):
-        self.options = Options.of("apem", **options)
+        self.options = Options.of(**options)
         validation.model(model)
         validation.images(images, model)
         validation.takes_one_image(model, images)
@@ -146,17 +149,21 @@ class Evaluator:
         with undisturbed(self._model, self._images):
             self._clean: Clean
             self._clean, self._record = run_of_record(self._record, self._model, self._images, self._runner, targets)
-        check_scale(self._model, self._clean.logits, stacklevel=4)
+        check_scale(self._model, self._clean.logits)
         validation.labels(labels, self._clean.labels)
 
+    @said_by("Evaluator.on")
     def on(self, images: Tensor, labels: Tensor | None = None, target: int | Tensor | None = None) -> Evaluator:
         """The same model and options for other images of the same shape: what was found out about batches and captured
         in graphs is shared, not found out again."""
         validation.images(images, self._model)
         if images.shape[1:] != self._images.shape[1:] or images.dtype != self._images.dtype:
             raise ValueError(
-                f"apem: images must have shape (N, {', '.join(map(str, self._images.shape[1:]))}) and "
-                f"{self._images.dtype} like the evaluator's first ones (got {tuple(images.shape)} and {images.dtype})"
+                sentence(
+                    f"images must have shape (N, {', '.join(map(str, self._images.shape[1:]))}) and "
+                    f"{self._images.dtype} like the evaluator's first ones (got {tuple(images.shape)} and "
+                    f"{images.dtype})"
+                )
             )
         other = copy.copy(self)
         other._look_at(images, labels, target)
@@ -215,6 +222,7 @@ class Evaluator:
             self._record.refresh()
             yield prober
 
+    @said_by("Evaluator.apem")
     def apem(
         self, relevance: Mapping[str, Tensor], progress: Progress | None = None, *, on_bad_map: str = "raise"
     ) -> dict[str, ApemResult]:
@@ -255,6 +263,7 @@ class Evaluator:
                 results[name] = self._result(flips, rows)
         return {name: _without(results[name], bad.get(name)) for name in relevance}
 
+    @said_by("Evaluator.minimum_epsilon")
     def minimum_epsilon(self, direction: Tensor, progress: Progress | None = None) -> EpsilonResult:
         """The least epsilon at which x + epsilon * direction is no longer predicted as x is."""
         validation.direction(direction, self._images)
@@ -278,8 +287,10 @@ class Evaluator:
             return bound
         if len(bound) != self._images.shape[1]:
             raise ValueError(
-                f"apem: bounds must be numbers or have one for each of the images' {self._images.shape[1]} channels "
-                f"(got {len(bound)})"
+                sentence(
+                    f"bounds must be numbers or have one for each of the images' {self._images.shape[1]} channels "
+                    f"(got {len(bound)})"
+                )
             )
         return torch.tensor(bound, dtype=self._images.dtype, device=self._images.device)[:, None, None]
 
@@ -318,6 +329,8 @@ def _without(result: ApemResult, bad: Tensor | None) -> ApemResult:
     )
 
 
+@documented()
+@said_by("apem")
 def apem(
     model: nn.Module,
     images: Tensor,
@@ -348,7 +361,7 @@ def apem(
         on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
             "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
         progress: called with (rays decided, rays in all, probes so far).
-        options: max_epsilon, step, search, batch_size, precision, compile, bounds, record: see `Options`.
+        options: see `apem_fast.options.Options`.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -357,6 +370,8 @@ def apem(
     return evaluator.apem({"relevance": relevance}, progress, on_bad_map=on_bad_map)["relevance"]
 
 
+@documented()
+@said_by("minimum_epsilon")
 def minimum_epsilon(
     model: nn.Module,
     images: Tensor,
@@ -371,6 +386,7 @@ def minimum_epsilon(
 
     Args:
         direction: (N, C, H, W), finite, not 0 throughout; scaled as you like, for instance to l1 norm 1.
+        options: see `apem_fast.options.Options`.
 
     The other arguments, and the errors, are those of `apem`.
     """

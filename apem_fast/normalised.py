@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
-from apem_fast.options import EngineOptions
+from apem_fast.options import EngineOptions, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
@@ -85,6 +86,8 @@ class ApemNormResult:
 # -- the measure -------------------------------------------------------------------------------------------------
 
 
+@documented()
+@said_by("apem_norm")
 def apem_norm(
     model: nn.Module,
     images: Tensor,
@@ -110,11 +113,12 @@ def apem_norm(
             map's shuffles are depends on the map and that number alone, not on the other images.
         progress: called with (rays decided, rays in all, probes so far), the shuffles' rays among them.
 
-    The other arguments, the options among them, and the errors are those of `apem`; shuffles are always probed in
-    float32. A generator that is passed is advanced; nothing else of
-    the caller's is changed.
+        options: see `apem_fast.options.Options`; shuffles are always probed in float32.
+
+    The other arguments and the errors are those of `apem`. A generator that is passed is advanced; nothing else of the
+    caller's is changed.
     """
-    _check_shuffles(shuffles)
+    validation.whole("shuffles", shuffles)
     seed = _seed_of(generator)
     evaluator = Evaluator(model, images, labels=labels, **options)
     own = 2 * len(images)
@@ -133,6 +137,7 @@ def apem_norm(
     return ApemNormResult(plain, chance)
 
 
+@said_by("shuffled_epsilons")
 def shuffled_epsilons(
     evaluator: Evaluator,
     relevance: Tensor,
@@ -153,7 +158,7 @@ def shuffled_epsilons(
         seed: of the shuffles, any integer.
         progress: called with (rays decided, rays in all, probes so far).
     """
-    _check_shuffles(shuffles)
+    validation.whole("shuffles", shuffles)
     validation.relevance(relevance, evaluator.images)
     maps, options = relevance.detach(), evaluator.options
     count, per_image = len(maps), 2 * shuffles
@@ -203,16 +208,9 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def _check_shuffles(shuffles: object) -> None:
-    if isinstance(shuffles, bool) or not isinstance(shuffles, int):
-        raise TypeError(f"apem_norm: shuffles must be a whole number (got {type(shuffles).__name__})")
-    if shuffles < 1:
-        raise ValueError(f"apem_norm: shuffles must be at least 1 (got {shuffles})")
-
-
 def _seed_of(generator: torch.Generator | None) -> int:
     if generator is None:
         return 0
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"apem_norm: generator must be a torch.Generator or None (got {type(generator).__name__})")
+        raise TypeError(sentence(f"generator must be a torch.Generator or None (got {type(generator).__name__})"))
     return int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -4,13 +4,14 @@ what came. Nothing is guessed, and nothing but numbers is converted: those becom
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apem_fast.callers import sentence, warn
 from apem_fast.running.outputs import is_exported
 
 
@@ -25,12 +26,12 @@ def _dtype(tensor: Tensor) -> str:
 def _finite(name: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor).all()):
         what = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
-        raise ValueError(f"apem: {name} must be finite (got {what})")
+        raise ValueError(sentence(f"{name} must be finite (got {what})"))
 
 
 def _is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"apem: {name} must be a torch.Tensor (got {_name(value)})")
+        raise TypeError(sentence(f"{name} must be a torch.Tensor (got {_name(value)})"))
 
 
 def number(name: str, value: object) -> float:
@@ -39,7 +40,7 @@ def number(name: str, value: object) -> float:
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise TypeError(f"apem: {name} must be a number (got {_name(value)})")
+        raise TypeError(sentence(f"{name} must be a number (got {_name(value)})"))
     try:
         return float(value)
     except OverflowError:
@@ -49,25 +50,31 @@ def number(name: str, value: object) -> float:
 def positive(name: str, value: object) -> float:
     converted = number(name, value)
     if not (converted > 0 and math.isfinite(converted)):
-        raise ValueError(f"apem: {name} must be positive and finite (got {converted:g})")
+        raise ValueError(sentence(f"{name} must be positive and finite (got {converted:g})"))
     return converted
 
 
-def batch_size(value: object) -> int | None:
-    return _whole("batch_size", value)
-
-
-def _whole(name: str, value: object) -> int | None:
-    """A whole number of any kind as an int, at least 1; or None."""
-    if value is None:
-        return None
+def whole(name: str, value: object, least: int = 1, kind: str = "a whole number") -> int:
+    """A whole number of any kind as an int."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"apem: {name} must be a whole number or None (got {_name(value)})")
-    if value < 1:
-        raise ValueError(f"apem: {name} must be at least 1 (got {value})")
+        raise TypeError(sentence(f"{name} must be {kind} (got {_name(value)})"))
+    if value < least:
+        raise ValueError(sentence(f"{name} must be at least {least} (got {value})"))
     return int(value)
+
+
+def whole_or_none(name: str, value: object) -> int | None:
+    """The same, or None."""
+    return None if value is None else whole(name, value, kind="a whole number or None")
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> None:
+    """One of a few words."""
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(sentence(f"{name} must be one of {', '.join(known)} (got {value!r})"))
 
 
 PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
@@ -75,44 +82,23 @@ PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
 
 def precision(value: str, images: Tensor | None = None) -> None:
     """Whether it is one, and with `images` whether it goes with them."""
-    if value not in PRECISIONS:
-        raise ValueError(f"apem: precision must be one of {', '.join(PRECISIONS)} (got {value!r})")
+    choice("precision", value, PRECISIONS)
     if images is None or value == "float32":
         return
     if images.dtype != torch.float32:
-        raise ValueError(f'apem: precision="{value}" goes with float32 images (got {_dtype(images)})')
+        raise ValueError(sentence(f'precision="{value}" goes with float32 images (got {_dtype(images)})'))
     if value == "tf32" and images.device.type != "cuda":
-        raise ValueError(f'apem: precision="tf32" needs images on a CUDA device (got {images.device.type})')
+        raise ValueError(sentence(f'precision="tf32" needs images on a CUDA device (got {images.device.type})'))
 
 
 RECORDS = ("float64", "float32")
-
-
-def record(value: str) -> None:
-    if value not in RECORDS:
-        raise ValueError(f"apem: record must be one of {', '.join(RECORDS)} (got {value!r})")
-
-
-def levels(value: object) -> int | None:
-    return _whole("levels", value)
-
-
-def patience(value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"apem: patience must be a whole number of levels (got {_name(value)})")
-    if value < 0:
-        raise ValueError(f"apem: patience must be at least 0 (got {value})")
-
-
-def against(value: str) -> None:
-    if value not in ("previous", "start"):
-        raise ValueError(f"apem: against must be previous or start (got {value!r})")
+AGAINST = ("previous", "start")
 
 
 def min_drop(value: object) -> float:
     converted = number("min_drop", value)
     if not 0 <= converted < math.inf:
-        raise ValueError(f"apem: min_drop must be at least 0 and finite (got {converted:g})")
+        raise ValueError(sentence(f"min_drop must be at least 0 and finite (got {converted:g})"))
     return converted
 
 
@@ -123,8 +109,10 @@ def contrast(of_relevance: Tensor) -> None:
     if len(constant):
         i = int(constant[0])
         raise ValueError(
-            f"apem: relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} "
-            f"throughout at index {i})"
+            sentence(
+                f"relevance must not be constant, which leaves nothing to filter (got {float(flat[i, 0]):g} "
+                f"throughout at index {i})"
+            )
         )
 
 
@@ -138,19 +126,20 @@ def grid_steps(max_epsilon: float, step: float) -> int:
     A quotient like 0.3 / 0.1 falls just short of the whole number that it means, and counts as that.
     """
     if max_epsilon < step:
-        raise ValueError(f"apem: max_epsilon must be at least step={step:g} (got {max_epsilon:g})")
+        raise ValueError(sentence(f"max_epsilon must be at least step={step:g} (got {max_epsilon:g})"))
     if not max_epsilon / step <= MOST_STEPS:
         raise ValueError(
-            f"apem: max_epsilon / step must be at most 2^53, beyond which steps are no longer told apart (got "
-            f"max_epsilon={max_epsilon:g}, step={step:g})"
+            sentence(
+                f"max_epsilon / step must be at most 2^53, beyond which steps are no longer told apart (got "
+                f"max_epsilon={max_epsilon:g}, step={step:g})"
+            )
         )
     last = math.floor(max_epsilon / step)
     last += (last + 1) * step <= max_epsilon * (1 + 2.0**-50)
     if last > MANY_STEPS:
-        warnings.warn(
-            f"apem: max_epsilon={max_epsilon:g} with step={step:g} is a grid of {last:,} steps; each ray takes many "
-            "more probes on so fine a grid, and float32 images can hardly tell its steps apart",
-            stacklevel=3,
+        warn(
+            f"max_epsilon={max_epsilon:g} with step={step:g} is a grid of {last:,} steps; each ray takes many "
+            "more probes on so fine a grid, and float32 images can hardly tell its steps apart"
         )
     return last
 
@@ -158,17 +147,17 @@ def grid_steps(max_epsilon: float, step: float) -> int:
 def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tuple[float, ...] | None]:
     """Each None, a float, or a tuple of one for each channel."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"apem: bounds must be a pair (lower, upper) (got {value!r})")
+        raise TypeError(sentence(f"bounds must be a pair (lower, upper) (got {value!r})"))
     lower, upper = _bound(value[0]), _bound(value[1])
     if any(bound is not None and np.isnan(bound).any() for bound in (lower, upper)):
-        raise ValueError("apem: bounds must be numbers or None (got NaN)")
+        raise ValueError(sentence("bounds must be numbers or None (got NaN)"))
     if lower is not None and upper is not None:
         least, greatest = np.asarray(lower), np.asarray(upper)
         if least.ndim and greatest.ndim and len(least) != len(greatest):
-            raise ValueError(f"apem: bounds must be of as many channels (got {len(least)} and {len(greatest)})")
+            raise ValueError(sentence(f"bounds must be of as many channels (got {len(least)} and {len(greatest)})"))
         if not bool((least < greatest).all()):
             words = ", ".join(f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (lower, upper))
-            raise ValueError(f"apem: bounds must have lower < upper (got {words})")
+            raise ValueError(sentence(f"bounds must have lower < upper (got {words})"))
     return lower, upper
 
 
@@ -185,13 +174,13 @@ def _bound(value: object) -> float | tuple[float, ...] | None:
 def model(value: object, name: str = "model") -> None:
     if not isinstance(value, nn.Module):
         hint = "; its .module() is one" if isinstance(value, torch.export.ExportedProgram) else ""
-        raise TypeError(f"apem: {name} must be a torch.nn.Module (got {_name(value)}{hint})")
+        raise TypeError(sentence(f"{name} must be a torch.nn.Module (got {_name(value)}{hint})"))
     if is_exported(value):
         return
     training = next((path for path, module in value.named_modules() if getattr(module, "training", False)), None)
     if training is not None:
         where = f"its module {training!r}" if training else "it"
-        raise ValueError(f"apem: {name} must be in eval mode, call {name}.eval() ({where} is in training mode)")
+        raise ValueError(sentence(f"{name} must be in eval mode, call {name}.eval() ({where} is in training mode)"))
 
 
 def takes_one_image(of_model: nn.Module, images: Tensor) -> None:
@@ -203,8 +192,10 @@ def takes_one_image(of_model: nn.Module, images: Tensor) -> None:
             of_model(images[:1])
     except Exception as error:  # noqa: BLE001 - the guards of torch.export raise what they like
         raise ValueError(
-            "apem: model must take any number of images: export it with a dynamic first dimension "
-            f"(got, for one image: {str(error).splitlines()[0]})"
+            sentence(
+                "model must take any number of images: export it with a dynamic first dimension "
+                f"(got, for one image: {str(error).splitlines()[0]})"
+            )
         ) from None
 
 
@@ -215,21 +206,19 @@ def images(value: object, of_model: nn.Module) -> None:
     _is_tensor("images", value)
     assert isinstance(value, Tensor)
     if value.dim() != 4 or value.numel() == 0:
-        raise ValueError(f"apem: images must have shape (N, C, H, W) and not be empty (got {tuple(value.shape)})")
+        raise ValueError(sentence(f"images must have shape (N, C, H, W) and not be empty (got {tuple(value.shape)})"))
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"apem: images must be float32 or float64 (got {_dtype(value)})")
+        raise TypeError(sentence(f"images must be float32 or float64 (got {_dtype(value)})"))
     parameter = next(of_model.parameters(), None)
     if parameter is not None and parameter.device != value.device:
-        raise ValueError(f"apem: images must be on the model's device, {parameter.device} (got {value.device})")
+        raise ValueError(sentence(f"images must be on the model's device, {parameter.device} (got {value.device})"))
     _dtype_of_weights(value, of_model)
     _finite("images", value)
     least, greatest = (float(bound) for bound in value.detach().aminmax())
     if least >= 0 and greatest > LOOKS_LIKE_BYTES:
-        warnings.warn(
-            f"apem: images reach from {least:g} to {greatest:g}, which looks like pixels in 0...255; "
-            "they must be what the model receives, after its normalisation",
-            UserWarning,
-            stacklevel=5,
+        warn(
+            f"images reach from {least:g} to {greatest:g}, which looks like pixels in 0...255; "
+            "they must be what the model receives, after its normalisation"
         )
 
 
@@ -240,19 +229,21 @@ def _dtype_of_weights(images: Tensor, of_model: nn.Module) -> None:
     name, dtype = weights[0], _dtype(weights[1])
     if weights[1].dtype in (torch.float16, torch.bfloat16):
         raise TypeError(
-            f"apem: model must have float32 or float64 weights, in which a first flip is exact (got {dtype} in "
-            f"{name!r}); model.float() holds the same weights"
+            sentence(
+                f"model must have float32 or float64 weights, in which a first flip is exact (got {dtype} in "
+                f"{name!r}); model.float() holds the same weights"
+            )
         )
-    raise TypeError(f"apem: images must have the dtype of the model's weights, {dtype} (got {_dtype(images)})")
+    raise TypeError(sentence(f"images must have the dtype of the model's weights, {dtype} (got {_dtype(images)})"))
 
 
 def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
     _is_tensor(name, value)
     assert isinstance(value, Tensor)
     if value.dtype != of_images.dtype:
-        raise TypeError(f"apem: {name} must be {_dtype(of_images)} like images (got {_dtype(value)})")
+        raise TypeError(sentence(f"{name} must be {_dtype(of_images)} like images (got {_dtype(value)})"))
     if value.device != of_images.device:
-        raise ValueError(f"apem: {name} must be on the device of images, {of_images.device} (got {value.device})")
+        raise ValueError(sentence(f"{name} must be on the device of images, {of_images.device} (got {value.device})"))
     return value
 
 
@@ -261,7 +252,9 @@ def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
     value = _like_images(name, value, of_images)
     n, c, h, w = of_images.shape
     if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
-        raise ValueError(f"apem: {name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
+        raise ValueError(
+            sentence(f"{name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
+        )
     _finite(name, value)
     return value
 
@@ -271,24 +264,26 @@ def relevance(value: object, of_images: Tensor, called: str | None = None) -> No
     value = map_of_images(name, value, of_images)
     low, high = value.amin(dim=(1, 2, 3)), value.amax(dim=(1, 2, 3))
     if bool((low < 0).any()) or bool((high > 1).any()):
-        raise ValueError(f"apem: {name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
+        raise ValueError(
+            sentence(f"{name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
+        )
     for bad, what in ((high == 0, "0"), (low == 1, "1")):
         if bool(bad.any()):
             index = int(bad.nonzero()[0])
             ray = "relevance" if what == "0" else "irrelevance"
             raise ValueError(
-                f"apem: {name} must not be all {what}, which leaves no {ray} ray (got such a map at index {index})"
+                sentence(f"{name} must not be all {what}, which leaves no {ray} ray (got such a map at index {index})")
             )
 
 
 def direction(value: object, of_images: Tensor) -> None:
     value = _like_images("direction", value, of_images)
     if value.shape != of_images.shape:
-        raise ValueError(f"apem: direction must have shape {tuple(of_images.shape)} (got {tuple(value.shape)})")
+        raise ValueError(sentence(f"direction must have shape {tuple(of_images.shape)} (got {tuple(value.shape)})"))
     _finite("direction", value)
     still = (value == 0).flatten(1).all(dim=1)
     if bool(still.any()):
-        raise ValueError(f"apem: direction must not be all 0 (got such a one at index {int(still.nonzero()[0])})")
+        raise ValueError(sentence(f"direction must not be all 0 (got such a one at index {int(still.nonzero()[0])})"))
 
 
 def labels(value: object, predicted: Tensor) -> None:
@@ -298,15 +293,19 @@ def labels(value: object, predicted: Tensor) -> None:
     assert isinstance(value, Tensor)
     if value.dtype != torch.int64 or value.shape != predicted.shape:
         raise ValueError(
-            f"apem: labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape "
-            f"{tuple(value.shape)})"
+            sentence(
+                f"labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape "
+                f"{tuple(value.shape)})"
+            )
         )
     wrong = (value.to(predicted.device) != predicted).nonzero()
     if len(wrong):
         i = int(wrong[0])
         raise ValueError(
-            f"apem: labels must be the model's predictions (got {int(value[i])} at index {i}, predicted "
-            f"{int(predicted[i])})"
+            sentence(
+                f"labels must be the model's predictions (got {int(value[i])} at index {i}, predicted "
+                f"{int(predicted[i])})"
+            )
         )
 
 
@@ -315,18 +314,18 @@ def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
     if value is None:
         return None
     if labels is not None:
-        raise ValueError("apem: labels are the predictions, so they do not go with a target (got both)")
+        raise ValueError(sentence("labels are the predictions, so they do not go with a target (got both)"))
     if isinstance(value, Integral) and not isinstance(value, bool):
         return torch.full((len(of_images),), int(value), dtype=torch.int64, device=of_images.device)
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != of_images.shape[:1]:
         came = f"{_dtype(value)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _name(value)
-        raise ValueError(f"apem: target must be a class, or int64 of shape ({len(of_images)},) (got {came})")
+        raise ValueError(sentence(f"target must be a class, or int64 of shape ({len(of_images)},) (got {came})"))
     return value.to(of_images.device)
 
 
 def on_bad_map(value: object) -> None:
     if value not in ("raise", "flag"):
-        raise ValueError(f'apem: on_bad_map must be "raise" or "flag" (got {value!r})')
+        raise ValueError(sentence(f'on_bad_map must be "raise" or "flag" (got {value!r})'))
 
 
 def maps_without_rays(value: object, of_images: Tensor) -> Tensor:

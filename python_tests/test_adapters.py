@@ -171,7 +171,7 @@ def test_torchmetrics_plots(torchmetrics_adapter):
 
 
 def test_torchmetrics_says_a_bad_option_at_once(torchmetrics_adapter):
-    with pytest.raises(ValueError, match=r"^apem: step must be positive and finite \(got 0\)$"):
+    with pytest.raises(ValueError, match=r"^Apem: step must be positive and finite \(got 0\)$"):
         torchmetrics_adapter.Apem(small_network(), step=0)
 
 
@@ -252,7 +252,7 @@ def test_quantus_accessories(capsys, tmp_path):
     metric.plot(drawn.append, False, None, 3)
     metric.plot(show=False, path_to_save=str(tmp_path / "scores.png"))
     assert drawn == [3] and (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r'^apem: missing must be "nan" or "left out" \(got 0\)$'):
+    with pytest.raises(ValueError, match=r'^Apem: missing must be "nan" or "left out" \(got 0\)$'):
         quantus_adapter.Apem(missing=0)
 
 
@@ -275,11 +275,11 @@ def test_quantus_itself_takes_it_for_a_metric():
 @pytest.mark.parametrize(
     "changes, error, sentence",
     [
-        ({"a_batch": None}, ValueError, r"apem: a_batch must be given where there is no explain_func \(got None\)"),
-        ({"y_batch": np.zeros(3)}, ValueError, r"apem: y_batch must have shape \(2,\) \(got \(3,\)\)"),
-        ({"model_predict_kwargs": {"x": 1}}, ValueError, r"apem: model_predict_kwargs must be empty \(got x\)"),
-        ({"model": small_network().train()}, ValueError, r"apem: model must be in eval mode, .*"),
-        ({"x_batch": np.zeros((2, 3))}, ValueError, r"apem: images must have shape \(N, C, H, W\) .*"),
+        ({"a_batch": None}, ValueError, r"Apem: a_batch must be given where there is no explain_func \(got None\)"),
+        ({"y_batch": np.zeros(3)}, ValueError, r"Apem: y_batch must have shape \(2,\) \(got \(3,\)\)"),
+        ({"model_predict_kwargs": {"x": 1}}, ValueError, r"Apem: model_predict_kwargs must be empty \(got x\)"),
+        ({"model": small_network().train()}, ValueError, r"Apem: model must be in eval mode, .*"),
+        ({"x_batch": np.zeros((2, 3))}, ValueError, r"Apem: images must have shape \(N, C, H, W\) .*"),
     ],
 )
 def test_quantus_bad_input_is_one_sentence(changes, error, sentence):

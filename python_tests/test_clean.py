@@ -149,10 +149,13 @@ def test_other_images_by_the_same_evaluator():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda x: x[:, :, :8], r"apem: images must have shape \(N, 3, 16, 16\) and torch.float32 .*\(2, 3, 8, 16\)"),
-        (lambda x: x.double(), "apem: images"),
-        (lambda x: x * torch.nan, "apem: images"),
-        (lambda x: None, "apem: images"),
+        (
+            lambda x: x[:, :, :8],
+            r"Evaluator.on: images must have shape \(N, 3, 16, 16\) and torch.float32 .*\(2, 3, 8, 16\)",
+        ),
+        (lambda x: x.double(), "Evaluator.on: images"),
+        (lambda x: x * torch.nan, "Evaluator.on: images"),
+        (lambda x: None, "Evaluator.on: images"),
     ],
     ids=["shape", "dtype", "nan", "none"],
 )

@@ -13,9 +13,8 @@ from tiny_networks import class_tree
 from typer.testing import CliRunner
 
 import apem_fast
-from apem_fast.cli import evaluate as evaluate_command
 from apem_fast.cli import main as cli
-from apem_fast.cli.common import STOPPED
+from apem_fast.cli.common import STOPPED, names_in
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,19 +64,17 @@ def test_help_names_every_explainer_and_stage(command):
     ],
 )
 def test_commas_within_brackets_and_quotes_belong_to_values(texts, names):
-    assert evaluate_command._names(texts, "--explainers") == names
+    assert names_in(texts, "--explainers") == names
 
 
 def test_an_option_with_commas_and_colons_reaches_the_explainer():
     from apem_fast.explain import explainer_from, key_of
 
     for title in ("a:b", "it's, (so", '"it\'s"', "plain words"):
-        (name,) = evaluate_command._names(
-            [f"captum.attr.Occlusion:sliding_window_shapes=(3,8,8):name={title!r}"], "--explainers"
-        )
+        (name,) = names_in([f"captum.attr.Occlusion:sliding_window_shapes=(3,8,8):name={title!r}"], "--explainers")
         explainer = explainer_from(name)
         assert explainer.options["sliding_window_shapes"] == (3, 8, 8) and explainer.name == title
-        assert evaluate_command._names([key_of(explainer) + ",edge"], "") == (key_of(explainer), "edge")
+        assert names_in([key_of(explainer) + ",edge"], "") == (key_of(explainer), "edge")
         assert explainer_from(key_of(explainer)) == explainer
 
 
@@ -89,8 +86,8 @@ def test_an_option_with_commas_and_colons_reaches_the_explainer():
         (("--explainers", "smooth-grad:samples=0"), "samples must be an integer of at least 1"),
         (("--stages", "colour"), "stages must be one of 3-channel"),
         (("--network", "resnet"), "unknown network 'resnet'"),
-        (("--search", "quickly"), "search must be one of"),
-        (("--max-epsilon", "0.1"), "max_epsilon must be finite and at least step=1"),
+        (("--search", "quickly"), "search must be"),
+        (("--max-epsilon", "0.1"), "max_epsilon must be at least step=1"),
         (("--device", "tpu"), "--device must be cpu, cuda"),
         (("--limit", "0"), "limit must be"),
         (("--network", "resnet18"), "resnet18 needs a file of weights"),
@@ -99,8 +96,8 @@ def test_an_option_with_commas_and_colons_reaches_the_explainer():
         (("--ground-truth", "x.txt"), "the bundled photographs bring their own"),
         (("--classes", "x.txt"), "x.txt cannot be read as a list of classes"),
         (("--selection", "some"), "selection must be one of all, correct, misclassified, both"),
-        (("--count", "0"), "count must be an integer of at least 1"),
-        (("--shuffles", "-1"), "shuffles must be an integer of at least 0"),
+        (("--count", "0"), "count must be at least 1"),
+        (("--shuffles", "-1"), "shuffles must be at least 0"),
     ],
 )
 def test_a_mistake_gets_one_sentence(arguments, words, command, tmp_path):

@@ -338,9 +338,9 @@ def test_patience_and_the_start_take_more_away_and_end_no_lower():
 @pytest.mark.parametrize(
     "option, sentence",
     [
-        ({"patience": -1}, r"apem: patience must be at least 0 \(got -1\)"),
-        ({"patience": 1.5}, r"apem: patience must be a whole number of levels \(got float\)"),
-        ({"against": "end"}, r"apem: against must be previous or start \(got 'end'\)"),
+        ({"patience": -1}, r"filter_relevance: patience must be at least 0 \(got -1\)"),
+        ({"patience": 1.5}, r"filter_relevance: patience must be a whole number \(got float\)"),
+        ({"against": "end"}, r"filter_relevance: against must be one of previous, start \(got 'end'\)"),
     ],
 )
 def test_bad_stopping_options(option, sentence):
@@ -464,32 +464,46 @@ BAD = {
     "a constant map": (
         dict(relevance=_replaced(1, 0.5)),
         ValueError,
-        r"apem: relevance must not be constant, which leaves nothing to filter \(got 0.5 throughout at index 1\)",
+        r"filter_relevance: relevance must not be constant, which leaves nothing to filter "
+        r"\(got 0.5 throughout at index 1\)",
     ),
     "a map of zeros": (
         dict(relevance=_replaced(0, 0.0)),
         ValueError,
-        r"apem: relevance must not be all 0, .* \(got such a map at index 0\)",
+        r"filter_relevance: relevance must not be all 0, .* \(got such a map at index 0\)",
     ),
     "negative values": (
         dict(relevance=_replaced((0, 0, 1, 1), -0.3)),
         ValueError,
-        r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
+        r"filter_relevance: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
     ),
-    "levels of 0": (dict(levels=0), ValueError, r"apem: levels must be at least 1 \(got 0\)"),
-    "levels of 2.5": (dict(levels=2.5), TypeError, r"apem: levels must be a whole number or None \(got float\)"),
+    "levels of 0": (dict(levels=0), ValueError, r"filter_relevance: levels must be at least 1 \(got 0\)"),
+    "levels of 2.5": (
+        dict(levels=2.5),
+        TypeError,
+        r"filter_relevance: levels must be a whole number or None \(got float\)",
+    ),
     "a negative min_drop": (
         dict(min_drop=-1.0),
         ValueError,
-        r"apem: min_drop must be at least 0 and finite \(got -1\)",
+        r"filter_relevance: min_drop must be at least 0 and finite \(got -1\)",
     ),
-    "min_drop not a number": (dict(min_drop="1"), TypeError, r"apem: min_drop must be a number \(got str\)"),
+    "min_drop not a number": (
+        dict(min_drop="1"),
+        TypeError,
+        r"filter_relevance: min_drop must be a number \(got str\)",
+    ),
     "an unknown search": (
         dict(search="bisect"),
         ValueError,
-        r'apem: search must be "isolate" or "fast" or "careful" or "exhaustive" or a policy \(got "bisect"\)',
+        r'filter_relevance: search must be "isolate" or "fast" or "careful" or "exhaustive" or a policy '
+        r'\(got "bisect"\)',
     ),
-    "a model in training mode": (dict(model=lambda m: m.train()), ValueError, r"apem: model must be in eval mode, .*"),
+    "a model in training mode": (
+        dict(model=lambda m: m.train()),
+        ValueError,
+        r"filter_relevance: model must be in eval mode, .*",
+    ),
 }
 
 

@@ -1,27 +1,21 @@
 """The rooms of the house, held against the code: a file imports only from rooms above its own, as docs/inside.md has
-it; every function that searches rays takes the engine's options by name; what `make check` needs is pinned."""
+it; what `make check` needs is pinned."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
 import re
 import tomllib
-import typing
 from pathlib import Path
 
 import pytest
-
-import apem_fast as af
-from apem_fast.metric import Options
-from apem_fast.options import EngineOptions
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "apem_fast"
 
 # From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
+    ("callers",),
     ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),
@@ -78,27 +72,6 @@ def test_siamese_and_experiment_do_not_know_each_other_and_nothing_imports_the_c
 def test_search_knows_numbers_and_no_models():
     for path in (PACKAGE / "search").glob("*.py"):
         assert "torch" not in path.read_text(encoding="utf-8").replace("torchrun", ""), path
-
-
-def test_the_options_stand_in_the_record_and_under_their_names():
-    fields = {field.name for field in dataclasses.fields(Options) if field.init}
-    assert fields == set(EngineOptions.__annotations__)
-    for name in fields:
-        assert f"{name}:" in (Options.__doc__ or ""), f"Options does not say what {name} is"
-
-
-@pytest.mark.parametrize("function", [af.apem, af.minimum_epsilon, af.apem_norm, af.filter_relevance, af.Evaluator])
-def test_whatever_searches_rays_takes_every_option(function):
-    called = function.__init__ if inspect.isclass(function) else function
-    taken = inspect.signature(called).parameters["options"]
-    assert taken.kind is inspect.Parameter.VAR_KEYWORD
-    assert typing.get_type_hints(Options.of, include_extras=True)["options"] == typing.Unpack[EngineOptions]
-    assert not set(EngineOptions.__annotations__) & set(inspect.signature(called).parameters)
-
-
-def test_an_unknown_option_is_refused_with_the_nearest_one():
-    with pytest.raises(TypeError, match=r"^apem: unknown option max_epsilom; did you mean max_epsilon\? known: "):
-        Options.of("apem", max_epsilom=3.0)
 
 
 def test_what_make_check_runs_is_pinned():

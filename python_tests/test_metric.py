@@ -495,10 +495,12 @@ def test_bad_input_is_one_sentence(case):
 def test_a_bad_direction_is_one_sentence():
     images, _ = images_and_maps(2)
     model = small_network()
-    with pytest.raises(ValueError, match=r"^apem: direction must not be all 0 \(got such a one at index 1\)$"):
+    with pytest.raises(
+        ValueError, match=r"^minimum_epsilon: direction must not be all 0 \(got such a one at index 1\)$"
+    ):
         af.minimum_epsilon(model, images, _replaced(1, 0.0)(torch.ones_like(images)), **GRID)
     with pytest.raises(
-        ValueError, match=r"^apem: direction must have shape \(2, 3, 16, 16\) \(got \(2, 1, 16, 16\)\)$"
+        ValueError, match=r"^minimum_epsilon: direction must have shape \(2, 3, 16, 16\) \(got \(2, 1, 16, 16\)\)$"
     ):
         af.minimum_epsilon(model, images, torch.ones(2, 1, 16, 16), **GRID)
 

@@ -225,8 +225,8 @@ def test_progress_and_stopping():
         ({"shuffles": 0}, ValueError, r"apem_norm: shuffles must be at least 1 \(got 0\)"),
         ({"shuffles": 2.5}, TypeError, r"apem_norm: shuffles must be a whole number \(got float\)"),
         ({"generator": 3}, TypeError, r"apem_norm: generator must be a torch.Generator or None \(got int\)"),
-        ({"relevance": torch.zeros(2, 1, 16, 16)}, ValueError, r"apem: relevance must not be all 0, .*"),
-        ({"model": nn.Identity}, TypeError, r"apem: model must be a torch.nn.Module \(got type\)"),
+        ({"relevance": torch.zeros(2, 1, 16, 16)}, ValueError, r"apem_norm: relevance must not be all 0, .*"),
+        ({"model": nn.Identity}, TypeError, r"apem_norm: model must be a torch.nn.Module \(got type\)"),
     ],
 )
 def test_bad_input_is_one_sentence(changes, error, sentence):

@@ -192,7 +192,7 @@ def test_a_model_that_cannot_compute_in_float64_falls_back_with_one_warning(mode
     model = model().eval()
     images, maps = images_and_maps(3)
     sentence = (
-        r'apem: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by .*'
+        r'Evaluator: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by .*'
     )
     with pytest.warns(RuntimeWarning, match=sentence + why) as warned:
         evaluator = af.Evaluator(model, images, max_epsilon=40.0, step=0.25)
@@ -229,5 +229,5 @@ def test_what_is_wrong_in_any_type_is_said_of_the_model_and_not_of_float64():
 
 def test_an_unknown_record():
     images, _ = images_and_maps(1)
-    with pytest.raises(ValueError, match=r"apem: record must be one of float64, float32 \(got 'double'\)"):
+    with pytest.raises(ValueError, match=r"Evaluator: record must be one of float64, float32 \(got 'double'\)"):
         af.Evaluator(small_network(), images, record="double")

@@ -125,7 +125,7 @@ def test_wrong_logits_are_seen_and_said_once(wrong):
     images, _ = images_and_maps(4)
     one = Recorded(model, wrong)
     with torch.no_grad():
-        with pytest.warns(RuntimeWarning, match="apem: recording the model failed, the plain model runs instead"):
+        with pytest.warns(RuntimeWarning, match="apem_fast: recording the model failed, the plain model runs instead"):
             assert torch.equal(one(images, 4, True), model(images))
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -8,11 +8,11 @@ import tiny_networks
 import torch
 from PIL import Image
 
-from apem_fast.cli.evaluate import _with_maps
+from apem_fast.cli.evaluate import stored_maps_named
 from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.evaluate import evaluate
-from apem_fast.experiment.run.options import DEFAULT_EXPLAINERS, RunOptions
+from apem_fast.experiment.run.options import RunOptions
 from apem_fast.explain import StoredMaps, explainer_from, key_of
 
 IMAGES = torch.zeros(1, 3, 8, 8)
@@ -95,7 +95,7 @@ def test_two_files_of_one_image_and_folders_without_any(tmp_path):
     with pytest.raises(ValueError, match="folder must be given"):
         explainer_from("maps")
     with pytest.raises(ValueError, match="NAME=FOLDER"):
-        _with_maps(None, ["folder"])
+        stored_maps_named("folder")
 
 
 def test_a_run_measures_them_beside_computed_ones(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_run_measures_them_beside_computed_ones(tmp_path, monkeypatch):
             images = network.normalised(network.pixels(picture)[None])
         gradient = explainer_from("gradient")(network.model, images)[0]
         save(tmp_path / "my: maps" / f"image {number}.npy", gradient.numpy())
-    explainers = _with_maps(("gradient",), ["mine=my: maps"])
+    explainers = ("gradient", stored_maps_named("mine=my: maps"))
     options = RunOptions(network="tiny_networks.tiny", images="photos", explainers=explainers, max_epsilon=64)
     table = evaluate(options, tmp_path / "run").results().set_index(["explainer", "stage", "image"])
     gradient, mine = (table.loc[key] for key in options.explainers)
@@ -120,7 +120,6 @@ def test_a_run_measures_them_beside_computed_ones(tmp_path, monkeypatch):
     assert set(mine.loc[[index for index in mine.index if index[1] == "image_2"], "flag"]) == {
         "there is no map of this image"
     }
-    assert _with_maps(None, ["mine=my: maps"])[: len(DEFAULT_EXPLAINERS)] == DEFAULT_EXPLAINERS
 
 
 def failing(model, images, labels):

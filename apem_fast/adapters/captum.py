@@ -13,10 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from apem_fast.callers import said_by, sentence
 from apem_fast.metric import apem as apem_of_relevance
+from apem_fast.options import ENGINE, documented
 from apem_fast.relevance import relevance_map
 
 
+@documented([name for name in ENGINE if name != "batch_size"])
+@said_by("apem")
 def apem(
     forward_func: Callable[..., Tensor],
     inputs: Tensor | tuple[Tensor],
@@ -43,7 +47,7 @@ def apem(
             prediction. None takes the predictions.
         max_examples_per_batch: how many perturbed inputs enter one call; None measures what is fastest.
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
-        options: max_epsilon, step, search and bounds, as for `af.apem`.
+        options: see `apem_fast.options.Options`, but for batch_size, which Captum calls max_examples_per_batch.
 
     Returns:
         (N,) float64, on the device of the inputs. `af.apem` returns the epsilons and censored flags too.
@@ -52,9 +56,9 @@ def apem(
     extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
     extra = () if additional_forward_args is None else extra
     if any(isinstance(value, Tensor) for value in extra):
-        raise TypeError("apem: additional_forward_args must not hold tensors (got torch.Tensor)")
+        raise TypeError(sentence("additional_forward_args must not hold tensors (got torch.Tensor)"))
     if baselines is not None:
-        raise ValueError(f"apem: baselines must be None, for APEM has none (got {type(baselines).__name__})")
+        raise ValueError(sentence(f"baselines must be None, for APEM has none (got {type(baselines).__name__})"))
     labels = _labels(target, images)
     relevance = relevance_map(attribution.to(images.dtype), percentile=percentile, channels=channels)
     result = apem_of_relevance(
@@ -68,11 +72,11 @@ def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor |
     if target is None:
         return None
     if isinstance(target, list) and not all(isinstance(label, int) for label in target):
-        raise TypeError(f"apem: target must be a class for each image (got a list with {target[0]!r})")
+        raise TypeError(sentence(f"target must be a class for each image (got a list with {target[0]!r})"))
     if isinstance(target, (int, list)):
         target = torch.tensor(target, dtype=torch.int64)
     if not isinstance(target, Tensor):
-        raise TypeError(f"apem: target must be an int, a list or a tensor (got {type(target).__name__})")
+        raise TypeError(sentence(f"target must be an int, a list or a tensor (got {type(target).__name__})"))
     target = target.to(images.device)
     return target.expand(len(images)) if target.numel() == 1 and target.dim() < 2 else target
 
@@ -83,7 +87,7 @@ class _Forward(nn.Module):
     def __init__(self, function: Callable[..., Tensor], extra: tuple[Any, ...]):
         super().__init__()
         if not callable(function):
-            raise TypeError(f"apem: forward_func must be callable (got {type(function).__name__})")
+            raise TypeError(sentence(f"forward_func must be callable (got {type(function).__name__})"))
         owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
         if isinstance(owner, nn.Module):
             self.owner = owner
@@ -99,5 +103,5 @@ def _single(name: str, value: Tensor | tuple[Tensor]) -> Tensor:
         value = value[0]
     if not isinstance(value, Tensor):
         came = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
-        raise TypeError(f"apem: {name} must be one torch.Tensor (got {came})")
+        raise TypeError(sentence(f"{name} must be one torch.Tensor (got {came})"))
     return value

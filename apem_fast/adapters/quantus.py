@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.metric import Evaluator
-from apem_fast.options import Options
+from apem_fast.options import Options, documented
 from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
 
 
+@documented()
 class Apem:
     """Called with a batch, returns one score an image: epsilon_plus - epsilon_minus, high is good.
 
@@ -32,14 +34,14 @@ class Apem:
             images, for an aggregation that does not know NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
         return_aggregate: whether a call returns one number, [aggregate_func(scores)].
         aggregate_func: of the scores that are there.
-        options: those of `apem_fast.metric.Options`: max_epsilon, step, search, batch_size (perturbed images in a
-            batch), bounds.
+        options: see `apem_fast.options.Options`.
     """
 
     name = "APEM"
     score_direction = "higher"
     evaluation_category = "Faithfulness"
 
+    @said_by("Apem")
     def __init__(
         self,
         *,
@@ -50,15 +52,16 @@ class Apem:
         aggregate_func: Callable[[Sequence[float]], float] = np.mean,
         **options: Any,
     ):
-        Options.of("Apem", **options)  # a bad one is said now
+        Options.of(**options)  # a bad one is said now
         if missing not in ("nan", "left out"):
-            raise ValueError(f'apem: missing must be "nan" or "left out" (got {missing!r})')
+            raise ValueError(sentence(f'missing must be "nan" or "left out" (got {missing!r})'))
         self.missing = missing
         self.percentile, self.channels, self.options = percentile, channels, options
         self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
         self.evaluation_scores: list[float] = []
         self.all_evaluation_scores: list[float] = []
 
+    @said_by("Apem")
     def __call__(
         self,
         model: nn.Module | Any,
@@ -91,7 +94,7 @@ class Apem:
         model = model if unwrap is None else unwrap()
         validation.model(model)
         if model_predict_kwargs:
-            raise ValueError(f"apem: model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})")
+            raise ValueError(sentence(f"model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})"))
         like = next(model.parameters(), torch.empty(0, device="cpu"))
         device = like.device if device is None else torch.device(device)
         images = torch.as_tensor(x_batch).to(device, like.dtype)
@@ -100,10 +103,10 @@ class Apem:
         predicted = _predictions(model, images)
         targets = predicted if y_batch is None else torch.as_tensor(y_batch).to(device).long().flatten()
         if targets.shape != predicted.shape:
-            raise ValueError(f"apem: y_batch must have shape ({len(images)},) (got {tuple(targets.shape)})")
+            raise ValueError(sentence(f"y_batch must have shape ({len(images)},) (got {tuple(targets.shape)})"))
         if a_batch is None:
             if explain_func is None:
-                raise ValueError("apem: a_batch must be given where there is no explain_func (got None)")
+                raise ValueError(sentence("a_batch must be given where there is no explain_func (got None)"))
             options = dict(explain_func_kwargs or {})
             a_batch = explain_func(model=model, inputs=images.cpu().numpy(), targets=targets.cpu().numpy(), **options)
         attribution = torch.as_tensor(a_batch).to(device, like.dtype)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apem_fast.callers import said_by
 from apem_fast.metric import ApemResult, apem
-from apem_fast.options import EngineOptions, Options
+from apem_fast.options import ENGINE, Options, documented
 
 try:
     from torchmetrics import Metric
@@ -27,7 +28,6 @@ COLUMNS = {
     "labels": torch.int64,
     "probes": torch.int64,
 }
-OPTIONS = tuple(EngineOptions.__annotations__)
 
 
 class _Untracked:
@@ -40,6 +40,7 @@ class _Untracked:
         return self
 
 
+@documented()
 class Apem(Metric):
     """The mean score over all images that `update` has seen; `result()` has every image's.
 
@@ -51,8 +52,7 @@ class Apem(Metric):
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes); moving or copying the metric leaves it as
             it is.
-        options: those of `apem_fast.metric.Options`, max_epsilon and step among them; and torchmetrics' own, such as
-            `dist_sync_on_step` and `sync_on_compute`.
+        options: see `apem_fast.options.Options`; and torchmetrics' own, such as `dist_sync_on_step`.
     """
 
     is_differentiable = False
@@ -61,16 +61,18 @@ class Apem(Metric):
     epsilon_minus: list[Tensor]
     epsilon_plus: list[Tensor]
 
+    @said_by("Apem")
     def __init__(self, model: nn.Module, **options: Any):
-        own = {name: options.pop(name) for name in OPTIONS if name in options}
+        own = {name: options.pop(name) for name in ENGINE if name in options}
         record = Options(**own)  # a bad one is said now
         super().__init__(**options)
         self._untracked = _Untracked(model)
-        self._options: dict[str, Any] = {name: getattr(record, name) for name in OPTIONS}
+        self._options: dict[str, Any] = {name: getattr(record, name) for name in ENGINE}
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._records: set[str] = set()
 
+    @said_by("Apem.update")
     def update(self, images: Tensor, relevance: Tensor, labels: Tensor | None = None) -> None:
         """Measures a batch: the arguments, and the errors, are those of `af.apem`."""
         result = apem(self._untracked.model, images, relevance, labels=labels, **self._options)

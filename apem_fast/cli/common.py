@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import Field, fields
+from typing import Annotated, Any
 
 import typer
 
@@ -57,3 +60,81 @@ def device_named(name: str) -> str:
     if kind == "cuda" and not cuda:
         raise ValueError("--device cuda needs an NVIDIA GPU that torch can use (none was found)")
     return name
+
+
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+]
+"""The option --device; its value goes through `device_named`."""
+
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[str, ...]": list[str]}
+
+
+def options_of(
+    record: type, *names: str, without: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the options of a record, each with its own help and default, in place of its `**options`.
+
+    They come as the user gives them; `values_of` makes arguments of the record of them.
+
+    Args:
+        record: a dataclass whose fields are made by `apem_fast.options.option`, read without torch.
+        names: of fields; none for all that are options of the command line.
+        without: names of fields that are none of this command's. What it has parameters for itself is its own.
+    """
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        taken = {one.name for one in own} | set(without)
+        of_record = sorted(fields(record), key=lambda one: one.name not in vars(record)["__annotations__"])
+        offered = [one for one in of_record if (one.name in names if names else "metavar" in one.metadata)]
+        chosen = [one for one in offered if one.name not in taken]
+
+        parameters = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD] + [*map(_parameter, chosen)]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which Typer reads
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return add
+
+
+def values_of(record: type, given: dict[str, Any]) -> dict[str, Any]:
+    """What a command's `**options` hold, as arguments of the record: lists are read, and left out if empty."""
+    values = dict(given)
+    for one in fields(record):
+        if one.name in values and _is_list(one):
+            texts = values.pop(one.name)
+            if texts:
+                values[one.name] = names_in(texts, f"--{one.name}")
+    return values
+
+
+def _is_list(of_field: Field[Any]) -> bool:
+    return str(of_field.type).startswith("tuple[str")
+
+
+def _parameter(of_field: Field[Any]) -> inspect.Parameter:
+    """The field as Typer takes it: of the first of its types that a command line can give."""
+    known = str(of_field.type).split(" | ")
+    kind: Any = next((plain for name, plain in _TYPES.items() if name in known), str)
+    facts = of_field.metadata
+    shown = facts.get("shown")
+    option = typer.Option(
+        *(["--" + of_field.name.replace("_", "-")] if kind is bool else []),
+        metavar=facts["metavar"] or None,
+        help=facts["text"] + (f"  [default: {shown}]" if shown else ""),
+        show_default=not shown,
+    )
+    default = None if _is_list(of_field) else of_field.default
+    annotated = Annotated[kind if default is not None else kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(of_field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotated)
+
+
+def names_in(texts: Iterable[str], option: str) -> tuple[str, ...]:
+    """The names that an option lists, separated by commas."""
+    from apem_fast.explain import split_outside_brackets
+
+    names = tuple(name.strip() for text in texts for name in split_outside_brackets(text, ",") if name.strip())
+    if not names:
+        raise ValueError(f"{option} must name at least one (got {', '.join(map(repr, texts))})")
+    return names

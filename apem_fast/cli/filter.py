@@ -8,9 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from apem_fast.cli.common import STOPPED, device_named, refuse_given, user_errors
+from apem_fast.cli.common import STOPPED, Device, device_named, options_of, refuse_given, user_errors, values_of
+from apem_fast.experiment.filter.options import OF_RUN, FilterOptions
 
 
+# The filter probes levels, in float32 alone; the percentile is the run's, or the papers'.
+@options_of(FilterOptions, without=("precision", "percentile"))
 def filter_maps(
     context: typer.Context,
     photographs: Annotated[
@@ -32,49 +35,11 @@ def filter_maps(
             "into that folder, where the report shows them.",
         ),
     ] = None,
-    network: Annotated[
-        str, typer.Option(metavar="NAME", help="The network to explain, as for evaluate.")
-    ] = "efficientnet-lite0",
-    weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The network's weights, if it does not bring them.")
-    ] = None,
-    explainer: Annotated[str, typer.Option(metavar="NAME", help="The explanation to filter.")] = "gradient",
-    stage: Annotated[
-        str, typer.Option(metavar="NAME", help="What a map looks like: 3-channel, 1-channel, times-image.")
-    ] = "1-channel",
-    levels: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Take a map's values away in N steps.  [default: one value at a time]"),
-    ] = None,
-    min_drop: Annotated[
-        float, typer.Option(metavar="E", help="A score that falls by no more than this has not dropped.")
-    ] = 0.0,
-    patience: Annotated[
-        int, typer.Option(metavar="N", help="For how many further levels a score may stay lower before that is a drop.")
-    ] = 0,
-    against: Annotated[
-        str,
-        typer.Option(
-            metavar="WHAT",
-            help="What a score is compared with: previous, the level before (the paper's); start, the map as it came.",
-        ),
-    ] = "previous",
-    max_epsilon: Annotated[
-        float, typer.Option(metavar="E", help="Give up on a map when a perturbation of this size changes nothing.")
-    ] = 4096.0,
-    step: Annotated[float, typer.Option(metavar="E", help="Precision: every epsilon is a multiple of it.")] = 1.0,
-    search: Annotated[
-        str, typer.Option(metavar="NAME", help="isolate: fast. exhaustive: every level and every epsilon; days.")
-    ] = "isolate",
     trust: Annotated[
         bool, typer.Option("--trust", help="Of a run: also run code that it names, of somebody's own.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="The most images in one batch; lower it to save memory.")
-    ] = None,
+    device: Device = "auto",
+    **options: Any,
 ) -> None:
     """Take away from explanations what does not matter to the network.
 
@@ -91,7 +56,6 @@ def filter_maps(
 
         from apem_fast.experiment.filter.maps import (
             FOLDER_IN_RUN,
-            FilterOptions,
             filter_photographs,
             filter_run,
             photographs_named,
@@ -101,26 +65,15 @@ def filter_maps(
         if (run is None) == (output is None):
             raise ValueError("give either --output, a folder for results, or --run, a folder that evaluate wrote")
         if run is not None:
-            used_up = ("network", "weights", "max_epsilon", "step", "search")
-            refuse_given(context, used_up, "--run, which filters maps of a run with that run's own")
+            refuse_given(context, OF_RUN, "--run, which filters maps of a run with that run's own")
         folder = Path(output or "") if run is None else run / FOLDER_IN_RUN
-        own: dict[str, Any] = {
-            "explainer": explainer,
-            "stage": stage,
-            "levels": levels,
-            "min_drop": min_drop,
-            "patience": patience,
-            "against": against,
-            "batch_size": batch_size,
-            "device": device_named(device),
-        }
         store = None if run is None else RunStore(run)
-        if store is not None:
-            options = FilterOptions.of_run(store, **own)
+        chosen = values_of(FilterOptions, options) | {"device": device_named(device)}
+        if store is None:
+            filter_options = FilterOptions(**chosen)
         else:
-            options = FilterOptions(
-                network=network, weights=weights, max_epsilon=max_epsilon, step=step, search=search, **own
-            )
+            own = {name: value for name, value in chosen.items() if name not in OF_RUN}
+            filter_options = FilterOptions.of_run(store, **own)
         bar = Progress(
             TextColumn("[bold]{task.description:<14}"),
             BarColumn(bar_width=28),
@@ -140,10 +93,10 @@ def filter_maps(
             with bar:
                 if store is not None:
                     names = photographs or list(store.images()["image"][:3])
-                    done = filter_run(options, store, names, show, trust=trust)
+                    done = filter_run(filter_options, store, names, show, trust=trust)
                 else:
-                    chosen = photographs_named(photographs or ["cat", "rocket", "flower"])
-                    done = filter_photographs(options, chosen, folder, show)
+                    named = photographs_named(photographs or ["cat", "rocket", "flower"])
+                    done = filter_photographs(filter_options, named, folder, show)
         except KeyboardInterrupt:
             console.print(f"Stopped. {folder} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None

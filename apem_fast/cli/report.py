@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.cli.common import STOPPED, device_named, plain, user_errors
+from apem_fast.cli.common import STOPPED, Device, device_named, plain, user_errors
 
 
 def report(
@@ -36,9 +36,7 @@ def report(
             "origin you know.",
         ),
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write a run's page: statistics, figures, and the first images closely.
 

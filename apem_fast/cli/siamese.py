@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from apem_fast.cli import siamese_pair
-from apem_fast.cli.common import device_named, user_errors
+from apem_fast.cli.common import Device, device_named, user_errors
 from apem_fast.cli.siamese_rankers import (
     Images,
     Regime,
@@ -44,9 +44,6 @@ class Attacked(StrEnum):
 
 DEFAULT_RANKER = Path("runs/siamese/ranker.pt")
 RankerFile = Annotated[Path, typer.Option("--ranker", help="The trained ranker.")]
-Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-]
 Folder = Annotated[
     Path | None, typer.Option(help="Where MNIST (torchvision's), UTKFace or your images are. Digits need none.")
 ]

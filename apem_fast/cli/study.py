@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apem_fast.cli.common import STOPPED, device_named, user_errors
+from apem_fast.cli.common import STOPPED, Device, device_named, options_of, refuse_given, user_errors, values_of
+from apem_fast.experiment.run.options import RunOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from apem_fast.experiment.study import Study
 
 
+# What the papers leave open, and what changes no result.
+OF_RUN = ("ground_truth", "classes", "seed", "batch_size", "precision", "compile")
+
+
+@options_of(RunOptions, *OF_RUN)
 def study(
+    context: typer.Context,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where the runs and their pages go; continued if there."),
@@ -24,10 +31,6 @@ def study(
     images: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="ILSVRC2012's validation images, as for evaluate.")
     ] = None,
-    ground_truth: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What the images of a flat folder show, as for evaluate.")
-    ] = None,
-    classes: Annotated[str | None, typer.Option(metavar="FILE", help="The networks' classes, as for evaluate.")] = None,
     network: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,20 +41,14 @@ def study(
     ] = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Images of each set; the papers have 5,000.")] = 5000,
     shuffles: Annotated[int, typer.Option(metavar="N", min=0, help="Of each map; the papers have 10.")] = 10,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the draw of images, and of the shuffles.")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="The protocol in small, on the bundled network and photographs.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only say what is missing, and about how long it would take.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-    ] = "auto",
-    precision: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="As for evaluate: it changes no result."),
-    ] = "float32",
+    device: Device = "auto",
+    **options: Any,
 ) -> None:
     """Repeat the papers' study: six methods, three stages, both sets of images, shuffled maps, each network.
 
@@ -71,22 +68,19 @@ def study(
 
         on = device_named(device)
         if quick:
-            if images or ground_truth or classes or network:
-                raise ValueError("--quick brings its own network and images (got others as well)")
+            own = (*OF_RUN, "images", "network", "count", "shuffles")
+            refuse_given(context, own, "--quick, which brings its own network, images and options")
             chosen = Study.quick(on)
         else:
             if images is None:
                 raise ValueError("--images is needed: the papers take ILSVRC2012's validation images; or try --quick")
             chosen = Study.of_papers(
                 images=images,
-                ground_truth=ground_truth,
-                classes=classes,
                 networks=_networks(network or ["vgg16=vgg16.pth", "resnet50=resnet50.pth"]),
                 count=count,
                 shuffles=shuffles,
-                seed=seed,
                 device=on,
-                precision=precision,
+                **values_of(RunOptions, options),
             )
         lacking = chosen.missing()
         if lacking:

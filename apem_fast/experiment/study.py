@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from apem_fast.experiment.report.comparison import named, write_comparison
 from apem_fast.experiment.report.report import write_report
@@ -42,35 +43,28 @@ class Study:
         cls,
         *,
         images: str,
-        ground_truth: str | None = None,
-        classes: str | None = None,
         networks: dict[str, str | None] | None = None,
         count: int | None = 5000,
         shuffles: int = 10,
-        seed: int = 0,
-        device: str = "cpu",
-        precision: str = "float32",
+        **others: Any,
     ) -> Study:
         """The papers' protocol.
 
         Args:
-            images, ground_truth, classes, seed, device, precision: as for `RunOptions`.
+            images: as for `RunOptions`.
             networks: the file of weights of each network; None for those of `NETWORKS`, which need one each.
             count: how many images of each set.
             shuffles: of each map.
+            others: further fields of `RunOptions`, such as ground_truth, classes, seed, device and precision.
         """
         chosen = dict.fromkeys(NETWORKS) if networks is None else networks
         common = RunOptions(
             images=images,
-            ground_truth=ground_truth,
-            classes=classes,
             selection="both",
             count=count,
-            seed=seed,
             explainers=METHODS,
             shuffles=shuffles,
-            device=device,
-            precision=precision,
+            **others,
         )
         return cls(runs={name: replace(common, network=name, weights=weights) for name, weights in chosen.items()})
 

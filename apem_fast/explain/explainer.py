@@ -181,7 +181,7 @@ def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with torch.no_grad():
         logits = checked_logits(model, images, name)
     try:
-        check_scale(model, logits, stacklevel=5)
+        check_scale(model, logits)
     except ModelOutputError as error:
         raise ModelOutputError(f"{name}: {error}") from None
     return logits.argmax(dim=1)

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.filter.level_ray import LevelMargin, LevelProbe, LevelSearch
 from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.filter.stopping import Stop, StoppingRule
 from apem_fast.metric import Evaluator
-from apem_fast.options import EngineOptions
+from apem_fast.options import EngineOptions, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.level_prober import GRADIENT_COST, LevelProber
 from apem_fast.probing.rays import Rays
@@ -115,6 +116,8 @@ def _reason(stop: Stop, fell: float, margin: float) -> str:
 # -- the filter --------------------------------------------------------------------------------------------------
 
 
+@documented()
+@said_by("filter_relevance")
 def filter_relevance(
     model: nn.Module,
     images: Tensor,
@@ -151,22 +154,20 @@ def filter_relevance(
             "start", the map as it came, so that the filtered map scores no less than that.
         progress: called with (levels settled, levels in all, probes so far) after every round; an image that has
             stopped counts with all its levels.
-        options: as `apem_fast.metric.Options`, but for `precision`: levels are probed in float32 alone. `search`:
+        options: see `apem_fast.options.Options`, but for `precision`: levels are probed in float32 alone. `search`:
             "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips, as in
             `apem`, and skips levels between two others at which the bounds leave no room for a change.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    levels = validation.levels(levels)
+    levels = validation.whole_or_none("levels", levels)
     min_drop = validation.min_drop(min_drop)
-    validation.patience(patience)
-    validation.against(against)
+    patience = validation.whole("patience", patience, least=0)
+    validation.choice("against", against, validation.AGAINST)
     precision = options.get("precision", "float32")
     if precision != "float32":
-        raise ValueError(
-            f'filter_relevance: precision must be "float32", the only one of the filter (got "{precision}")'
-        )
+        raise ValueError(sentence(f'precision must be "float32", the only one of the filter (got "{precision}")'))
     evaluator = Evaluator(model, images, labels=labels, **options)
     validation.relevance(relevance, images)
     validation.contrast(relevance)

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import sentence
 from apem_fast.explain import Explainer, from_callable
 from apem_fast.running.repeated import require_repeatable
 
 Explain = Explainer | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An explanation method, or a function (model, images, labels) -> attribution."""
-
-
-@contextmanager
-def said_by(measure: str) -> Iterator[None]:
-    """Sentences of the metric's checks begin with the measure's name."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        of_metric = str(error).startswith("apem: ")
-        if not of_metric:
-            raise
-        sentence = f"{measure}: {str(error).removeprefix('apem: ')}"
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(sentence) from None
 
 
 def check_model_and_images(model: nn.Module, images: Tensor) -> None:
@@ -41,14 +28,9 @@ def check_classes(labels: Tensor | None, images: Tensor) -> None:
         return
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         came = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"apem: labels must be int64 of shape ({len(images)},) (got {came.removeprefix('torch.')})")
-
-
-def check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"apem: {name} must be a whole number (got {type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"apem: {name} must be at least 1 (got {value})")
+        raise ValueError(
+            sentence(f"labels must be int64 of shape ({len(images)},) (got {came.removeprefix('torch.')})")
+        )
 
 
 def explainer_of(explain: Explain) -> Explainer:
@@ -56,5 +38,5 @@ def explainer_of(explain: Explain) -> Explainer:
     if isinstance(explain, Explainer):
         return explain
     if not callable(explain):
-        raise TypeError(f"apem: explain must be an explanation method or a function (got {type(explain).__name__})")
+        raise TypeError(sentence(f"explain must be an explanation method or a function (got {type(explain).__name__})"))
     return from_callable(explain)

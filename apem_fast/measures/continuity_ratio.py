@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
-    check_count,
     check_model_and_images,
     explainer_of,
-    said_by,
 )
 from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
@@ -74,6 +73,7 @@ class ContinuityResult:
         )
 
 
+@said_by("continuity")
 def continuity(
     model: nn.Module,
     images: Tensor,
@@ -115,17 +115,16 @@ def continuity(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    with said_by("continuity"):
-        check_model_and_images(model, images)
-        check_classes(labels, images)
-        explainer = explainer_of(explain)
-        distance = validation.positive("distance", distance)
-        given = _checked_neighbours(neighbours, images)
-        if relevance is not None and not callable(relevance):
-            raise TypeError(f"apem: relevance must be a function or None (got {type(relevance).__name__})")
-        if pixels is not None and (not callable(pixels) or relevance is None):
-            came = "relevance=None" if callable(pixels) else type(pixels).__name__
-            raise TypeError(f"apem: pixels must be a function, beside a relevance that takes them (got {came})")
+    check_model_and_images(model, images)
+    check_classes(labels, images)
+    explainer = explainer_of(explain)
+    distance = validation.positive("distance", distance)
+    given = _checked_neighbours(neighbours, images)
+    if relevance is not None and not callable(relevance):
+        raise TypeError(sentence(f"relevance must be a function or None (got {type(relevance).__name__})"))
+    if pixels is not None and (not callable(pixels) or relevance is None):
+        came = "relevance=None" if callable(pixels) else type(pixels).__name__
+        raise TypeError(sentence(f"pixels must be a function, beside a relevance that takes them (got {came})"))
     images = images.detach()
     with undisturbed(model, images), torch.no_grad():
         if labels is None:
@@ -158,12 +157,14 @@ def _drawn(image: Tensor, count: int, distance: float, seed: int) -> Tensor:
 
 def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | None:
     if not isinstance(neighbours, Tensor):
-        check_count("neighbours", neighbours)
+        validation.whole("neighbours", neighbours)
         still = (images == 0).flatten(1).all(dim=1)
         if bool(still.any()):
             raise ValueError(
-                "apem: images must not be 0 throughout, which leaves no scale for a distance (got such a one at index "
-                f"{int(still.nonzero()[0])})"
+                sentence(
+                    "images must not be 0 throughout, which leaves no scale for a distance (got such a one at index "
+                    f"{int(still.nonzero()[0])})"
+                )
             )
         return None
     n, c, h, w = images.shape
@@ -174,11 +175,11 @@ def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | No
         or neighbours.flatten(0, 1).shape[1:] != images.shape[1:]
         or len(neighbours) != n
     ):
-        raise ValueError(f"apem: neighbours must have shape {expected} (got {tuple(neighbours.shape)})")
+        raise ValueError(sentence(f"neighbours must have shape {expected} (got {tuple(neighbours.shape)})"))
     for k in range(neighbours.shape[1]):
         validation.map_of_images("neighbours", neighbours[:, k], images)
     same = (neighbours == images[:, None]).flatten(2).all(dim=2)
     if bool(same.any()):
         n, k = same.nonzero()[0].tolist()
-        raise ValueError(f"apem: neighbours must differ from their image (got the image itself at index {n}, {k})")
+        raise ValueError(sentence(f"neighbours must differ from their image (got the image itself at index {n}, {k})"))
     return neighbours.detach()

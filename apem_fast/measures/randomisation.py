@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
+from apem_fast.callers import said_by, sentence
 from apem_fast.explain import Explainer
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
     check_model_and_images,
     explainer_of,
-    said_by,
 )
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
@@ -67,6 +67,7 @@ class RandomisationResult:
         return pandas.DataFrame(columns)
 
 
+@said_by("parameter_randomisation")
 def parameter_randomisation(
     model: nn.Module,
     images: Tensor,
@@ -99,14 +100,13 @@ def parameter_randomisation(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    with said_by("parameter_randomisation"):
-        if mode not in ("cascading", "independent"):
-            raise ValueError(f'apem: mode must be "cascading" or "independent" (got {mode!r})')
-        if isinstance(stages, str):
-            raise TypeError("apem: stages must be a list of names (got str)")
-        original = _Original(model, images, explain, labels, relevance, apem)
-        randomised = copy.deepcopy(model)
-        total = len(parts_of(randomised, stages))
+    if mode not in ("cascading", "independent"):
+        raise ValueError(sentence(f'mode must be "cascading" or "independent" (got {mode!r})'))
+    if isinstance(stages, str):
+        raise TypeError(sentence("stages must be a list of names (got str)"))
+    original = _Original(model, images, explain, labels, relevance, apem)
+    randomised = copy.deepcopy(model)
+    total = len(parts_of(randomised, stages))
     rows = []
     names = []
     for name in randomised_stages(randomised, independent=mode == "independent", names=stages, seed=seed):
@@ -117,6 +117,7 @@ def parameter_randomisation(
     return original.result(names, rows)
 
 
+@said_by("data_randomisation")
 def data_randomisation(
     model: nn.Module,
     randomised: nn.Module | Callable[[nn.Module], nn.Module],
@@ -138,22 +139,21 @@ def data_randomisation(
 
     The other arguments, and the errors, are those of `parameter_randomisation`; the result has one stage, "labels".
     """
-    with said_by("data_randomisation"):
-        original = _Original(model, images, explain, labels, relevance, apem)
-        if not callable(randomised):
-            raise TypeError(
-                f"apem: randomised must be a network or a function that trains one (got {type(randomised).__name__})"
-            )
-        if not isinstance(randomised, nn.Module):
-            blank = copy.deepcopy(model)
-            for _ in randomised_stages(blank, seed=seed):
-                pass
-            with torch.enable_grad(), seeded(seed, *{value.device for value in model.parameters()}):
-                trained = randomised(blank.train())
-            if not isinstance(trained, nn.Module):
-                raise TypeError(f"apem: randomised must return the trained network (got {type(trained).__name__})")
-            randomised = trained.eval()
-        validation.model(randomised, "randomised")
+    original = _Original(model, images, explain, labels, relevance, apem)
+    if not callable(randomised):
+        raise TypeError(
+            sentence(f"randomised must be a network or a function that trains one (got {type(randomised).__name__})")
+        )
+    if not isinstance(randomised, nn.Module):
+        blank = copy.deepcopy(model)
+        for _ in randomised_stages(blank, seed=seed):
+            pass
+        with torch.enable_grad(), seeded(seed, *{value.device for value in model.parameters()}):
+            trained = randomised(blank.train())
+        if not isinstance(trained, nn.Module):
+            raise TypeError(sentence(f"randomised must return the trained network (got {type(trained).__name__})"))
+        randomised = trained.eval()
+    validation.model(randomised, "randomised")
     return original.result(["labels"], [original.compared_with(randomised)])
 
 
@@ -183,7 +183,7 @@ class _Original:
         check_classes(labels, images)
         self.explainer: Explainer = explainer_of(explain)
         if not callable(relevance):
-            raise TypeError(f"apem: relevance must be a function (got {type(relevance).__name__})")
+            raise TypeError(sentence(f"relevance must be a function (got {type(relevance).__name__})"))
         self.relevance = relevance
         self.images = images.detach()
         with undisturbed(model, images):

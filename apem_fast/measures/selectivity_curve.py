@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.measures.arguments import check_classes, check_count, check_model_and_images, said_by
+from apem_fast.callers import said_by, sentence
+from apem_fast.measures.arguments import check_classes, check_model_and_images
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.clean import logits_of
 from apem_fast.running.outputs import ModelOutputError
@@ -67,6 +68,7 @@ class SelectivityResult:
         )
 
 
+@said_by("selectivity")
 def selectivity(
     model: nn.Module,
     images: Tensor,
@@ -101,16 +103,15 @@ def selectivity(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
-    with said_by("selectivity"):
-        check_model_and_images(model, images)
-        validation.map_of_images("relevance", relevance, images)
-        check_classes(labels, images)
-        validation.batch_size(batch_size)
-        if steps is not None:
-            check_count("steps", steps)
-        if output not in ("probability", "logit"):
-            raise ValueError(f'apem: output must be "probability" or "logit" (got {output!r})')
-        filling = _checked_baseline(baseline, images)
+    check_model_and_images(model, images)
+    validation.map_of_images("relevance", relevance, images)
+    check_classes(labels, images)
+    validation.whole_or_none("batch_size", batch_size)
+    if steps is not None:
+        validation.whole("steps", steps)
+    if output not in ("probability", "logit"):
+        raise ValueError(sentence(f'output must be "probability" or "logit" (got {output!r})'))
+    filling = _checked_baseline(baseline, images)
     images = images.detach()
     count, features = len(images), relevance[0].numel()
     parts = features if steps is None else min(steps, features)
@@ -183,13 +184,13 @@ def _ranks(relevance: Tensor) -> Tensor:
 
 def _checked_baseline(baseline: object, images: Tensor) -> Tensor:
     if isinstance(baseline, bool) or not isinstance(baseline, (int, float, Tensor)):
-        raise TypeError(f"apem: baseline must be a number or a torch.Tensor (got {type(baseline).__name__})")
+        raise TypeError(sentence(f"baseline must be a number or a torch.Tensor (got {type(baseline).__name__})"))
     filling = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()
     if not bool(filling.isfinite().all()):
-        raise ValueError("apem: baseline must be finite (got NaN or infinity)")
+        raise ValueError(sentence("baseline must be finite (got NaN or infinity)"))
     try:
         return filling.expand_as(images)
     except RuntimeError:
         raise ValueError(
-            f"apem: baseline must broadcast to images {tuple(images.shape)} (got {tuple(filling.shape)})"
+            sentence(f"baseline must broadcast to images {tuple(images.shape)} (got {tuple(filling.shape)})")
         ) from None

@@ -19,6 +19,7 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from apem_fast.callers import sentence
 from apem_fast.probing.batch_prober import BatchProber
 from apem_fast.probing.prober import Answers
 from apem_fast.probing.rays import Rays
@@ -255,7 +256,7 @@ class ScreeningProber:
                 raise
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f'apem: precision="{self._precision}" needs a model that runs in it (got {first_line})'
+                sentence(f'precision="{self._precision}" needs a model that runs in it (got {first_line})')
             ) from error
         yield
         margin, _, greatest = started.read()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apem_fast.callers import sentence
+
 Function = Callable[[Tensor], tuple[Tensor, ...]]
 Pool = tuple[int, int]
 
@@ -94,7 +96,7 @@ def warn_of_way_back(doing: str, error: Exception) -> None:
     """Says once that something faster was tried and that the plain model runs instead."""
     reason = str(error).strip().splitlines()
     warnings.warn(
-        f"apem: {doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})",
+        sentence(f"{doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})"),
         RuntimeWarning,
         stacklevel=3,
     )

@@ -7,11 +7,12 @@ Everything else is said with `Classifier(model, output=...)`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from apem_fast.callers import warn
 
 
 class ModelOutputError(ValueError):
@@ -91,7 +92,7 @@ def _dtype_of(tensor: Tensor) -> str:
 FEW = 4  # images of whose single logits it may be chance that all lie in [0, 1]
 
 
-def check_scale(model: nn.Module, logits: Tensor, stacklevel: int = 2) -> None:
+def check_scale(model: nn.Module, logits: Tensor) -> None:
     """Logits of unperturbed images that look like probabilities, unless `Classifier` was told what they are.
 
     Warns:
@@ -108,20 +109,18 @@ def check_scale(model: nn.Module, logits: Tensor, stacklevel: int = 2) -> None:
     if values.shape[1] == 2 and bool((values[:, 0] == -values[:, 1]).all()):
         if not bool(((one >= 0) & (one <= 1)).all()):
             return
-        sentence = (
+        said = (
             "model must return logits (got one value in [0, 1] for every image, as a sigmoid gives); "
             "Classifier(model, output=torch.logit) turns probabilities back into logits"
         )
         if len(values) >= FEW:
-            raise ModelOutputError(sentence)
-        warnings.warn(sentence, UserWarning, stacklevel=stacklevel + 1)
+            raise ModelOutputError(said)
+        warn(said)
         return
     within = bool(((values >= 0) & (values <= 1)).all())
     if within and bool(((values.double().sum(dim=1) - 1).abs() < 1e-3).all()):
-        warnings.warn(
+        warn(
             "model returns rows that lie in [0, 1] and sum to 1, which look like probabilities: explanations and "
             "scores are meant for logits, and differ; leave the softmax out, or use "
-            "Classifier(model, output=torch.log)",
-            UserWarning,
-            stacklevel=stacklevel + 1,
+            "Classifier(model, output=torch.log)"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apem_fast import ops
+from apem_fast.callers import sentence
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean, without
 from apem_fast.running.fingerprint import Fingerprint
@@ -119,8 +120,10 @@ def run_of_record(
     record = Record(model, runner, images)
     clean = run_clean(model, images, record.gradients, targets)  # raises what is wrong with the model in any type
     warnings.warn(
-        'apem: record="float64" is not possible with this model, so float32 decides: an epsilon may differ by some '
-        f"steps from one processor to another ({reason})",
+        sentence(
+            'record="float64" is not possible with this model, so float32 decides: an epsilon may differ by some '
+            f"steps from one processor to another ({reason})"
+        ),
         RuntimeWarning,
         stacklevel=4,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from apem_fast.callers import sentence
 from apem_fast.search.exhaustive import Exhaustive
 from apem_fast.search.isolate import Isolate
 from apem_fast.search.policy import Search
@@ -21,10 +22,10 @@ def policy_of(search: str | Search) -> Search:
     if isinstance(search, str):
         if search not in POLICIES:
             names = " or ".join(f'"{name}"' for name in POLICIES)
-            raise ValueError(f'apem: search must be {names} or a policy (got "{search}")')
+            raise ValueError(sentence(f'search must be {names} or a policy (got "{search}")'))
         return POLICIES[search]()
     if not isinstance(search, Search):
         raise TypeError(
-            f"apem: search must be a name or a policy with start, ask and tell (got {type(search).__name__})"
+            sentence(f"search must be a name or a policy with start, ask and tell (got {type(search).__name__})")
         )
     return search

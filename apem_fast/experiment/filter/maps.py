@@ -6,19 +6,16 @@ photograph, and one with other options does not mix with it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import pandas
 
-from apem_fast import validation
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
+from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.networks import Network, imported_by_network, load_network
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
 from apem_fast.experiment.run.inputs import inputs_of
@@ -31,46 +28,6 @@ FilterProgress = Callable[[str, int, int, int], None]
 """Called with (photograph, levels settled, levels in all, probes so far)."""
 
 FOLDER_IN_RUN = "filter"
-WITHOUT_EFFECT = ("batch_size", "device")  # options that change no map
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilterOptions:
-    """What to filter, and how.
-
-    Args:
-        network, weights, explainer: as for `evaluate`.
-        stage: the maps to filter; P2 section 4.5 takes the 1-channel map after the percentile clip.
-        levels, min_drop, patience, against, max_epsilon, step, search, batch_size: see `filter_relevance`.
-        percentile: see `relevance_map`.
-    """
-
-    network: str = "efficientnet-lite0"
-    weights: str | None = None
-    explainer: str = "gradient"
-    stage: str = "1-channel"
-    percentile: float | None = 99.0
-    levels: int | None = None
-    min_drop: float = 0.0
-    patience: int = 0
-    against: Literal["previous", "start"] = "previous"
-    max_epsilon: float = 4096.0
-    step: float = 1.0
-    search: str = "isolate"
-    batch_size: int | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ValueError(f"stage must be {', '.join(STAGES)} (got {self.stage!r})")
-        validation.patience(self.patience)
-        validation.against(self.against)
-
-    @classmethod
-    def of_run(cls, store: RunStore, **others: Any) -> FilterOptions:
-        """The options under which a run's maps were made and measured, and others of the filter's own."""
-        shared = ("network", "weights", "percentile", "max_epsilon", "step", "search")
-        return cls(**{name: getattr(store.options, name) for name in shared} | others)
 
 
 def photographs_named(names: Sequence[str]) -> tuple[Photograph, ...]:
@@ -176,16 +133,16 @@ def _filter_all(
 
 
 def _claim(folder: Path, options: FilterOptions) -> None:
-    record = {name: value for name, value in dataclasses.asdict(options).items() if name not in WITHOUT_EFFECT}
+    record = json.loads(json.dumps(options.decisive()))  # as it is read again: lists in place of tuples
+    usual = json.loads(json.dumps(FilterOptions().decisive()))
     path = folder / "options.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = json.loads(path.read_text("utf-8")) if path.exists() else record
         for name, value in record.items():
-            if there.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds maps filtered with {name}={there.get(name)}, not {value}; choose another folder"
-                )
+            held = there.get(name, usual[name])  # an option that came later than the folder
+            if held != value:
+                raise ValueError(f"{folder} holds maps filtered with {name}={held}, not {value}; choose another folder")
         neighbour = path.with_name(f".{path.name}.{os.getpid()}")
         neighbour.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
         neighbour.replace(path)
@@ -213,11 +170,8 @@ def _filtered(
         min_drop=options.min_drop,
         patience=options.patience,
         against=options.against,
-        search=options.search,
-        max_epsilon=options.max_epsilon,
-        step=options.step,
-        batch_size=options.batch_size,
         progress=report,
+        **options.of_engine(),
     )
     return FilteredPhotograph.of(
         result,

@@ -1,93 +1,131 @@
-"""Everything that decides a run: one frozen record, validated, stored beside the results."""
+"""Everything that decides a run: one frozen record, validated, stored beside the results.
+
+What each option is stands at its field, from which `apem-fast evaluate` is made; the command line reads this file
+without torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
-from apem_fast.experiment.run.columns import MEASURES
-from apem_fast.explain import BASELINES, explainer_from, key_of
-from apem_fast.relevance import STAGES
-from apem_fast.search import POLICIES
-from apem_fast.validation import MOST_STEPS, PRECISIONS, RECORDS, number
+from apem_fast.callers import said_by
+from apem_fast.options import Options, described, option, resumable
 
-SEARCHES = tuple(POLICIES)
 SELECTIONS = ("all", "correct", "misclassified", "both")
-DEFAULT_EXPLAINERS = ("gradient", "smooth-grad", *BASELINES)
-
-
 USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
 
 
-def _resumable(default: Any) -> Any:
-    """A field that may differ when a run is continued, because no epsilon depends on it."""
-    return field(default=default, metadata={"resumable": True})
+def usual_explainers() -> tuple[str, ...]:
+    """What a run compares where nothing is named."""
+    from apem_fast.explain import BASELINES
+
+    return ("gradient", "smooth-grad", *BASELINES)
 
 
+def every_stage() -> tuple[str, ...]:
+    """The names of the stages, in the papers' order."""
+    from apem_fast.relevance import STAGES
+
+    return tuple(STAGES)
+
+
+@described
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options of a run.
+class RunOptions(Options):
+    """The options of a run: the engine's, and what it explains, how and where.
 
-    Args:
-        network: a name as `experiment.networks.load_network` takes.
-        weights: the file of its weights, if it does not bring them.
-        images: where the images come from: "photographs", the bundled ones, or a folder.
-        ground_truth: a file that says what the images of a flat folder show; "none" for folders that are no classes.
-        classes: a file that lists the network's classes in order, with their synsets or names.
-        limit: look only at the first so many images, by name; None for all.
-        selection: which images take part: "all", those classified "correct" or "misclassified", or "both".
-        count: how many take part, drawn at random; of each kind for "both". None for all there are.
-        seed: of the draw, and of the shuffles.
-        explainers: specifications such as "gradient" or "smooth-grad:samples=50".
-        stages: names from `relevance.STAGES`.
-        percentile: at which attributions are clipped, in [0, 100]; None for no clipping.
-        max_epsilon: where the search of a ray ends, in the space of the network's input.
-        step: the grid's step: every epsilon is a multiple of it.
-        search: "isolate"; "fast" or "careful", the same with fewer or more probes; or "exhaustive", every grid point.
-        shuffles: how many shuffled maps are measured beside each map, for the normalised score (P2 section 5.2).
-        measures: names from `experiment.measures.MEASURES`, for columns of their own.
-        device: "cpu", "cuda" or "cuda:N".
-        batch_size: the most perturbed images in one batch; None lets the engine choose.
-        record: who decides labels, sign gradients and margins too close to 0 for float32: "float64", a copy of the
-            network in float64, or "float32", the network itself. The rows say who it was.
-        precision: "float32"; or "bfloat16", "float16" or "tf32" (on a GPU), which screen probes and change no epsilon.
-        compile: whether probes run through `torch.compile` of the network.
-        block: how many images are in memory at once, and finished together; None for what suits the device.
-        pictures: of how many images, the first ones, the photograph and the maps are written as PNG; None for all.
-
-    Paths are kept absolute.
+    Paths are kept absolute, explainers and stages without repetitions.
     """
 
-    network: str = "efficientnet-lite0"
-    weights: str | None = None
-    images: str = "photographs"
-    ground_truth: str | None = None
-    classes: str | None = None
-    limit: int | None = None
-    selection: str = "all"
-    count: int | None = None
-    seed: int = 0
-    explainers: tuple[str, ...] = _resumable(DEFAULT_EXPLAINERS)
-    stages: tuple[str, ...] = tuple(STAGES)
-    percentile: float | None = 99.0
-    max_epsilon: float = 4096.0
-    step: float = 1.0
-    search: str = "isolate"
-    shuffles: int = 0
-    measures: tuple[str, ...] = ()
-    device: str = "cpu"
-    batch_size: int | None = _resumable(None)
-    record: str = "float64"
-    precision: str = _resumable("float32")
-    compile: bool = _resumable(False)
-    block: int | None = None
-    pictures: int | None = _resumable(100)
+    network: str = option(
+        "efficientnet-lite0",
+        "The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model of "
+        "torchvision, such as resnet18, with --weights; or package.module:function, a function of yours that returns "
+        "an nn.Module (224 pixels, ImageNet's mean and deviation) or an apem_fast.experiment.networks.Network.",
+        metavar="NAME",
+    )
+    weights: str | None = option(
+        None,
+        "The network's weights, as torch.save(model.state_dict(), FILE) writes them, if it does not bring them.",
+        metavar="FILE",
+    )
+    images: str = option(
+        "photographs",
+        "A folder with a folder of images for each class, named after the class, its index from 0 or its synset; a "
+        "flat folder of images; or photographs, the bundled ones.",
+        metavar="FOLDER",
+    )
+    ground_truth: str | None = option(
+        None,
+        "What the images of a flat folder show, such as ILSVRC2012's: lines NAME INDEX or NAME SYNSET, or the "
+        "development kit's numbers with its meta.mat beside them. none: folders are no classes.",
+        metavar="FILE",
+    )
+    classes: str | None = option(
+        None, "The network's classes, a line each, in its order: synset, name, or both.", metavar="FILE"
+    )
+    selection: str = option(
+        "all", "Which images: all, those classified correct or misclassified, or both.", metavar="NAME"
+    )
+    count: int | None = option(
+        None, "How many images take part, drawn at random; of each kind for both.", metavar="N", shown="all"
+    )
+    seed: int = option(0, "Of the draw of images, and of the shuffles.", metavar="S")
+    explainers: tuple[str, ...] = option(
+        usual_explainers,
+        "Explanations to compare, separated by commas, options after colons: gradient,smooth-grad:samples=50. May be "
+        "given several times; commas and colons within brackets or quotes belong to an option's value. Known: "
+        "gradient, smooth-grad, lrp, grad-cam, guided-backprop, guided-grad-cam, integrated-gradients, "
+        "input-x-gradient, occlusion, rise, attention-rollout, attention-relevance, maps:folder=FOLDER, and the "
+        "baselines random, uniform, edge, centered-gaussian; also Captum's, such as "
+        "captum.attr.IntegratedGradients:n_steps=20, and functions of your own by their path.",
+        metavar="NAMES",
+        shown="gradient, smooth-grad and the baselines",
+        resumable=True,
+    )
+    stages: tuple[str, ...] = option(
+        every_stage,
+        "What a map looks like when it is measured: 3-channel, 1-channel, times-image.",
+        metavar="NAMES",
+        shown="all",
+    )
+    limit: int | None = option(None, "Look only at the first N images, by name.", metavar="N", shown="all")
+    percentile: float | None = option(99.0, "Clip each explanation's values at this percentile.", metavar="P")
+    shuffles: int = option(
+        0, "Measure N shuffles of each map too, for scores normalised by them; P2 section 5.2 takes 10.", metavar="N"
+    )
+    measures: tuple[str, ...] = option(
+        (),
+        "Measure also selectivity (how fast the output falls as relevant features go) or continuity (how much a map "
+        "changes where the image hardly does), for a column each.",
+        metavar="NAMES",
+        shown="none",
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N.", metavar="DEVICE")
+    block: int | None = option(
+        None,
+        "How many images are in memory at once, and finished together.",
+        metavar="N",
+        shown="32; 512 on a GPU",
+    )
+    pictures: int | None = option(
+        100, "Keep the photograph and the maps of the first N images as PNG.", metavar="N", resumable=True
+    )
 
-    def __post_init__(self) -> None:  # noqa: C901, PLR0912 - one line for each option
+    @said_by("")  # a run's options are named as they are; the command line says its own name before
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_inputs()
+        self._check_numbers()
+        self._check_methods()
+
+    def _check_inputs(self) -> None:
+        from apem_fast import validation
+        from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
+
         if self.images != "photographs" and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
             raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
         for name, word in (
@@ -99,40 +137,40 @@ class RunOptions:
             path = getattr(self, name)
             if path is not None and path != word:
                 object.__setattr__(self, name, str(Path(path).absolute()))
-        _choice("search", self.search, SEARCHES)
-        _choice("precision", self.precision, PRECISIONS)
-        _choice("record", self.record, RECORDS)
-        _choice("selection", self.selection, SELECTIONS)
-        for name in ("limit", "count", "batch_size"):
-            if getattr(self, name) is not None:
-                _at_least(1, name, getattr(self, name))
+        validation.choice("selection", self.selection, SELECTIONS)
+
+    def _check_numbers(self) -> None:
+        from apem_fast import validation
+
+        for name in ("limit", "count"):
+            validation.whole_or_none(name, getattr(self, name))
         if self.block is None:
             object.__setattr__(self, "block", USUAL_BLOCK.get(self.device.partition(":")[0], USUAL_BLOCK["cpu"]))
-        _at_least(1, "block", self.block)
-        _at_least(0, "shuffles", self.shuffles)
+        validation.whole("block", self.block)
+        validation.whole("shuffles", self.shuffles, least=0)
         if self.pictures is not None:
-            _at_least(0, "pictures", self.pictures)
-        for measure in self.measures:
-            _choice("measures", measure, tuple(MEASURES))
+            validation.whole("pictures", self.pictures, least=0)
+        if self.percentile is not None:
+            object.__setattr__(self, "percentile", validation.number("percentile", self.percentile))
+            if not 0 <= self.percentile <= 100:
+                raise ValueError(f"percentile must lie in [0, 100] (got {self.percentile:g})")
+
+    def _check_methods(self) -> None:
+        """Canonical, and without repetitions, so that equal runs have equal records."""
+        from apem_fast import validation
+        from apem_fast.experiment.run.columns import MEASURES
+        from apem_fast.explain import explainer_from, key_of
+        from apem_fast.relevance import STAGES
+        from apem_fast.search import POLICIES
+
+        validation.choice("search", self.search, POLICIES)  # a policy of one's own has no name to be recorded by
+        for name, known in (("measures", MEASURES), ("stages", STAGES)):
+            for one in getattr(self, name):
+                validation.choice(name, one, known)
         if not self.stages:
             raise ValueError("stages must name at least one stage (got none)")
-        for stage in self.stages:
-            _choice("stages", stage, tuple(STAGES))
         if not self.explainers:
             raise ValueError("explainers must name at least one explainer (got none)")
-        for name in ("step", "max_epsilon", *(("percentile",) if self.percentile is not None else ())):
-            object.__setattr__(self, name, number(name, getattr(self, name)))
-        if self.percentile is not None and not 0 <= self.percentile <= 100:
-            raise ValueError(f"percentile must lie in [0, 100] (got {self.percentile:g})")
-        if not 0 < self.step < math.inf:
-            raise ValueError(f"step must be finite and greater than 0 (got {self.step:g})")
-        if not self.step <= self.max_epsilon < math.inf:
-            raise ValueError(f"max_epsilon must be finite and at least step={self.step:g} (got {self.max_epsilon:g})")
-        if self.max_epsilon / self.step > MOST_STEPS:
-            raise ValueError(
-                f"max_epsilon / step must be at most 2^53 (got max_epsilon={self.max_epsilon:g}, step={self.step:g})"
-            )
-        # Canonical, and without repetitions, so that equal runs have equal records.
         keys = [key_of(explainer_from(specification)) for specification in self.explainers]
         object.__setattr__(self, "explainers", tuple(dict.fromkeys(keys)))
         object.__setattr__(self, "stages", tuple(stage for stage in STAGES if stage in self.stages))
@@ -151,7 +189,10 @@ class RunOptions:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> RunOptions:
-        """The options of a run's record. Its explainers are taken as they are: nothing they name is imported."""
+        """The options of a run's record. Its explainers are taken as they are: nothing they name is imported.
+
+        An option that came later than the record has its default, under which the run was made.
+        """
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
         }
@@ -167,15 +208,5 @@ class RunOptions:
         return {
             field.name: (getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
-            if not field.metadata.get("resumable") and getattr(self, field.name) != getattr(other, field.name)
+            if not resumable(field) and getattr(self, field.name) != getattr(other, field.name)
         }
-
-
-def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)} (got {value!r})")
-
-
-def _at_least(least: int, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least} (got {value!r})")
