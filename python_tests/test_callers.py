@@ -104,7 +104,5 @@ def test_a_warning_points_at_the_line_that_called():
         warnings.simplefilter("always")
         af.apem(Network().eval(), 200 * PIXELS, MAPS, max_epsilon=2)
         af.Evaluator(Network().eval(), PIXELS, max_epsilon=1e9)
-    said = [(str(one.message)[:32], one.filename) for one in caught if one.category is UserWarning]
-    assert (
-        said == [("apem: images reach from 0 to 200", __file__), ("Evaluator: max_epsilon=1e+09 wit", __file__)] or said
-    )
+    said = [(str(one.message).partition(" ")[0], one.filename) for one in caught if one.category is UserWarning]
+    assert said == [("apem:", __file__), ("Evaluator:", __file__)]
