@@ -48,4 +48,4 @@ def warn(text: str, category: type[Warning] = UserWarning) -> None:
         frame, depth = frame.f_back, depth + 1
         while frame.f_back is not None and frame.f_code.co_filename in BETWEEN:
             frame, depth = frame.f_back, depth + 1
-    warnings.warn(sentence(text), category, stacklevel=depth - 1)
+    warnings.warn(sentence(text), category, stacklevel=depth)

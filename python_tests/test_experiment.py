@@ -269,9 +269,9 @@ def test_folders_that_cannot_be_used(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"search": "guess"}, "search must be one of isolate, fast, careful, exhaustive"),
+        ({"search": "guess"}, "search must be"),
         ({"images": "folder"}, "images must be"),
-        ({"limit": 0}, "limit must be an integer of at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
         ({"block": -1}, "block must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"stages": ()}, "at least one stage"),
@@ -280,7 +280,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         ({"explainers": ("lime",)}, "unknown explainer 'lime'"),
         ({"percentile": 120.0}, "percentile must lie"),
         ({"step": 0.0}, "step must be"),
-        ({"max_epsilon": 0.5}, "max_epsilon must be finite and at least step=1"),
+        ({"max_epsilon": 0.5}, "max_epsilon must be at least step=1"),
         ({"max_epsilon": float("nan")}, "max_epsilon must be"),
     ],
 )

@@ -103,8 +103,8 @@ def test_the_command(tmp_path):
         (("cat", "--levels", "0"), "levels must be at least 1 (got 0)"),
         (("cat", "--min-drop", "-1"), "min_drop must be at least 0"),
         (("cat", "--patience", "-1"), "patience must be at least 0 (got -1)"),
-        (("cat", "--against", "end"), "against must be previous or start (got 'end')"),
-        (("cat", "--stage", "colour"), "stage must be 3-channel, 1-channel, times-image (got 'colour')"),
+        (("cat", "--against", "end"), "against must be one of previous, start (got 'end')"),
+        (("cat", "--stage", "colour"), "stage must be one of 3-channel, 1-channel, times-image (got 'colour')"),
         (("cat", "--explainer", "gradiant"), "did you mean 'gradient'"),
     ],
 )
