@@ -72,6 +72,11 @@ class RayView:
         """(N,) int64: the predictions that are explained."""
         return self._rays.labels
 
+    @property
+    def margins_at_zero(self) -> Tensor:
+        """(M,) float64, on the CPU: the margin of each map's image as it is."""
+        return torch.from_numpy(self._rays.margin[::2].copy())
+
     @said_by("RayView.margins")
     def margins(self, epsilon_minus: Tensor, epsilon_plus: Tensor | None = None) -> MarginCurve:
         """The margin at each epsilon along the relevance rays and along the irrelevance rays.
@@ -99,13 +104,8 @@ class RayView:
             epsilon: (M,), finite, at least 0.
             irrelevance: along 1 - R in place of R.
         """
-        rays, maps = self._rays, len(self._rays.relevance)
-        if epsilon.shape != (maps,):
-            raise ValueError(
-                sentence(f"epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
-            )
-        (chosen,) = _epsilons("epsilon", epsilon, 1)
-        device, mine = rays.images.device, slice(int(irrelevance), None, 2)
+        rays, chosen = self._rays, self._one_each(epsilon)
+        maps, device, mine = len(chosen), rays.images.device, slice(int(irrelevance), None, 2)
         return rays.inputs(
             torch.from_numpy(rays.norm[mine].copy()).to(device),
             torch.from_numpy(rays.image[mine].copy()).to(device),
@@ -114,6 +114,23 @@ class RayView:
             chosen.to(device),
             torch.zeros(maps, dtype=torch.float64, device=device),
         )
+
+    @said_by("RayView.predictions")
+    def predictions(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
+        """(M,) int64, on the CPU: the class that the model predicts there, by the answer of record; the arguments are
+        those of `perturbed`."""
+        ray = 2 * np.arange(len(self._rays.relevance)) + int(irrelevance)
+        with self._evaluator.probing_exactly(self._rays) as prober:
+            return torch.from_numpy(prober.predictions(ray, self._one_each(epsilon).numpy()))
+
+    def _one_each(self, epsilon: Tensor) -> Tensor:
+        """(M,) float64 on the CPU."""
+        maps = len(self._rays.relevance)
+        if epsilon.shape != (maps,):
+            raise ValueError(
+                sentence(f"epsilon must have shape ({maps},), one for each map (got {tuple(epsilon.shape)})")
+            )
+        return _epsilons("epsilon", epsilon, 1)[0]
 
 
 @documented(RUNNING)

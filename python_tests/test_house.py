@@ -69,6 +69,27 @@ def test_siamese_and_experiment_do_not_know_each_other_and_nothing_imports_the_c
         assert "cli" not in imported or room == "cli", path
 
 
+def calls_in(path: Path) -> set[str]:
+    """The names of what a file calls, without what they belong to."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return {call.id if isinstance(call, ast.Name) else getattr(call, "attr", "") for call in calls}
+
+
+def test_one_file_runs_the_model_on_points_of_rays():
+    """Whoever makes points of rays is named here; of these only the prober in batches runs a model."""
+    searching = [path for path in FILES + LOOSE if FLOOR[room_of(path)] >= FLOOR["probing"]]
+    making = {str(path.relative_to(PACKAGE)) for path in searching if {"perturb_probes", "perturb"} & calls_in(path)}
+    assert making == {"probing/rays.py"}
+    asking = {str(path.relative_to(PACKAGE)) for path in searching if "inputs" in calls_in(path)}
+    looking = "margin_curve.py"  # hands the images out
+    assert asking - {"measures/selectivity_curve.py"} == {"probing/batch_prober.py", looking}  # whose inputs are others
+    runs_a_model = {"model", "_model", "logits_of", "checked_logits"}
+    for path in [PACKAGE / looking, *(path for path in searching if room_of(path) == "probing")]:
+        assert path.name == "batch_prober.py" or not runs_a_model & calls_in(path), path
+    shows = [path for path in (PACKAGE / "experiment").rglob("*.py") if path.parent.name != "inputs"]
+    assert not [path for path in shows if {"logits_of", "checked_logits"} & calls_in(path) or "model" in calls_in(path)]
+
+
 def test_search_knows_numbers_and_no_models():
     for path in (PACKAGE / "search").glob("*.py"):
         assert "torch" not in path.read_text(encoding="utf-8").replace("torchrun", ""), path

@@ -70,7 +70,10 @@ def test_several_maps_of_one_image(model, images, generator):
             assert torch.allclose(seen[m], expected, atol=1e-12)
             if not irrelevance:
                 assert float(margins[m, 0]) == pytest.approx(margin, abs=1e-9)
+        assert torch.equal(view.predictions(epsilon, irrelevance=irrelevance), model(seen).argmax(1))
     assert torch.equal(view.labels, model(images).argmax(1))
+    top = model(images[of_map]).topk(2, dim=1).values
+    assert torch.allclose(view.margins_at_zero, top[:, 0] - top[:, 1], atol=1e-9)
 
 
 def test_the_margin_falls_below_zero_at_the_epsilon_of_the_metric(model, images, generator):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -189,6 +189,16 @@ class BatchProber:
         with self._runner.broken_off_at(deadline):
             yield
 
+    def predictions(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The class that is predicted at each probe, (M,): of record, each image alone."""
+        predicted = []
+        with torch.no_grad():
+            for i, r in enumerate(ray.tolist()):
+                one = self._rays.alone(r)
+                inputs = self._located(np.zeros(1, np.int64), epsilon[i : i + 1], one).inputs(one)
+                predicted.append(int(logits_of(self._record.logits, inputs).argmax()))
+        return np.array(predicted, np.int64)
+
     def input_gradient(self, ray: int, epsilon: float, rays: Rays) -> Tensor:
         """The gradient of the margin at one probe with respect to the model's input, (C, H, W)."""
         one = rays.only(np.array([ray]))
@@ -252,24 +262,8 @@ class BatchProber:
         return margin, flipped
 
     def _each_alone(self, rays: Rays, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> list[Tensor]:
-        answers = []
-        for r, e in zip(ray.tolist(), epsilon.tolist()):
-            image, row = rays.image[r], rays.map[r]
-            one = replace(
-                rays,
-                images=rays.images[image][None].contiguous(),
-                sign=rays.sign[image][None].contiguous(),
-                relevance=rays.relevance[row][None].contiguous(),
-                labels=rays.labels[image][None],
-                above=None if rays.above is None else rays.above[image][None],
-                image=np.zeros(1, np.int64),
-                map=np.zeros(1, np.int64),
-                irrelevance=rays.irrelevance[[r]],
-                norm=rays.norm[[r]],
-                level=rays.level[[r]],
-            )
-            answers.append(self._measure(np.zeros(1, np.int64), np.array([e]), one))
-        return answers
+        first = np.zeros(1, np.int64)
+        return [self._measure(first, epsilon[i : i + 1], rays.alone(r)) for i, r in enumerate(ray.tolist())]
 
     def _measure(
         self,

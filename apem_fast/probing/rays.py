@@ -49,6 +49,20 @@ class Rays:
         names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
         return replace(self, **{name: getattr(self, name)[ray] for name in names})
 
+    def alone(self, ray: int) -> Rays:
+        """One of these rays by itself, over its own image and map alone, contiguous."""
+        image, row = self.image[ray], self.map[ray]
+        return replace(
+            self.only(np.array([ray])),
+            images=self.images[image][None].contiguous(),
+            sign=self.sign[image][None].contiguous(),
+            relevance=self.relevance[row][None].contiguous(),
+            labels=self.labels[image][None],
+            above=None if self.above is None else self.above[image][None],
+            image=np.zeros(1, np.int64),
+            map=np.zeros(1, np.int64),
+        )
+
     def over(self, others: Rays) -> Rays:
         """These rays over the tensors of others, which hold the same images and maps in another memory format."""
         if self is others:

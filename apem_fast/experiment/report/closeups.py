@@ -96,20 +96,17 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
         image,
         torch.cat([map_.expand(image.shape) for map_ in maps]),
         image_of_map=torch.zeros(len(maps), dtype=torch.int64),
+        record=store.options.record,
     )
     share = torch.arange(1, POINTS + 1, dtype=torch.float64) / TO_THE_FLIP
     flips = {ray: torch.tensor(rows[f"epsilon_{ray}"].to_list(), dtype=torch.float64) for ray in RAYS}
     curve = view.margins(*(flips[ray][:, None] * share for ray in RAYS))
-    with torch.no_grad():
-        clean = network.model(image)[0].double()
-    label = int(view.labels[0])
-    margin = float(clean[label] - torch.cat([clean[:label], clean[label + 1 :]]).max())
+    margin = float(view.margins_at_zero[0])  # of the one image
     records: dict[str, dict[str, Any]] = {}
     for ray in RAYS:
         seen = view.perturbed(flips[ray], irrelevance=ray == "plus")
+        predicted = view.predictions(flips[ray], irrelevance=ray == "plus").tolist()
         for i, (key, stage) in enumerate(zip(rows["explainer"], rows["stage"])):
-            with torch.no_grad():
-                prediction = network.categories[int(network.model(seen[i : i + 1]).argmax())]
             perturbed = network.pixels_of(seen[i])
             change = perturbed - pixels[0]
             gain = 0.5 / max(float(change.abs().quantile(0.99)), 1e-12)
@@ -118,7 +115,7 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
             records.setdefault(key, {}).setdefault(stage, {})[ray] = {
                 "epsilon": [0.0, *getattr(curve, f"epsilon_{ray}")[i].tolist()],
                 "margin": [margin, *getattr(curve, f"margin_{ray}")[i].tolist()],
-                "prediction": prediction,
+                "prediction": network.categories[predicted[i]],
                 "gain": gain,
                 "mean_change": float(change.abs().mean()),
             }
