@@ -26,8 +26,8 @@ from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.summary import summary, write_csv
 from apem_fast.experiment.run import columns as measures
-from apem_fast.experiment.run.block import flags_of, with_stand_ins
 from apem_fast.experiment.run.evaluate import evaluate
+from apem_fast.experiment.run.explaining import flags_of, with_stand_ins
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import explainer_from

@@ -8,58 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import apem_fast
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.columns import MEASURES, Explained
+from apem_fast.experiment.run.explaining import Given, maps_of, with_stand_ins
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.pictures import png_of
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
-from apem_fast.explain import Explainer, StoredMaps
-from apem_fast.explain.adapted import Adapted
-from apem_fast.explain.explainer import NotFiniteError
+from apem_fast.explain import Explainer
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
-from apem_fast.relevance import STAGES, emptied_by_clip
-from apem_fast.running.batching import is_out_of_memory
+from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0
 """For the estimate of the time left only."""
 
-ImageProgress = Callable[[int, int], None]
-"""Called with (images explained, images in all)."""
-
 NAN = float("nan")
-
-
-class ExplainerFailed(ValueError):
-    """An explainer of the user's own raised an exception."""
-
-    @classmethod
-    def of(cls, explainer: Explainer, image: str, error: Exception) -> Exception:
-        """The error itself where it is one of ours or torch's; else a sentence with the user's own lines."""
-        if not isinstance(explainer, Adapted) or is_out_of_memory(error):
-            return error
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(frame.filename)]
-        lines = "".join(f"\n  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in frames)
-        return cls(f"explainer {explainer.name} on image {image}: {type(error).__name__}: {error}{lines}")
-
-
-def _is_of_a_library(filename: str) -> bool:
-    return "site-packages" in filename or str(PACKAGE) in filename
-
-
-PACKAGE = Path(apem_fast.__file__).parent
 
 
 def digest_of(pixels: Tensor) -> str:
@@ -104,6 +75,8 @@ class Block:
             self.images = network.normalised(self.pixels)
             self.evaluator = self.evaluator_of(self.images, before)
             self.labels = self.evaluator.labels
+            names = [photograph.name for photograph in self.photographs]
+            self.given = Given(network.model, names, self.images, self.pixels, self.labels)
 
     def evaluator_of(self, images: Tensor, before: Evaluator | None) -> Evaluator:
         if before is not None and before.images.shape[1:] == images.shape[1:]:
@@ -204,7 +177,7 @@ class Block:
 
         progress.update(doing="", explainer=explainer.name, explaining=True, images_done=0, images_total=count)
         started = time.perf_counter()
-        maps, flags = self.maps(explainer, explained)
+        maps, flags = maps_of(explainer, self.given, options.stages, options.percentile, explained)
         attribution_seconds = time.perf_counter() - started
 
         rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)
@@ -245,54 +218,6 @@ class Block:
                 f"{probes:,} probes{more}, {attribution_seconds + time.perf_counter() - started:.1f} s"
             ),
         )
-
-    def maps(self, explainer: Explainer, explained: ImageProgress) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
-        attribution, failed = self.attribution(explainer, explained)
-        with warnings.catch_warnings():  # the flags below say of each map what the warning says of the first
-            warnings.filterwarnings("ignore", message="relevance_map: percentile", category=UserWarning)
-            maps = {
-                name: STAGES[name](attribution, self.pixels, self.options.percentile) for name in self.options.stages
-            }
-        percentile = self.options.percentile
-        flags = {
-            name: [why or flag for why, flag in zip(failed, flags_of(map_, attribution, percentile))]
-            for name, map_ in maps.items()
-        }
-        return maps, flags
-
-    def attribution(self, explainer: Explainer, explained: ImageProgress) -> tuple[Tensor, list[str]]:
-        """The attribution, and why there is none of an image, or nothing: it is 0 there."""
-        model, images, labels = self.network.model, self.images, self.labels
-        names = [photograph.name for photograph in self.photographs]
-        lacking = isinstance(explainer, StoredMaps) and not all(map(explainer.has, names))
-        done = [0]
-
-        def counted(images_done: int, images_total: int) -> None:
-            done[0] = images_done
-            explained(images_done, images_total)
-
-        if not lacking:
-            try:
-                return explainer.for_images(names)(model, images, labels, progress=counted), [""] * len(images)
-            except NotFiniteError:
-                pass
-            except Exception as error:
-                raise ExplainerFailed.of(explainer, names[min(done[0], len(names) - 1)], error) from error
-        attributions, failed = [], []
-        for n, name in enumerate(names):
-            one = images[n : n + 1]
-            attribution, why = torch.zeros_like(one), ""
-            if isinstance(explainer, StoredMaps) and not explainer.has(name):
-                why = "there is no map of this image"
-            else:
-                try:
-                    attribution = explainer.for_images([name])(model, one, labels[n : n + 1])
-                except NotFiniteError:
-                    why = "the attribution has NaN or infinity"
-            attributions.append(attribution)
-            failed.append(why)
-        return torch.cat(attributions), failed
 
     def shuffle(self, maps: Mapping[str, Tensor], work: float, work_after: float) -> dict[str, ShuffledEpsilons]:
         options, progress = self.options, self.progress
@@ -390,32 +315,6 @@ class Block:
             }
             for i, row in enumerate(rows):
                 row[name] = NAN if row["flag"] else float(values[row["stage"]][i % len(self.photographs)])
-
-
-def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -> list[str]:
-    """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
-    low, high = relevance.amin(dim=(1, 2, 3)), relevance.amax(dim=(1, 2, 3))
-    emptied = emptied_by_clip(attribution, relevance, percentile).tolist()
-    words = {0.0: "the map is 0 throughout", 1.0: "the map is 1 throughout"}
-    return [
-        f"the clip at percentile {percentile:g} leaves 0 throughout"
-        if empty
-        else words.get(least, "")
-        if least == most
-        else ""
-        for least, most, empty in zip(low.tolist(), high.tolist(), emptied)
-    ]
-
-
-def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-    """Maps that can all be measured: one half throughout in the place of each flagged one, whose results are then not
-    used. Sets in which all are flagged are left out."""
-    stood_in = {}
-    for name, map_ in maps.items():
-        flagged = torch.tensor([bool(flag) for flag in flags[name]], device=map_.device)
-        if not bool(flagged.all()):
-            stood_in[name] = map_.masked_fill(flagged[:, None, None, None], 0.5) if bool(flagged.any()) else map_
-    return stood_in
 
 
 def probes_of(shuffles: Mapping[str, ShuffledEpsilons]) -> int:

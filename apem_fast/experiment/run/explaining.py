@@ -1,0 +1,127 @@
+"""An explainer's maps of a block of images, at every stage; and of each that cannot be measured, why."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import apem_fast
+from apem_fast.explain import Explainer, StoredMaps
+from apem_fast.explain.adapted import Adapted
+from apem_fast.explain.explainer import NotFiniteError
+from apem_fast.relevance import STAGES, emptied_by_clip
+from apem_fast.running.batching import is_out_of_memory
+
+ImageProgress = Callable[[int, int], None]
+"""Called with (images explained, images in all)."""
+
+
+class ExplainerFailed(ValueError):
+    """An explainer of the user's own raised an exception."""
+
+    @classmethod
+    def of(cls, explainer: Explainer, image: str, error: Exception) -> Exception:
+        """The error itself where it is one of ours or torch's; else a sentence with the user's own lines."""
+        if not isinstance(explainer, Adapted) or is_out_of_memory(error):
+            return error
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(frame.filename)]
+        lines = "".join(f"\n  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in frames)
+        return cls(f"explainer {explainer.name} on image {image}: {type(error).__name__}: {error}{lines}")
+
+
+def _is_of_a_library(filename: str) -> bool:
+    return "site-packages" in filename or str(PACKAGE) in filename
+
+
+PACKAGE = Path(apem_fast.__file__).parent
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is explained: N images of a model's."""
+
+    model: nn.Module
+    names: Sequence[str]
+    images: Tensor  # (N, C, H, W), as the model receives them
+    pixels: Tensor  # (N, 3, H, W) in [0, 1]
+    labels: Tensor  # (N,) int64: the predictions
+
+
+def maps_of(
+    explainer: Explainer, given: Given, stages: Sequence[str], percentile: float | None, progress: ImageProgress
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
+    attribution, failed = _attribution(explainer, given, progress)
+    with warnings.catch_warnings():  # the flags below say of each map what the warning says of the first
+        warnings.filterwarnings("ignore", message="relevance_map: percentile", category=UserWarning)
+        maps = {name: STAGES[name](attribution, given.pixels, percentile) for name in stages}
+    flags = {
+        name: [why or flag for why, flag in zip(failed, flags_of(map_, attribution, percentile))]
+        for name, map_ in maps.items()
+    }
+    return maps, flags
+
+
+def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) -> tuple[Tensor, list[str]]:
+    """The attribution, and why there is none of an image, or nothing: it is 0 there."""
+    model, names, images, labels = given.model, given.names, given.images, given.labels
+    lacking = isinstance(explainer, StoredMaps) and not all(map(explainer.has, names))
+    done = [0]
+
+    def counted(images_done: int, images_total: int) -> None:
+        done[0] = images_done
+        progress(images_done, images_total)
+
+    if not lacking:
+        try:
+            return explainer.for_images(names)(model, images, labels, progress=counted), [""] * len(images)
+        except NotFiniteError:
+            pass
+        except Exception as error:
+            raise ExplainerFailed.of(explainer, names[min(done[0], len(names) - 1)], error) from error
+    attributions, failed = [], []
+    for n, name in enumerate(names):
+        one = images[n : n + 1]
+        attribution, why = torch.zeros_like(one), ""
+        if isinstance(explainer, StoredMaps) and not explainer.has(name):
+            why = "there is no map of this image"
+        else:
+            try:
+                attribution = explainer.for_images([name])(model, one, labels[n : n + 1])
+            except NotFiniteError:
+                why = "the attribution has NaN or infinity"
+        attributions.append(attribution)
+        failed.append(why)
+    return torch.cat(attributions), failed
+
+
+def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -> list[str]:
+    """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
+    low, high = relevance.amin(dim=(1, 2, 3)), relevance.amax(dim=(1, 2, 3))
+    emptied = emptied_by_clip(attribution, relevance, percentile).tolist()
+    words = {0.0: "the map is 0 throughout", 1.0: "the map is 1 throughout"}
+    return [
+        f"the clip at percentile {percentile:g} leaves 0 throughout"
+        if empty
+        else words.get(least, "")
+        if least == most
+        else ""
+        for least, most, empty in zip(low.tolist(), high.tolist(), emptied)
+    ]
+
+
+def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """Maps that can all be measured: one half throughout in the place of each flagged one, whose results are then not
+    used. Sets in which all are flagged are left out."""
+    stood_in = {}
+    for name, map_ in maps.items():
+        flagged = torch.tensor([bool(flag) for flag in flags[name]], device=map_.device)
+        if not bool(flagged.all()):
+            stood_in[name] = map_.masked_fill(flagged[:, None, None, None], 0.5) if bool(flagged.any()) else map_
+    return stood_in
