@@ -8,6 +8,7 @@ CXX_SOURCES := $(shell find csrc examples apem_fast/include -name '*.cpp' -o -na
 SOURCES := setup.py pyproject.toml $(CXX_SOURCES)
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+DOCUMENTING := $(VENV)/.documenting
 DEMO_OUTPUT ?= demo-output
 # For the CUDA targets: NO_INSTALL=1 downloads nothing, builds in place and runs $(PYTHON) with what it has.
 CUDA_PYTHON := $(if $(NO_INSTALL),$(PYTHON),$(abspath $(BIN)/python))
@@ -15,7 +16,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel check format clean
+.PHONY: setup demo test test-slow test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel check docs pictures format clean
 
 setup: $(BUILT)
 
@@ -98,6 +99,19 @@ check: $(INSTALLED)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	@$(BIN)/mypy
+
+# The documentation's site, into build/site: open build/site/index.html. A warning is an error.
+docs: $(DOCUMENTING)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
+	@echo "build/site/index.html"
+
+$(DOCUMENTING): pyproject.toml | $(BUILT)
+	@$(PIP) install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
+
+# The documentation's pictures, from real runs: some minutes.
+pictures: $(BUILT)
+	@$(BIN)/python -m bench.pictures
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

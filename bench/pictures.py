@@ -1,7 +1,7 @@
-"""The documentation's pictures, from real runs: `python -m bench.pictures`, or `make pictures`; some two minutes.
+"""The documentation's pictures, from real runs: `python -m bench.pictures`, or `make pictures`; some minutes.
 
-EfficientNet-Lite0 and the photographs that installed packages bring (the extra `demo`). Writes docs/pictures/*.png in few
-colours, so that the repository stays small, and docs/gallery.md with the numbers that were seen.
+EfficientNet-Lite0 and the photographs that installed packages bring (the extra `demo`). Writes docs/pictures/*.png in
+few colours, so that the repository stays small, and docs/gallery.md with the numbers that were seen.
 """
 
 from __future__ import annotations
@@ -101,14 +101,16 @@ def apem_in_pictures(run: Run) -> None:
     show(axes["x"], as_picture(run.pixels[i]), "1  the image x", f'predicted "{label}"')
     show(axes["map"], maps[i, 0].numpy(), "2  the map R", "of the gradient", cmap="magma")
     for name, value, irrelevance, title in (
-        ("minus", minus, False, "3  x moved along R"),
-        ("plus", plus, True, "4  x moved along 1 − R"),
+        ("minus", minus, False, "3  added along R (amplified)"),
+        ("plus", plus, True, "4  added along 1 − R (amplified)"),
     ):
         seen = view.perturbed(torch.tensor([value], dtype=torch.float64), irrelevance=irrelevance)
         with torch.no_grad():
             now = run.network.categories[int(run.network.model(seen).argmax())]
         sign = "+" if irrelevance else "−"
-        show(axes[name], as_picture(run.network.pixels_of(seen[0])), title, f'ε{sign} = {value:g}: "{now}"')
+        change = run.network.pixels_of(seen[0]) - run.pixels[i]
+        amplified = 0.5 + 0.5 * change / change.abs().quantile(0.99)
+        show(axes[name], as_picture(amplified), title, f'ε{sign} = {value:g}: "{now}"')
     axes["curve"].axhline(0, color="black", linewidth=0.8)
     axes["curve"].plot(epsilon, curve.margin_minus[0], color=MINUS, label="along R")
     axes["curve"].plot(epsilon, curve.margin_plus[0], color=PLUS, label="along 1 − R")
@@ -117,7 +119,7 @@ def apem_in_pictures(run: Run) -> None:
     top = float(curve.margin_minus[0].max())
     for value, colour, sign, side in ((minus, MINUS, "−", "right"), (plus, PLUS, "+", "left")):
         shift = -greatest / 150 if side == "right" else greatest / 150
-        axes["curve"].text(value + shift, top * 0.08 + 0.05, f"ε{sign} = {value:g}", color=colour, ha=side)
+        axes["curve"].text(value + shift, top * 0.06, f"ε{sign} = {value:g}", color=colour, ha=side)
     axes["curve"].set(xlabel="ε, the l1 norm of what is added", ylabel="margin of the prediction")
     axes["curve"].set_title(
         f"5  the prediction changes where the margin falls below 0; score = ε+ − ε− = {plus - minus:g}", fontsize=9
@@ -131,7 +133,7 @@ def first_flip(run: Run) -> None:
     best = None
     for name, maps in run.maps.items():
         view = RayView(run.network.model, run.images, maps)
-        epsilon = torch.linspace(0, 2048, 129, dtype=torch.float64)
+        epsilon = torch.linspace(0, 2048, 33, dtype=torch.float64)
         curve = view.margins(epsilon)
         for sign, margins in (("−", curve.margin_minus), ("+", curve.margin_plus)):
             for i, margin in enumerate(margins.numpy()):
@@ -139,7 +141,7 @@ def first_flip(run: Run) -> None:
                 back = (margin[flips[0] :] > 0).sum() if len(flips) else 0
                 if best is None or back > best[0]:
                     best = (int(back), name, i, sign)
-        if best and best[0] > 20:
+        if best and best[0] > 4:
             break
     assert best is not None
     _, name, i, sign = best
@@ -171,7 +173,9 @@ def first_flip(run: Run) -> None:
 def gallery(run: Run) -> list[str]:
     """Photographs by methods, with scores; gives the table's lines."""
     rows = [run.names.index(name) for name in SHOWN if name in run.names]
-    figure, grid = plt.subplots(len(rows), 1 + len(METHODS), figsize=(9.6, 1.55 * len(rows) + 0.3), layout="constrained")
+    figure, grid = plt.subplots(
+        len(rows), 1 + len(METHODS), figsize=(9.6, 1.55 * len(rows) + 0.3), layout="constrained"
+    )
     for line, i in enumerate(rows):
         label = run.network.categories[int(run.results["Gradient"].labels[i])].split(",")[0]
         show(grid[line, 0], as_picture(run.pixels[i]), "" if line else "photograph", label)
@@ -196,22 +200,23 @@ def beside_deletion(run: Run) -> float:
     score, area = [], []
     for name, result in run.results.items():
         score.append(result.score.numpy())
-        area.append(af.selectivity(run.network.model, run.images, run.maps[name]).area.numpy())
+        area.append(af.selectivity(run.network.model, run.images, run.maps[name], steps=20).area.numpy())
     # Ranks within an image: areas and scores of different images are not on one scale.
     by_score, by_area = rankdata(np.array(score), axis=0), rankdata(-np.array(area), axis=0)
     figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-    for i, name in enumerate(run.results):
-        axes.plot(by_score[i].mean(), by_area[i].mean(), "o", color=MINUS if "baseline" in name else PLUS)
-        axes.annotate(name, (by_score[i].mean(), by_area[i].mean()), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set(xlabel="mean rank by APEM (right is better)", ylabel="mean rank by deletion\n(up is better)", xlim=(1, 6.9))
+    for name, x, y in zip(run.results, by_score.mean(axis=1), by_area.mean(axis=1)):
+        axes.plot(x, y, "o", color=MINUS if "baseline" in name else PLUS)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set(xlabel="mean rank by APEM (right is better)", ylabel="mean rank by deletion\n(up is better)")
+    axes.margins(x=0.3, y=0.15)
     save(figure, "beside-deletion")
     return float(spearmanr(by_score.ravel(), by_area.ravel()).statistic)
 
 
 PAGE = """# Gallery
 
-Made by `make pictures` from a real run: EfficientNet-Lite0 and the photographs that installed packages bring, maps summed
-over the colours, ε up to 4096 in steps of 1. Beneath each map stands its score, ε+ − ε−: high is good.
+Made by `make pictures` from a real run: EfficientNet-Lite0 and the photographs that installed packages bring, maps
+summed over the colours, ε up to 4096 in steps of 1. Beneath each map stands its score, ε+ − ε−: high is good.
 
 ![Photographs, and six maps of each with their scores](pictures/gallery.png)
 
@@ -233,15 +238,15 @@ One photograph of it closely, with the network's margin along both rays:
 
 ![A ray that leaves the prediction, and comes back](pictures/first-flip.png)
 
-Along many rays the prediction returns after the first flip, so that halving an interval may end at a flip that is not the
-first. ε is the *first*: [exactness](exactness.md) says how it is found and how sure it is.
+Along some rays the prediction returns after the first flip, so that halving an interval may end at a flip that is not
+the first. ε is the *first*: [exactness](exactness.md) says how it is found and how sure it is.
 
 ## Beside deletion
 
 ![Mean ranks of six methods by APEM and by deletion](pictures/beside-deletion.png)
 
-Each method's mean rank among the six, by APEM and by the area under the deletion curve (`af.selectivity`); the baselines
-in orange. Image by image the two ranks correlate with {correlation:.2f} (Spearman): they ask
+Each method's mean rank among the six, by APEM and by the area under the deletion curve (`af.selectivity`); the
+baselines in orange. Image by image the two ranks correlate with {correlation:.2f} (Spearman): they ask
 [different questions](beside-other-measures.md).
 """
 

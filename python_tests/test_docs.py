@@ -1,27 +1,45 @@
-"""The Python examples of README and docs run: those of a page one after the other, as a reader would.
+"""The examples of README and docs run: those of a page one after the other, as a reader would; the notebook's too.
 
-A page says "your model" and "your images"; the names it takes for granted stand in `yours`, small enough for a test. A
-block marked ```python no-run needs what a test cannot have."""
+A page says "your model" and "your images"; the names it takes for granted stand in `yours`, small enough for a test.
+Commands are parsed as `apem-fast` would; the reference has every public name; each page can be reached."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# What python_tests/test_readme.py and test_siamese_pair.py run, and hold to what the text says of it.
-RUN_ELSEWHERE = {("README.md", 0), ("siamese.md", 0)}
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# What python_tests/test_readme.py and test_siamese_pair.py run, and hold to what the text says of it. The site's first
+# page has README's first example.
+RUN_ELSEWHERE = {("README.md", 0), ("siamese.md", 0), ("index.md", 0)}
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
-    """The examples of a page that run here, with their numbers."""
-    found = enumerate(FENCE.findall(page.read_text("utf-8")))
-    return [(i, code) for i, (info, code) in found if info != " no-run" and (page.name, i) not in RUN_ELSEWHERE]
+    """The Python examples of a page that run here, with their numbers."""
+    python = [code for language, code in FENCE.findall(page.read_text("utf-8")) if language == "python"]
+    return [(i, code) for i, code in enumerate(python) if (page.name, i) not in RUN_ELSEWHERE]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of each `apem-fast`, or `-m apem_fast`, in a page's blocks."""
+    found = []
+    for _, code in FENCE.findall(page.read_text("utf-8")):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if "apem" in line else []
+            if words[:1] == ["apem-fast"]:
+                found.append(words[1:])
+            elif "apem_fast" in words and words[words.index("apem_fast") - 1] == "-m":
+                found.append(words[words.index("apem_fast") + 1 :])
+    return found
 
 
 class Segmenter(torch.nn.Module):
@@ -73,7 +91,117 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = yours()
     for number, code in blocks(page):
+        if "from transformers" in code:  # Hugging Face's library, which is not asked for elsewhere
+            try:
+                import transformers  # noqa: F401
+            except ImportError:
+                continue
         exec(compile(code, f"{page.name}, example {number + 1}", "exec"), names)
+
+
+def test_every_block_says_in_which_language_it_is():
+    """A block of Python that is not called so would never be run."""
+    for page in PAGES:
+        for language, code in FENCE.findall(page.read_text("utf-8")):
+            assert language in {"", "python", "bash", "cmake", "bibtex"}, (page.name, language)
+            assert language == "python" or "import apem_fast as" not in code, page.name
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_have_the_options_that_it_says(page):
+    from typer.main import get_command
+
+    from apem_fast.cli.main import app
+
+    for words in commands(page):
+        command, path = get_command(app), []
+        while hasattr(command, "commands"):
+            path.append(words[len(path)])
+            command = command.commands[path[-1]]
+        # Numbers and files are looked at too late for this: "..." stands for more of the same.
+        given = [word for word in words[len(path) :] if word != "..."]
+        known = {option for parameter in command.params for option in getattr(parameter, "opts", ())}
+        for word in given:
+            assert not word.startswith("-") or word in known, (path, word)
+
+
+def test_the_sites_first_example_is_readmes():
+    first = [
+        re.search(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)[1]
+        for page in (ROOT / "README.md", DOCS / "index.md")
+    ]
+    assert first[0] == first[1]
+
+
+def test_the_notebook_runs(monkeypatch, tmp_path):
+    """Its cells, in their order and in one namespace; what they draw goes nowhere."""
+    import matplotlib
+
+    pytest.importorskip("efficientnet_lite_pytorch")
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((DOCS / "quickstart.ipynb").read_text("utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in notebook["cells"])
+    names: dict[str, object] = {}
+    for number, code in enumerate(cells):
+        exec(compile(code, f"quickstart.ipynb, cell {number + 1}", "exec"), names)
+    assert names["results"]["Gradient"].score[0] == 4  # what the README says of the cat
+    assert bool((names["filtered"].score_after >= names["filtered"].score_before).all())
+
+
+# Where public names stand, and the module that each is called by in the reference.
+PUBLIC = (
+    "apem_fast",
+    "apem_fast.explain",
+    "apem_fast.measures",
+    "apem_fast.ops",
+    "apem_fast.search",
+    "apem_fast.siamese",
+    "apem_fast.siamese.examples",
+    "apem_fast.siamese.faces",
+    "apem_fast.experiment.networks",
+)
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    pages = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
+    described = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    assert len(described) == len(set(described))
+
+    def of(path: str) -> object:
+        module, _, name = path.rpartition(".")
+        return importlib.import_module(path) if path in PUBLIC else getattr(importlib.import_module(module), name)
+
+    there = [of(path) for path in described]  # raises where there is none of this name
+    for module in PUBLIC:
+        for name in importlib.import_module(module).__all__:
+            if f"{module}.{name}" in PUBLIC:
+                continue
+            value = getattr(importlib.import_module(module), name)
+            assert any(value is one for one in there), f"{module}.{name} is not in the reference"
+
+
+def test_the_list_for_language_models_has_every_page():
+    listed = set(re.findall(r"\]\(([^)]+)\)", (DOCS / "llms.txt").read_text("utf-8")))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+def test_pictures_stay_small():
+    pictures = [*DOCS.rglob("*.png"), *DOCS.rglob("*.svg")]
+    assert sum(picture.stat().st_size for picture in pictures) < 1.5e6
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    import subprocess
+    import sys
+
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "llms.txt").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
