@@ -177,7 +177,7 @@ def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
         assert explained.explainer.name == "partly_zero" and explained.stage in STAGES.values()
         return explained.relevance.mean(dim=(1, 2, 3))
 
-    monkeypatch.setitem(measures.MEASURES, "concentration", concentration)
+    monkeypatch.setitem(measures.MEASURES, "concentration", measures.Measure("its mean", concentration))
     store = evaluate(other_explainers("partly_zero", measures=("concentration",)), tmp_path / "run")
     results = store.results()
     assert (results["concentration"].isna() == (results["flag"] != "")).all()

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
-from apem_fast.experiment.report.summary import COLUMNS, totals
+from apem_fast.experiment.report.summary import ON_TERMINAL, totals
 from apem_fast.experiment.run.progress import RunProgress
 from apem_fast.experiment.run.store import RunStore
 
@@ -119,8 +119,8 @@ def summary_table(table: pandas.DataFrame) -> Table:
     shown = Table(
         box=None, pad_edge=False, header_style="bold", title="APEM: epsilon+ less epsilon-", title_justify="left"
     )
-    for column, (heading, _) in COLUMNS.items():
-        shown.add_column(heading, justify="left" if column == "name" else "right", no_wrap=True)
+    for column in ON_TERMINAL:
+        shown.add_column(column.heading, justify="left" if column.kind == "text" else "right", no_wrap=True)
     for number, (stage, rows) in enumerate(table.groupby("stage", sort=False)):
         if number:
             shown.add_row()
@@ -128,7 +128,7 @@ def summary_table(table: pandas.DataFrame) -> Table:
         best = rows["median"].max()
         for row in rows.to_dict("records"):
             style = "bold" if row["median"] == best else ""
-            shown.add_row(*(text(row) for _, text in COLUMNS.values()), style=style)
+            shown.add_row(*(column.text(row) for column in ON_TERMINAL), style=style)
     return shown
 
 

@@ -20,7 +20,7 @@ from apem_fast.experiment.report.sections import sections_of
 from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.report.subject import explainer_names, is_baseline
-from apem_fast.experiment.report.summary import interval, marked, summary, totals
+from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, interval, marked, summary, totals
 from apem_fast.experiment.run.pictures import coloured, data_uri
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
@@ -75,6 +75,8 @@ def write_page(
             for row in table.to_dict("records")
         ],
         best={key: part["median"].max() for key, part in table.groupby(["set", "stage"])},
+        columns=BY_NAME,
+        after_scores=AFTER_SCORES,
         apart=len(set(table["set"])) > 1,
         notes=_notes(store),
         flagged=_flagged(store, flagged),

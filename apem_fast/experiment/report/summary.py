@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas
@@ -10,19 +12,14 @@ import pandas
 from apem_fast.experiment.report.censoring import Estimate, bootstrap_interval, intervals, mean_of, median_of
 from apem_fast.experiment.report.sets import image_sets, with_truth
 from apem_fast.experiment.run.store import RunStore
+from apem_fast.experiment.run.tables import Column
 from apem_fast.relevance import STAGES
 
 
 def summary(store: RunStore) -> pandas.DataFrame:
     """One row for each set of images, stage and explainer, in the papers' order of sets and stages.
 
-    Columns: set ("correct", "misclassified" or "all", see `sets.image_sets`), stage, explainer (its key), name, images;
-    flagged, how many more there are whose map leaves no ray; mean and median of the score (APEM); mean_low, mean_high,
-    median_low, median_high, between which these lie where censoring hides their exact value; mean_ci_low, mean_ci_high,
-    median_ci_low, median_ci_high, their 95 % bootstrap intervals over the images, censored scores as observed; mean
-    epsilon_minus and epsilon_plus; censored_minus and censored_plus, how many rays reached max_epsilon without a flip
-    (their epsilons enter as max_epsilon); seconds; probes, the model inputs that were run; scan_probes, those of a scan
-    of every grid point up to each flip; saving, the ratio of the two.
+    Columns: those of `COLUMNS`, in their order.
     """
     results = store.results()
     if results.empty:
@@ -36,7 +33,7 @@ def summary(store: RunStore) -> pandas.DataFrame:
                 if has_score(every).any():
                     name = store.record["explainers"][key]["name"]
                     rows.append({"set": which, "stage": stage, "explainer": key, "name": name} | _line(every))
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=[one.name for one in COLUMNS]) if rows else pandas.DataFrame()
 
 
 def _line(every: pandas.DataFrame) -> dict[str, object]:
@@ -78,19 +75,72 @@ def interval(row: dict, name: str) -> str:
     return f"{low:,.1f} to {high:,.1f}"
 
 
-COLUMNS: dict[str, tuple[str, Callable[[dict], str]]] = {
-    "name": ("explanation", lambda row: row["name"]),
-    "median": ("median", lambda row: marked(row, "median")),
-    "mean": ("mean", lambda row: marked(row, "mean")),
-    "epsilon_minus": ("epsilon-", lambda row: f"{row['epsilon_minus']:,.1f}"),
-    "epsilon_plus": ("epsilon+", lambda row: f"{row['epsilon_plus']:,.1f}"),
-    "censored": ("censored -/+", lambda row: f"{row['censored_minus']}/{row['censored_plus']}"),
-    "seconds": ("seconds", lambda row: f"{row['seconds']:.1f}"),
-    "probes": ("probes", lambda row: f"{row['probes']:,}"),
-    "scan_probes": ("full scan", lambda row: f"{row['scan_probes']:,}"),
-    "saving": ("saving", lambda row: f"{row['saving']:.1f}x"),
-}
-"""What a reader sees of a row: heading and text, by column."""
+@dataclass(frozen=True)
+class Shown(Column):
+    """A column of the summary, and how a reader is shown it; without a heading he is not."""
+
+    heading: str = ""  # on a terminal
+    on_page: str = ""  # ... and on the page, where it is another
+    text: Callable[[dict[str, Any]], str] = str
+    sorts: Callable[[dict[str, Any]], float] | None = None  # by what, where not by the column
+
+    @property
+    def title(self) -> str:
+        """The heading on the page."""
+        return self.on_page or self.heading
+
+
+def _as(pattern: str, name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: pattern.format(row[name])
+
+
+COLUMNS = (
+    Shown("set", "text", "which images: all, or correct and misclassified apart, or the two drawn from both"),
+    Shown("stage", "text", "how the attribution became a relevance map: 3-channel, 1-channel or times-image"),
+    Shown("explainer", "text", "the explainer's key: its name and the options that are not usual"),
+    Shown("name", "text", "the explainer's name", "explanation", text=lambda row: row["name"]),
+    Shown("images", "integer", "how many images have a score"),
+    Shown("flagged", "integer", "how many more there are whose map leaves no ray"),
+    Shown("mean", "number", "mean score (APEM)", "mean", text=lambda row: marked(row, "mean")),
+    Shown("mean_low", "number", "least mean that censored rays leave possible"),
+    Shown("mean_high", "number", "greatest mean that censored rays leave possible"),
+    Shown("mean_ci_low", "number", "low end of its 95 % bootstrap interval over the images"),
+    Shown("mean_ci_high", "number", "high end of that interval"),
+    Shown("median", "number", "median score", "median", "median score", text=lambda row: marked(row, "median")),
+    Shown("median_low", "number", "least median that censored rays leave possible"),
+    Shown("median_high", "number", "greatest median that censored rays leave possible"),
+    Shown("median_ci_low", "number", "low end of its 95 % bootstrap interval over the images"),
+    Shown("median_ci_high", "number", "high end of that interval"),
+    Shown("epsilon_minus", "number", "mean epsilon_minus", "epsilon-", "mean ε⁻", _as("{:,.1f}", "epsilon_minus")),
+    Shown("epsilon_plus", "number", "mean epsilon_plus", "epsilon+", "mean ε⁺", _as("{:,.1f}", "epsilon_plus")),
+    Shown(
+        "censored_minus",
+        "integer",
+        "rays along the relevance that reach max_epsilon without a change of the prediction",
+        "censored -/+",
+        "censored",
+        lambda row: f"{row['censored_minus']}/{row['censored_plus']}",
+        lambda row: row["censored_minus"] + row["censored_plus"],
+    ),
+    Shown("censored_plus", "integer", "rays along the irrelevance that do"),
+    Shown("seconds", "number", "time of explaining and searching", "seconds", text=_as("{:,.1f}", "seconds")),
+    Shown("probes", "integer", "model inputs that the search asked for", "probes", text=_as("{:,}", "probes")),
+    Shown(
+        "scan_probes",
+        "integer",
+        "model inputs that a scan of every grid point up to each flip takes",
+        "full scan",
+        text=_as("{:,}", "scan_probes"),
+    ),
+    Shown("saving", "number", "scan_probes / probes", "saving", text=_as("{:.1f}×", "saving")),
+)
+"""The summary, in the order of `table.csv`."""
+
+BY_NAME = {one.name: one for one in COLUMNS}
+AFTER_SCORES = tuple(one for one in COLUMNS if one.heading and one.name not in ("name", "median", "mean"))
+"""What follows the scores, alike on a terminal and on the page."""
+
+ON_TERMINAL = (BY_NAME["name"], BY_NAME["median"], BY_NAME["mean"], *AFTER_SCORES)
 
 
 def totals(table: pandas.DataFrame) -> dict[str, float]:

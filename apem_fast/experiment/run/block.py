@@ -22,6 +22,7 @@ from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.pictures import png_of
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
+from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
@@ -259,47 +260,41 @@ class Block:
         """A row for each stage and image. Times are shared out so that sums over rows are the times that passed: the
         explanation's equally, the search's by probes."""
         rows = []
+        shared = attribution_seconds / (len(self.photographs) * len(flags))
+        columns = columns_of_results(self.options.shuffles, self.options.measures)
         for stage, of_stage in flags.items():
             for n, (photograph, flag) in enumerate(zip(self.photographs, of_stage)):
-                row: dict[str, Any] = {"image": photograph.name, "explainer": key, "stage": stage}
-                row |= dict.fromkeys(("epsilon_minus", "epsilon_plus", "score"), NAN)
-                row |= {"flipped_minus": False, "flipped_plus": False, "probes": 0, "scan_probes": 0}
-                if not flag:
-                    row |= self.measured(results[stage], n)
-                row["attribution_seconds"] = attribution_seconds / (len(self.photographs) * len(flags))
-                rows.append(row | {"flag": flag, "record": "" if flag else results[stage].record})
+                row = empty_row(columns)
+                row |= {"image": photograph.name, "explainer": key, "stage": stage, "flag": flag}
+                rows.append(row | {"attribution_seconds": shared} | ({} if flag else self.measured(results[stage], n)))
         all_probes = sum(row["probes"] for row in rows)
         for row in rows:
             row["search_seconds"] = search_seconds * row["probes"] / max(all_probes, 1)
         return rows
 
     def measured(self, result: ApemResult, n: int) -> dict[str, Any]:
-        names = ("epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
-        row = {name: getattr(result, name)[n].item() for name in names}
+        row = {name: getattr(result, name)[n].item() for name in OF_SEARCH}
         # The scan tries every grid point from the first up to the flip, or to the end.
         step = self.options.step
-        return row | {"scan_probes": round(row["epsilon_minus"] / step) + round(row["epsilon_plus"] / step)}
+        scan = round(row["epsilon_minus"] / step) + round(row["epsilon_plus"] / step)
+        return row | {"scan_probes": scan, "record": result.record}
 
     def add_shuffles(
         self, rows: list[dict[str, Any]], shuffles: Mapping[str, ShuffledEpsilons], results: Mapping[str, ApemResult]
     ) -> None:
         if not self.options.shuffles:
             return
-        names = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
         for i, row in enumerate(rows):
-            n, stage = i % len(self.photographs), row["stage"]
-            if row["flag"]:
-                values, normalised = (NAN, NAN, False, False, 0), NAN
-            else:
-                values = tuple(getattr(shuffles[stage], name)[n].item() for name in names)
-                normalised = shuffles[stage].normalised_score(results[stage])[n].item()
-            row |= {f"shuffled_{name}": value for name, value in zip(names, values)} | {"score_norm": normalised}
+            if not row["flag"]:
+                n, of_stage = i % len(self.photographs), shuffles[row["stage"]]
+                row |= {f"{SHUFFLE}{name}": getattr(of_stage, name)[n].item() for name in OF_SHUFFLES}
+                row["score_norm"] = of_stage.normalised_score(results[row["stage"]])[n].item()
 
     def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor], explainer: Explainer) -> None:
         model, percentile = self.network.model, self.options.percentile
         for name in self.options.measures:
             values = {
-                stage: MEASURES[name](
+                stage: MEASURES[name].of(
                     Explained(
                         model,
                         self.images,
@@ -314,7 +309,8 @@ class Block:
                 for stage, relevance in maps.items()
             }
             for i, row in enumerate(rows):
-                row[name] = NAN if row["flag"] else float(values[row["stage"]][i % len(self.photographs)])
+                if not row["flag"]:
+                    row[name] = float(values[row["stage"]][i % len(self.photographs)])
 
 
 def probes_of(shuffles: Mapping[str, ShuffledEpsilons]) -> int:

@@ -29,8 +29,12 @@ class Explained:
     relevance: Tensor  # (N, 1 or C, H, W) in [0, 1]
 
 
-Measure = Callable[[Explained], Tensor]
-"""One value an image, (N,)."""
+@dataclass(frozen=True)
+class Measure:
+    """A measure, and what its column means."""
+
+    meaning: str
+    of: Callable[[Explained], Tensor]  # one value an image, (N,)
 
 
 def _selectivity(explained: Explained) -> Tensor:
@@ -58,5 +62,10 @@ def _continuity(explained: Explained) -> Tensor:
 
 NEIGHBOURS = 3
 
-MEASURES: dict[str, Measure] = {"selectivity": _selectivity, "continuity": _continuity}
+MEASURES = {
+    "selectivity": Measure("area under the output as relevant features go (P2 Algorithm 1); low is good", _selectivity),
+    "continuity": Measure(
+        "the most a map changes around its image, for the distance (P2 section 2.3.1); low is good", _continuity
+    ),
+}
 """By name, which is also the column's."""

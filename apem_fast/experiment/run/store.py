@@ -31,32 +31,14 @@ import pyarrow
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.selection import Selection
+from apem_fast.experiment.run import tables
 from apem_fast.experiment.run.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.explain import explainer_from
 
 IMAGES, LEFT_OUT = "images", "left-out"
-
-_TEXT, _NUMBER, _INTEGER = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
-_COLUMNS = {  # so that a block of images of unknown classes, or of none at all, has the columns of any other
-    IMAGES: pyarrow.schema(
-        {
-            "image": _TEXT,
-            "subject": _TEXT,
-            "source": _TEXT,
-            "label": _INTEGER,
-            "prediction": _TEXT,
-            "confidence": _NUMBER,
-            "correct": pyarrow.bool_(),
-            "loss": _NUMBER,
-            "truth": _TEXT,
-            "truth_label": _INTEGER,
-            "digest": _TEXT,
-        }
-    ),
-    LEFT_OUT: pyarrow.schema({"path": _TEXT, "reason": _TEXT}),
-}
+TABLES = {IMAGES: tables.IMAGES, LEFT_OUT: tables.LEFT_OUT}
 
 
 def file_name_of(key: str) -> str:
@@ -222,9 +204,15 @@ class RunStore:
             return False
         return True
 
+    def _schema(self, key: str) -> pyarrow.Schema:
+        """The columns of any shard of this kind: also of one without rows, or of images of unknown classes."""
+        if key in TABLES:
+            return tables.schema_of(TABLES[key])
+        return tables.schema_of(tables.columns_of_results(self.options.shuffles, self.options.measures))
+
     def write(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
         """Write one shard whole."""
-        self.write_file(self._shard(block, key), parquet_of(pyarrow.Table.from_pylist(rows, schema=_COLUMNS.get(key))))
+        self.write_file(self._shard(block, key), parquet_of(pyarrow.Table.from_pylist(rows, schema=self._schema(key))))
 
     def read(self, block: int, key: str) -> pandas.DataFrame:
         """The rows of one shard.
