@@ -35,7 +35,8 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) install "torch>=2.11" torchvision
 	@$(PIP) install $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  extras = p["optional-dependencies"]; \
-	  print(*p["dependencies"], *extras["demo"], *extras["test"], *extras["check"])')
+	  wanted = ("explain", "experiment", "siamese", "demo", "test", "check"); \
+	  print(*p["dependencies"], *(one for name in wanted for one in extras[name]))')
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)

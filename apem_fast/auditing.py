@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.search import Exhaustive
@@ -25,7 +26,8 @@ CONFIDENCE = 0.95
 
 def most_wrong(rays: int, differ: int, confidence: float = CONFIDENCE) -> float:
     """At most which share is wrong, of which `differ` of `rays` drawn at random are: one-sided, Clopper and Pearson."""
-    from scipy.stats import beta
+    with extra("explain", "the confidence of an audit"):
+        from scipy.stats import beta
 
     return 1.0 if differ >= rays else float(beta.ppf(confidence, differ + 1, rays - differ))
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.options import BoundOf, EngineOptions, Options, documented
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
@@ -94,7 +95,8 @@ class ApemResult:
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image, one column a quantity."""
-        import pandas
+        with extra("experiment", "to_dataframe"):
+            import pandas
 
         names = ("labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
         return pandas.DataFrame({name.replace("labels", "label"): getattr(self, name).numpy() for name in names})

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
+
+from apem_fast.extras import extra
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """(N, ...), (N, ...) -> (N,) float64: Spearman's correlation of each pair of maps; NaN where one is constant."""
+    with extra("explain", "a rank correlation"):
+        from scipy.stats import rankdata
+
     x, y = (
         rankdata(maps.detach().cpu().double().flatten(1).numpy(), axis=1, nan_policy="propagate")
         for maps in (first, second)
@@ -25,7 +29,8 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
     scikit-image's, with its uniform window of 7 x 7, or the largest odd one that fits smaller maps.
     """
-    from skimage.metrics import structural_similarity as of_pair
+    with extra("explain", "structural similarity"):
+        from skimage.metrics import structural_similarity as of_pair
 
     least = min(first.shape[2:])
     if least < 3:

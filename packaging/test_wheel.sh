@@ -35,7 +35,7 @@ tar -xzf "$sources" -C "$work" --strip-components 1
 rm -rf "$work/apem_fast"
 for python in "${environments[@]}"; do
   echo "== $("$python" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
-  "$python" -m pip --quiet install --upgrade "$wheel[test]" > "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
+  "$python" -m pip --quiet install --upgrade "$wheel[all,test]" > "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
   (cd "$work" && OMP_NUM_THREADS=1 PYTHONPATH= "$python" -c 'import apem_fast; print(apem_fast.__file__, apem_fast.backend())')
   (cd "$work" && OMP_NUM_THREADS=1 PYTHONPATH= "$(dirname "$python")/pytest" -q -m "not slow" -p no:cacheprovider \
     "${tests[@]/#/python_tests/}")

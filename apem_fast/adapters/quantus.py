@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.metric import Evaluator
 from apem_fast.options import Options, documented
 from apem_fast.relevance import relevance_map
@@ -156,7 +157,8 @@ class Apem:
             show: whether to show the figure.
             path_to_save: where to save it, if anywhere.
         """
-        from matplotlib import pyplot
+        with extra("experiment", "plot"):
+            from matplotlib import pyplot
 
         if plot_func is not None:
             plot_func(*args, **kwargs)

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.callers import said_by
+from apem_fast.extras import extra
 from apem_fast.metric import ApemResult, apem
 from apem_fast.options import ENGINE, Options, documented
 
-try:
+with extra("torchmetrics", "apem_fast.adapters.torchmetrics"):
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
-except ImportError as error:
-    raise ImportError(
-        "apem_fast.adapters.torchmetrics needs torchmetrics: pip install 'apem_fast[torchmetrics]'"
-    ) from error
 
 # The states, in the order of ApemResult, and what they hold.
 COLUMNS = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer
+from apem_fast.extras import extra
 from apem_fast.seeding import generator_for
 
 
@@ -56,7 +57,8 @@ class Edge(Baseline):
     name: ClassVar[str] = "Edge"
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        from skimage.filters import sobel
+        with extra("explain", "Edge"):
+            from skimage.filters import sobel
 
         edges = [torch.from_numpy(sobel(channel)) for channel in images.flatten(0, 1).double().cpu().numpy()]
         return torch.stack(edges).view(images.shape).to(images)

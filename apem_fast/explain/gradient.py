@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one, require_batch_size
+from apem_fast.extras import extra
 from apem_fast.running.transfer import sent
 from apem_fast.seeding import generators_for
 
@@ -18,7 +19,8 @@ def logit_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, name: str, *, labels_are_known: bool = False
 ) -> Tensor:
     """D logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
-    from captum.attr import Saliency
+    with extra("explain", "a gradient"):
+        from captum.attr import Saliency
 
     def logits(inputs: Tensor) -> Tensor:
         return explainable_logits(model, inputs, labels, name, labels_are_known)
@@ -170,7 +172,8 @@ class IntegratedGradients(Explainer):
         return 3.0 * self.steps
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        from captum.attr import IntegratedGradients as OfCaptum
+        with extra("explain", "IntegratedGradients"):
+            from captum.attr import IntegratedGradients as OfCaptum
 
         def logits(inputs: Tensor) -> Tensor:
             return explainable_logits(model, inputs, labels, self.name)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer
 from apem_fast.explain.grad_cam import enlarged
+from apem_fast.extras import extra
 
 _DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError)
 SUFFIXES = (".npy", ".npz", ".pt", ".png")
@@ -113,10 +114,10 @@ def _files(folder: str) -> tuple[str, ...]:
 
 
 def _read(path: Path) -> np.ndarray:
+    with extra("explain", "a map in a picture"):
+        from PIL import Image
     try:
         if path.suffix.lower() == ".png":
-            from PIL import Image
-
             with Image.open(path) as picture:
                 values = np.asarray(picture if picture.mode[0] in "LIFR" else picture.convert("RGB"))
             values = values[..., :3] if values.ndim == 3 and values.shape[-1] == 4 else values  # without its alpha

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.filter.level_ray import LevelMargin, LevelProbe, LevelSearch
 from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
@@ -97,7 +98,8 @@ class FilterResult:
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image, one column a quantity."""
-        import pandas
+        with extra("experiment", "to_dataframe"):
+            import pandas
 
         columns = {name.replace("labels", "label"): getattr(self, name).numpy() for name in COLUMNS}
         return pandas.DataFrame({**columns, "stopped": self.reasons})

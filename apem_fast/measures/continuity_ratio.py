@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
@@ -62,7 +63,8 @@ class ContinuityResult:
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image: label, continuity, and the mean ratio over its neighbours."""
-        import pandas
+        with extra("experiment", "to_dataframe"):
+            import pandas
 
         return pandas.DataFrame(
             {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.explain import Explainer
+from apem_fast.extras import extra
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
@@ -52,7 +53,8 @@ class RandomisationResult:
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a stage and image."""
-        import pandas
+        with extra("experiment", "to_dataframe"):
+            import pandas
 
         stages, images = self.rank_correlation.shape
         columns: dict[str, Any] = {

