@@ -40,7 +40,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step."""
+    """How a step ended."""
 
     name: str
     result: str  # "passed", "failed (3)", "stopped after 60 s" or "left out"
@@ -144,7 +144,7 @@ def run(step: Step, out: Path, most: float) -> Outcome:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Of what a step has started nothing goes on beside the next one."""
+    """Ends whatever a step has started, so that nothing goes on beside the next one."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)

@@ -44,7 +44,7 @@ AT_LEAST = 2e-3  # seconds between two events of a GPU: many times what starting
 
 
 def _seconds(call: Callable[[], Any], device: str, calls: int = 1) -> float:
-    """Of one call; on a GPU the mean of some in a row, so that it has the next at hand when it is done with one."""
+    """The seconds of one call; on a GPU the mean of several in a row, so that it never waits for the next."""
     if device == "cpu":
         begin = time.perf_counter()
         call()

@@ -57,7 +57,7 @@ def test_what_cmake_installs_is_found_and_has_derivatives(tmp_path: Path) -> Non
 @pytest.mark.slow
 @needs_tools
 def test_as_a_part_of_another_project(tmp_path: Path) -> None:
-    """Whose targets may have any name, and whose code may include all of torch."""
+    """The other project's targets may have any name, and its code may include all of torch."""
     (tmp_path / "CMakeLists.txt").write_text(
         f"""
 cmake_minimum_required(VERSION 3.25)

@@ -159,7 +159,7 @@ def test_rows_leave_and_come():
 
 @pytest.mark.parametrize("policy", [policy_of(name) for name in ("isolate", "fast", "careful")], ids=repr)
 def test_no_answer_depends_on_where_the_search_may_end(policy):
-    """Of a flip below all limits; one of the curves has a dip at 150, 30 wide, that a share of a long grid hides."""
+    """Flips below all limits; one of the curves has a dip at 150, 30 wide, that a share of a long grid hides."""
     steps = np.arange(256 * 1024 + 1)
     dip = 1 - 1.3 * np.exp(-0.5 * ((steps - 150) / (30 / 2.355)) ** 2) - steps / 1e5
     curves = [

@@ -22,7 +22,7 @@ def tiny() -> Network:
 
 
 def pooled() -> nn.Module:
-    """Of images of any size."""
+    """A network that takes images of any size."""
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         return nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(36, 7))

@@ -19,7 +19,7 @@ from apem_fast.explain.intercepted import require_visible, running_under
 
 
 class _OfAttention(Explainer):
-    """What becomes of the tokens of the picture in the rows that the logits are read from.
+    """Explanations by attention: how much the rows that the logits are read from take of the picture's tokens.
 
     Those rows are the ones of the last attention whose gradient is not 0: the class token's, or all that are averaged.
     """

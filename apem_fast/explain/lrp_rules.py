@@ -133,7 +133,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _root_mean_square(values: Tensor) -> Tensor:
-    """Of each image, in a shape that broadcasts to `values`."""
+    """The root mean square of each image, in a shape that broadcasts to `values`."""
     wide = values.double() if values.dtype == torch.float64 else values.float()
     return wide.square().mean(dim=tuple(range(1, values.dim())), keepdim=True).sqrt().to(values.dtype)
 

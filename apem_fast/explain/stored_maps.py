@@ -49,7 +49,7 @@ class StoredMaps(Explainer):
     folder: str
     title: str = ""
     names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """Of the images to explain: `for_images` sets them."""
+    """The images to explain; `for_images` sets them."""
     needs_model: ClassVar[bool] = False
     _files: ClassVar[tuple[str, ...]] = ()  # listed once for each object
 
@@ -107,7 +107,7 @@ class StoredMaps(Explainer):
 
 
 def _files(folder: str) -> tuple[str, ...]:
-    """Of maps, relative with slashes."""
+    """The paths of all files of maps in a folder, relative and with slashes."""
     root = Path(folder)
     files = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return tuple(sorted(path.relative_to(root).as_posix() for path in files))

@@ -361,7 +361,7 @@ class _FilterLoop:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What became of one map."""
+    """The result of one map."""
 
     threshold: float  # values up to here are 0
     score_before: float

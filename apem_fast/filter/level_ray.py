@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Resumable, Search, State, lowest_margin
 
-# A curve that other levels lean on is measured a little more finely than its own answer needs, so that it can move.
+# A curve that other levels lean on is measured more finely than its own answer needs, so that it holds when it moves.
 RESERVE = 1.5
-SPREAD = 4.0  # of the slopes on a curve: how far it may leave them before a neighbouring level trusts it no more
-SAFETY = 3.0  # how many times further off its way a margin may be between two levels than it was found to be
+SPREAD = 4.0  # slopes may leave the range seen on a curve by so many times its width before another level distrusts it
+SAFETY = 3.0  # between two levels a margin may be so many times farther from its prediction than at the second one
 
 
 class LevelProbe(NamedTuple):
@@ -35,12 +35,12 @@ class LevelProbe(NamedTuple):
 
 
 class LevelMargin(NamedTuple):
-    """What came of it."""
+    """The margin at one probe, or how it drifts along the levels."""
 
     margin: float
     flipped: bool
     noise: float  # by how much it may jump from one level to the next by rounding alone
-    drift: NDArray[np.float64] | None = None  # (T + 1,) the way of the margin over all levels, to first order, a step
+    drift: NDArray[np.float64] | None = None  # (T + 1,) first-order way of the margin over all levels, per grid step
 
 
 R = TypeVar("R")

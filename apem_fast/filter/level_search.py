@@ -30,8 +30,8 @@ Room = Callable[[], int]
 
 @dataclass(frozen=True)
 class Filtered:
-    """Where it ended, and the flips of every level: from one row of `changes` to the next they stay as they are. Its
-    first row is level 0; what was seen last is its last."""
+    """Where the filter of one map ended, and the flips at every level that was looked at: those of one row of `changes`
+    hold until the level of the next row. The first row is level 0."""
 
     ending: Ending
     changes: list[LevelFlips]
@@ -93,7 +93,7 @@ def filter_levels(
 
 
 def _ended(ending: Ending, changes: list[LevelFlips], patience: int) -> LevelSearch[Filtered]:
-    """Asks for the margins that decided, so that they can be told."""
+    """The result, for which the margins that decided are asked once more."""
     margin, fall = math.nan, ending.fall
     points = [] if fall is None else [LevelProbe(ray, fall.at.level, step) for ray, step in fall.deciding()]
     if points:

@@ -22,7 +22,7 @@ class Levels:
     threshold: NDArray[np.float64]  # (T + 1,) values up to here are 0
     zeroed: NDArray[np.int64]  # (T + 1,) positive values that were set to 0
     norm: NDArray[np.float64]  # (T + 1, 2) l1 norms of relevance and irrelevance, after broadcast to the channels
-    path: NDArray[np.float64]  # (T + 1, 2) how far each direction has turned: the l1 length of its way, increasing
+    path: NDArray[np.float64]  # (T + 1, 2) cumulative l1 length travelled by each direction, increasing
     values: NDArray[np.float64]  # (P,) all values of the map, ascending
     order: NDArray[np.int64]  # (P,) where in the map they are
 
@@ -36,8 +36,8 @@ class Levels:
         return 1 - self.norm[:, RELEVANCE] / self.norm[0, RELEVANCE]
 
     def along(self, weight: NDArray[np.float64], ray: int) -> NDArray[np.float64]:
-        """(T + 1,) the sum of `weight` (1 or C, H, W) over the map, or its inverse, divided by its norm, at each level:
-        to first order, a margin's way over all levels."""
+        """(T + 1,) the sum of `weight` (1 or C, H, W) times the map, or times 1 minus the map, over its norm, at each
+        level: to first order, how a margin changes over the levels."""
         ascending = weight.reshape(-1)[self.order]
         gone = len(self.values) - np.count_nonzero(self.values > 0) + self.zeroed
 

@@ -77,7 +77,7 @@ class Fall:
 
 @dataclass(frozen=True)
 class Ending:
-    """The last level before the drop, and why no further."""
+    """The last level that is kept, and why no further one is."""
 
     level: int
     stop: Stop
@@ -114,7 +114,8 @@ class Watch:
         return self.ended(now.level)
 
     def ended(self, known: int, at_last: bool = False) -> Ending | None:
-        """Whether the score has dropped, if nothing else happens up to a level; at the last one it can only stay so."""
+        """The ending, if flips stay as they are up to the level `known` and the score has then been low for long
+        enough; None if not yet. At the last level there is nothing to wait for."""
         if self._fall is None or not (at_last or known >= self._fall.at.level + self._rule.patience):
             return None
         return Ending(self._fall.at.level - 1, Stop.DROPPED, self._fall)

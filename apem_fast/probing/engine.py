@@ -27,7 +27,7 @@ BATCHES_A_ROUND = 4  # enough of them under way, over all lanes, that reading an
 
 @dataclass(frozen=True)
 class Flips:
-    """Where R rays flip."""
+    """The first flips of R rays."""
 
     step: NDArray[np.int64]  # (R,) the least grid step that flips; the last step where none does
     flipped: NDArray[np.bool_]  # (R,) False: censored
@@ -111,8 +111,8 @@ class _SharedSearch:
         return ray_of_row, state
 
     def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
-        """Leaves these rays to another lane where all that there are would fit one batch: two half-empty ones cost
-        more."""
+        """Whether it leaves these rays to another lane, because all rays under search would fit one batch: two batches
+        that are half empty cost more."""
         if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
             return False
         self.left.append((ray_of_row, state))
@@ -135,7 +135,7 @@ class _SharedSearch:
         return ray_of_row[state.undecided], state.only(state.undecided)
 
     def confirm(self) -> Waiting[None]:
-        """Has the decided rays confirmed, many at a time since each takes a probe or two at most."""
+        """Has the decided rays confirmed, many at a time: each takes few probes."""
         ray, flip = np.array(list(self.decided), np.int64), np.array(list(self.decided.values()), np.int64)
         self.decided.clear()
         cleared = [max(self.last_step, self.cleared.pop(r, 0)) for r in ray.tolist()]

@@ -19,7 +19,7 @@ ENOUGH = 16  # corrections that have to be checked before any is trusted
 
 
 class ScreenErrors:
-    """The errors of low precision against float32, per ray of a search.
+    """The errors of a low precision against float32 along the rays of a search.
 
     A ray enters with what is known at epsilon 0, and may be forgotten when it is decided.
     """

@@ -1,12 +1,14 @@
 """Verified low precision: probes are screened in a faster type, and whatever sets an epsilon is confirmed in float32.
 
-A screened margin is corrected by what is known of the difference between the two on its ray, and taken for an answer
-where it is farther from 0 than that correction may be off (`screen_errors.py`); elsewhere float32 is asked, and asked
-straight away where the ray has come near its flip. Once a ray is decided, its flip and the point just before it have
-been, or are now, asked in float32. With what is then known every "still the label" of the screen before them is judged
-anew, and asked in float32 where it has become doubtful. "No longer the label" needs no such care: nothing follows from
-it once an earlier flip is certain. A ray of which the screen turns out wrong is searched again in float32; where the
-screen is seen to cost more than it spares, all go on so.
+1. A probe is screened, unless its ray is near its flip, where the screen is likely to be in doubt.
+2. The screened margin is corrected by the difference between the two types that is known on its ray
+   (`screen_errors.py`). Where it is farther from 0 than the correction may be off it is the answer; elsewhere float32
+   is asked.
+3. Once a ray is decided, its flip and the step before it are asked in float32 if they were not. With what is known by
+   then every screened "still the label" before them is judged again, and asked in float32 if it has become doubtful.
+   "No longer the label" needs no such care: nothing follows from it once an earlier flip is certain.
+4. A ray on which the screen was wrong is searched again in float32. Where the screen costs more than it spares, all
+   rays go on so.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ Clock = Callable[[], float]
 
 
 class Trial:
-    """Of one precision on one model, shared by all its searches.
+    """The trial of one precision on one model, shared by all its searches.
 
     Args:
         clock_is_free: whether a batch can be timed without waiting for a device; else the precision is taken on trust,
@@ -39,7 +39,7 @@ class Trial:
             self.pays = False
 
     def answered(self, inputs: int) -> None:
-        """Float32 has answered so many more."""
+        """Counts inputs that float32 has answered."""
         self._answered += inputs
 
     @property

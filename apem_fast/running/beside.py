@@ -22,7 +22,7 @@ class Beside:
         self._there: torch.cuda.Event | None = None
 
     def may_use_what_there_is(self) -> None:
-        """Whatever was asked of the current stream up to now is waited for."""
+        """Work beside the batches will wait for what the current stream has been asked up to now."""
         if self._device.type == "cuda":
             self._there = torch.cuda.Event()
             self._there.record(torch.cuda.current_stream(self._device))
@@ -41,6 +41,6 @@ class Beside:
             yield
 
     def close(self) -> None:
-        """What comes on the current stream comes after it, and may free what was used here."""
+        """Makes later work of the current stream wait for what was done here, whose memory it may then free."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)

@@ -1,7 +1,7 @@
 """What a model says of unperturbed images: predictions, margins and gradients, each image alone.
 
-Alone, because a batch adds up in another order: a gradient near 0 could change its sign with the company that its image
-is in, and with it the ray.
+Alone, because a batch adds up in another order: a gradient near 0 could have another sign beside other images, and the
+ray another direction.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Fingerprint:
     """The modules of a model, their types, forward functions, hooks, modes and attributes, and where their tensors lie.
 
     It keeps what it has seen alive, so that nothing new can come to lie at an old address. Where two fingerprints are
-    equal, graphs of the one model are graphs of the other. Other objects are looked into for such.
+    equal, graphs of the one model are graphs of the other. Containers and objects in attributes are looked into.
     """
 
     def __init__(self, model: object):

@@ -21,7 +21,7 @@ class WeightLayouts:
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         self._copies: dict[torch.memory_format, list[Tensor]] = {}
         self._places: list[tuple[object, ...]] = []
-        self._held: list[Tensor] = []  # what lies there, so that nothing else can
+        self._held: list[Tensor] = []  # keeps those tensors alive, so that nothing else comes to lie at their addresses
         self._format: torch.memory_format | None = None
 
     def begin(self) -> bool:

@@ -64,7 +64,7 @@ def _tf32_is_allowed() -> bool:
 
 
 class _FirstLayerInFloat32(TorchFunctionMode):
-    """For one forward pass: a mode sees every call that a model makes from Python."""
+    """During one forward pass, whose calls from Python the mode sees, keeps the first layer in float32."""
 
     def __init__(self, device_type: str, deadline: float | None = None):
         super().__init__()

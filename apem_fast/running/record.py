@@ -42,7 +42,7 @@ class Record:
         self.gradients: Gradients = gradients_for(model, images.device)
 
     def refresh(self) -> None:
-        """Before a search: the model may have changed."""
+        """Brings the record up to date with the model, before a search."""
 
     def logits(self, image: Tensor) -> Tensor:
         """What is said of one image, (1, C, H, W) and contiguous: (1, classes), of the record's type."""
@@ -131,7 +131,7 @@ def run_of_record(
 
 
 def _compare(clean: Clean, model: nn.Module, images: Tensor, runner: PlainRunner) -> None:
-    """How far off float32 is can be seen on a few images, so that it is known which margins it may not decide."""
+    """Measures on a few images how far float32 is from the record, and so which margins it must not decide."""
     few = images[:COMPARED]
     with torch.no_grad():
         logits = torch.cat([logits_of(model, image) for image in few.split(1)]).double()
@@ -160,7 +160,7 @@ def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 
 class _Watched(nn.Module):
-    """A model in float64, watched the first time it runs: one that rounds to float32 on the way decides nothing."""
+    """A model in float64 that checks, the first time it runs, that nothing is rounded to less on the way."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -24,7 +24,7 @@ from apem_fast.running.low_precision import FirstLayerExact
 
 Forward = Callable[[Tensor], Tensor]
 
-NOISE_OVER_SEEN = 8.0  # what a few differences that were seen say of those that were not
+NOISE_OVER_SEEN = 8.0  # noise is taken to be so many times the largest difference that was seen on a few inputs
 KEPT = 8  # shapes that stay prepared, the last that were used
 WANTED = 3  # times a smaller shape is wanted before it is prepared
 LEAST = 8  # images; a GPU takes hardly less time for fewer

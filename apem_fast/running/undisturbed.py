@@ -1,4 +1,4 @@
-"""The user's process while a model runs here: its settings as exactness needs them, and all as it was afterwards."""
+"""The process while a model runs here: settings as exactness needs them, and the user's put back afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRODUCTS: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class _OlderSetting:
-    """The same as torch keeps it beside, in an older way; to read it raises where the two differ."""
+    """An older switch of torch for the same thing; reading it raises where the two disagree."""
 
     read: Callable[[], str | bool]
     write: Callable[[Any], None]
@@ -83,9 +83,9 @@ def same_algorithms() -> Iterator[None]:
 
 
 class _Inside:
-    """Who is inside `undisturbed` now: what it sets belongs to the process and to the model, so one thread is
-    let in at a time, the first context saves what was there, and the last one puts it back,
-    whatever order they close in."""
+    """What `undisturbed` has set, and for how many contexts. Settings belong to the process and gradients to the model,
+    so one thread is let in at a time; the first context saves what was there, and the last one puts it back, whatever
+    the order in which they close."""
 
     def __init__(self) -> None:
         self.thread = threading.RLock()

@@ -190,7 +190,7 @@ class Isolate:
         asked = np.zeros(len(state.first_flip), np.int64)
         asked[told] = wanted
         is_wanted = measured.step == asked[measured.row]
-        # A caller who measures other steps than were asked has his reasons.
+        # Where a caller measured other steps than were asked, they count as wanted.
         has_wanted = np.zeros(len(state.first_flip), bool)
         has_wanted[measured.row[is_wanted]] = True
         now = is_wanted | ~has_wanted[measured.row]

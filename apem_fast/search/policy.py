@@ -34,7 +34,7 @@ class Probes(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What came of probes: the margins, and whether the prediction was no longer the label."""
+    """Margins that were measured, and whether the prediction was no longer the label there."""
 
     row: Rows
     step: Steps

@@ -57,8 +57,8 @@ class _Test:
 
 
 def verdict_of(tests: Sequence[_Test]) -> Verdict:
-    """Of several comparisons that all have to hold: one that chance does not explain and that goes the other way
-    contradicts them all."""
+    """The verdict on a claim whose comparisons all have to hold: one that chance does not explain and that goes the
+    other way contradicts it."""
     if not tests:
         return "not in this run"
     sure = holm([test.p_value for test in tests])

@@ -140,7 +140,7 @@ class Differences:
 
     @property
     def positive_share(self) -> float:
-        """Of the images whose sign is known."""
+        """The share of positive differences, of the images whose sign is known."""
         known = self.images - self.unknown
         return (int((self.exact > 0).sum()) + self.above) / known if known else float("nan")
 

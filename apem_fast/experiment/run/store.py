@@ -188,7 +188,7 @@ class RunStore:
         return self.folder / "shards" / f"{block:05d}.{file_name_of(key)}.parquet"
 
     def shard_name(self, block: int, key: str) -> str:
-        """Of its file within the run's folder."""
+        """The path of a shard within the run's folder."""
         return f"shards/{self._shard(block, key).name}"
 
     def forget(self, block: int, key: str) -> None:
