@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apem_fast import ops
+from apem_fast.papers import PERCENTILE
 from apem_fast.seeding import generator_for
 from apem_fast.validation import LOOKS_LIKE_BYTES
 
@@ -18,7 +19,7 @@ from apem_fast.validation import LOOKS_LIKE_BYTES
 def relevance_map(
     attribution: Tensor,
     images: Tensor | None = None,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
     """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
@@ -166,7 +167,7 @@ class Stage:
     times_image: bool
     title: str
 
-    def __call__(self, attribution: Tensor, pixels: Tensor, percentile: float | None = 99.0) -> Tensor:
+    def __call__(self, attribution: Tensor, pixels: Tensor, percentile: float | None = PERCENTILE) -> Tensor:
         """The relevance (N, 1 or C, H, W) in [0, 1] of an attribution (N, C, H, W) of images with these pixels.
 
         Args:
@@ -175,6 +176,12 @@ class Stage:
             percentile: see `relevance_map`.
         """
         return relevance_map(attribution, pixels if self.times_image else None, percentile, self.channels)
+
+
+def without_ray(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of maps (N, 1 or C, H, W) in [0, 1], which leave no relevance ray, all 0, and which no irrelevance ray, all 1."""
+    flat = maps.flatten(1)
+    return (flat == 0).all(dim=1), (flat == 1).all(dim=1)
 
 
 STAGES: dict[str, Stage] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.callers import sentence, warn
+from apem_fast.relevance import without_ray
 from apem_fast.running.outputs import is_exported
 
 
@@ -267,7 +268,7 @@ def relevance(value: object, of_images: Tensor, called: str | None = None) -> No
         raise ValueError(
             sentence(f"{name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
         )
-    for bad, what in ((high == 0, "0"), (low == 1, "1")):
+    for bad, what in zip(without_ray(value), "01"):
         if bool(bad.any()):
             index = int(bad.nonzero()[0])
             ray = "relevance" if what == "0" else "irrelevance"
@@ -333,5 +334,5 @@ def maps_without_rays(value: object, of_images: Tensor) -> Tensor:
     value = _like_images("relevance", value, of_images)
     if value.dim() != 4 or len(value) != len(of_images):
         return torch.zeros(len(value), dtype=torch.bool, device=value.device)  # refused for its shape later
-    flat = value.detach().flatten(1)
-    return ~flat.isfinite().all(dim=1) | (flat == 0).all(dim=1) | (flat == 1).all(dim=1)
+    zero, one = without_ray(value.detach())
+    return ~value.detach().flatten(1).isfinite().all(dim=1) | zero | one

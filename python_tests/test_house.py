@@ -15,7 +15,7 @@ PACKAGE = ROOT / "apem_fast"
 
 # From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
-    ("callers", "extras"),
+    ("callers", "extras", "papers", "pictures", "whole_files"),
     ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),
@@ -108,3 +108,30 @@ def test_contributing_names_only_what_there_is():
     assert not missing
     targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()}
     assert set(re.findall(r"`?make ([a-z-]+)", text)) <= targets
+
+
+def test_what_several_build_systems_have_to_say_is_the_same_in_all():
+    """Which torch the operators are compiled for, that no multiplication is contracted, and the version."""
+
+    def read(path: str) -> str:
+        return (ROOT / path).read_text(encoding="utf-8")
+
+    target = re.search(r'^TORCH_TARGET = "(0x\w+)"', read("setup.py"), re.MULTILINE)[1]
+    for path in ("CMakeLists.txt", "examples/cpp/CMakeLists.txt", "python_tests/emulated.py"):
+        assert set(re.findall(r"TORCH_TARGET_VERSION=(0x\w+)", read(path))) == {target}, path
+    for path in ("setup.py", "CMakeLists.txt", "csrc/emulator/tests/CMakeLists.txt", "python_tests/emulated.py"):
+        assert "-ffp-contract=off" in read(path), path
+    version = re.search(r'^__version__ = "(.*)"', read("apem_fast/__init__.py"), re.MULTILINE)[1]
+    assert f"version: {version}\n" in read("CITATION.cff")
+    assert f"apem_fast-{version}-" in read("docs/install.md")
+
+
+def test_the_percentile_of_the_papers_is_written_once():
+    for path in PACKAGE.rglob("*.py"):
+        assert path.name == "papers.py" or not re.search(r"\b99\.0\b", path.read_text(encoding="utf-8")), path
+
+
+def test_files_are_renamed_into_their_place_by_one_room():
+    for path in PACKAGE.rglob("*.py"):
+        renames = re.search(r"(part|partial|neighbour)\.replace\(", path.read_text(encoding="utf-8"))
+        assert path.name == "whole_files.py" or not renames, path

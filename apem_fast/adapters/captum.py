@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import apem as apem_of_relevance
 from apem_fast.options import ENGINE, documented
+from apem_fast.papers import PERCENTILE
 from apem_fast.relevance import relevance_map
 
 
@@ -30,7 +31,7 @@ def apem(
     target: int | list[int] | Tensor | None = None,
     max_examples_per_batch: int | None = None,
     *,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
     **options: Any,
 ) -> Tensor:

@@ -18,7 +18,8 @@ from apem_fast.callers import said_by, sentence
 from apem_fast.extras import extra
 from apem_fast.metric import Evaluator
 from apem_fast.options import Options, documented
-from apem_fast.relevance import relevance_map
+from apem_fast.papers import PERCENTILE
+from apem_fast.relevance import relevance_map, without_ray
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
 
@@ -46,7 +47,7 @@ class Apem:
     def __init__(
         self,
         *,
-        percentile: float | None = 99.0,
+        percentile: float | None = PERCENTILE,
         channels: Literal["sum", "keep"] = "sum",
         missing: Literal["nan", "left out"] = "nan",
         return_aggregate: bool = False,
@@ -114,7 +115,8 @@ class Apem:
         if channel_first is False and attribution.dim() == 4:
             attribution = attribution.movedim(-1, 1)
         maps = relevance_map(attribution, percentile=self.percentile, channels=self.channels)
-        has_ray = (maps.amax(dim=(1, 2, 3)) > 0) & (maps.amin(dim=(1, 2, 3)) < 1)
+        zero, one = without_ray(maps)
+        has_ray = ~(zero | one) & maps.flatten(1).isfinite().all(dim=1)
         scores = torch.full((len(images),), torch.nan, dtype=torch.float64, device="cpu")
         for rows in (has_ray & (targets == predicted)).nonzero()[:, 0].split(batch_size):
             if len(rows):

@@ -26,7 +26,7 @@ from apem_fast.measures.arguments import (
 )
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
-from apem_fast.relevance import relevance_map
+from apem_fast.relevance import relevance_map, without_ray
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
@@ -224,8 +224,8 @@ class _Original:
         """(N,): a map that is 0 or 1 throughout has no ray, so it is left out and its score is NaN."""
         if self.evaluator is None:
             return None
-        low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))
-        blank = ((high == 0) | (low == 1)).cpu()
+        zero, one = without_ray(maps)
+        blank = (zero | one).cpu()
         stand_in = maps.clone()
         stand_in[blank] = 0.5  # any map will do: what comes of it is thrown away
         score = self.evaluator.apem({"relevance": stand_in})["relevance"].score

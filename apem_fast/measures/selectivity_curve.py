@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.extras import extra
 from apem_fast.measures.arguments import check_classes, check_model_and_images
-from apem_fast.running.batching import is_out_of_memory
+from apem_fast.running.batching import in_batches
 from apem_fast.running.clean import logits_of
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.undisturbed import undisturbed
@@ -135,7 +135,7 @@ def selectivity(
         done, total = 0, count * (parts + 1)
         size = batch_size or BATCH_SIZE.get(images.device.type, BATCH_SIZE["cuda"])
         finite = torch.ones((), dtype=torch.bool, device=images.device)
-        for logits in _in_batches(model, inputs, total, size):
+        for _, logits in in_batches(lambda first, last: logits_of(model, inputs(first, last)), total, size):
             if not values:
                 _check_labels(labels, logits.shape[1])
             finite &= logits.isfinite().all()
@@ -148,21 +148,6 @@ def selectivity(
             "model must return finite logits (got NaN or infinity for an image with features removed)"
         )
     return SelectivityResult(removed, torch.cat(values).view(count, parts + 1).cpu(), labels.detach().cpu())
-
-
-def _in_batches(model: nn.Module, inputs: Callable[[int, int], Tensor], total: int, size: int) -> Iterator[Tensor]:
-    """Logits of inputs 0 to total - 1; running out of memory halves the batch for good."""
-    at = 0
-    while at < total:
-        try:
-            logits = logits_of(model, inputs(at, min(at + size, total)))
-        except RuntimeError as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            size //= 2
-            continue
-        yield logits
-        at += len(logits)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

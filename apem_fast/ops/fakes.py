@@ -7,6 +7,7 @@ from torch import Tensor
 
 from apem_fast.ops import checks, load  # noqa: F401  (load registers the operators)
 from apem_fast.ops.reference import image_format
+from apem_fast.papers import PERCENTILE
 
 register_fake = torch.library.register_fake
 
@@ -103,7 +104,7 @@ def _(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
 def _(
     attribution: Tensor,
     images: Tensor | None = None,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     channels: str = "sum",
 ) -> Tensor:
     checks.relevance_map(attribution, images, percentile, channels)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import load  # noqa: F401  (registers the operators)
+from apem_fast.papers import PERCENTILE
 
 _ops = torch.ops.apem_fast
 
@@ -139,7 +140,7 @@ def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
 def relevance_map(
     attribution: Tensor,
     images: Tensor | None = None,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
     """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import checks
+from apem_fast.papers import PERCENTILE
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -242,7 +243,7 @@ def percentile_of(values: Tensor, percentile: float) -> Tensor:
 def relevance_map(
     attribution: Tensor,
     images: Tensor | None = None,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     channels: str = "sum",
 ) -> Tensor:
     checks.relevance_map(attribution, images, percentile, channels)

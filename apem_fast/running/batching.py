@@ -7,8 +7,9 @@ long as that costs a small share of the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -24,6 +25,9 @@ SHARE_OF_TRIALS = 1 / 16  # of the work, which trials may take beyond that
 def first_size(device_type: str) -> int:
     """The batch size to begin with: seldom far off."""
     return FIRST_SIZE.get(device_type, FIRST_SIZE["cpu"])
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,25 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
         or (error.__context__ is not None and is_out_of_memory(error.__context__))
     )
+
+
+def in_batches(run: Callable[[int, int], Result], total: int, size: int) -> Iterator[tuple[int, Result]]:
+    """`run(first, last)` over consecutive items, with where each batch ends; nothing computed is lost.
+
+    Out of memory halves the batch for good.
+    """
+    at = 0
+    while at < total:
+        last = min(at + size, total)
+        try:
+            result = run(at, last)
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+            size //= 2
+            continue
+        yield last, result
+        at = last
 
 
 class BatchTuner:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from apem_fast.siamese.networks import RANKERS, SiameseRanker
+from apem_fast.whole_files import written_whole
 
 __all__ = ["load_ranker", "save_ranker"]
 
@@ -19,11 +20,10 @@ RANKER = "apem_fast siamese ranker, 1"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes beside `path` and then renames, so that a stopped run leaves the previous checkpoint whole."""
+    """Writes the file whole, so that a stopped run leaves the previous checkpoint."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    with written_whole(path) as part:
+        torch.save(content, part)
 
 
 def read(path: Path, kind: str, of: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from apem_fast.running import batching
 from apem_fast.running.layouts import WeightLayouts
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.results import AttackResult
@@ -31,20 +32,13 @@ def in_batches(
     """`run` over consecutive rows. Out of memory halves the batch and goes on; nothing computed is lost."""
     if batch_size < 1:
         raise ValueError(f"attack: batch_size must be at least 1 (got {batch_size})")
+    if not count:
+        return [run(slice(0, 0))]
     results: list[AttackResult] = []
-    at = 0
     with tqdm(total=count, desc=progress, disable=progress is None, leave=False) as bar:
-        while at < count or not results:
-            rows = slice(at, min(at + batch_size, count))
-            try:
-                results.append(run(rows))
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
-                    raise
-                batch_size //= 2
-                continue
-            bar.update(rows.stop - at)
-            at = rows.stop
+        for last, result in batching.in_batches(lambda first, last: run(slice(first, last)), count, batch_size):
+            results.append(result)
+            bar.update(last - bar.n)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.filter.filtering import FilterResult
+from apem_fast.whole_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class FilteredPhotograph:
 
     def save(self, path: Path) -> None:
         """Write the file whole: whoever reads it finds all or nothing."""
-        neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(vars(self), neighbour)
-        neighbour.replace(path)
+        with written_whole(path, own=True) as part:
+            torch.save(vars(self), part)
 
     @classmethod
     def load(cls, path: Path) -> FilteredPhotograph:

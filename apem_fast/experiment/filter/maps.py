@@ -7,11 +7,11 @@ photograph, and one with other options does not mix with it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apem_fast.extras import extra
+from apem_fast.whole_files import written_whole
 
 with extra("experiment", "the command filter"):
     import pandas
@@ -146,9 +146,8 @@ def _claim(folder: Path, options: FilterOptions) -> None:
             held = there.get(name, usual[name])  # an option that came later than the folder
             if held != value:
                 raise ValueError(f"{folder} holds maps filtered with {name}={held}, not {value}; choose another folder")
-        neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-        neighbour.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        neighbour.replace(path)
+        with written_whole(path, own=True) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} cannot be read ({error}); choose another folder, or remove it") from None
     except OSError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
+
+from apem_fast.pictures import svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +60,9 @@ def quiet(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
         axis.spines[side].set_alpha(0.4)
 
 
-def svg_of(figure: Figure) -> str:
+def inline_svg(figure: Figure) -> str:
     """Only the drawing: as wide as its place, in the page's text colour, without metadata."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = svg_of(figure).replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
     # Its letters grow no larger than they were drawn, however few panels share the page's width.

@@ -26,10 +26,10 @@ from apem_fast.experiment.report.drawing import (
     METHODS,
     TITLES,
     VERDICTS,
+    inline_svg,
     page_style,
     panels,
     quiet,
-    svg_of,
 )
 from apem_fast.experiment.report.statistics import Differences, flip_curve
 
@@ -74,7 +74,7 @@ def boxplots(rows: pandas.DataFrame, names: Names, stages: Sequence[str]) -> str
             axis.set_xticks(
                 range(len(keys)), [names[key] for key in keys], rotation=35, ha="right", rotation_mode="anchor"
             )
-        return svg_of(figure)
+        return inline_svg(figure)
 
 
 def _boxes(axis: Axes, rows: pandas.DataFrame, keys: list[str], quantity: str) -> None:
@@ -144,7 +144,7 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
             axis.tick_params(axis="x", labelsize=7)
             quiet(axis, "x")
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-        return svg_of(figure)
+        return inline_svg(figure)
 
 
 def differences(found: Mapping[str, Mapping[str, Differences]], first: str, second: str) -> str:
@@ -160,7 +160,7 @@ def differences(found: Mapping[str, Mapping[str, Differences]], first: str, seco
             axis.set_title(stage, fontweight="bold")
         for axis in axes[-1]:
             axis.set_xlabel(f"ε⁺ of {first} − ε⁺ of {second}")
-        return svg_of(figure)
+        return inline_svg(figure)
 
 
 def shuffled_histograms(rows: pandas.DataFrame, explainer: str, stages: Sequence[str]) -> str:
@@ -174,7 +174,7 @@ def shuffled_histograms(rows: pandas.DataFrame, explainer: str, stages: Sequence
             axis.set_title(stage, fontweight="bold")
             axis.set_xlabel("score of the shuffled maps")
         axes[0][0].set_ylabel("images")
-        return svg_of(figure)
+        return inline_svg(figure)
 
 
 def _histogram(axis: Axes, values: np.ndarray, colour: str) -> None:
@@ -234,4 +234,4 @@ def flip_curves(rows: pandas.DataFrame, names: Names, stages: Sequence[str], bas
         axes[0][0].set_ylabel("changed along the relevance")
         axes[1][0].set_ylabel("changed along the irrelevance")
         figure.legend(loc="outside lower center", ncols=min(len(keys), 6), frameon=False)
-        return svg_of(figure)
+        return inline_svg(figure)

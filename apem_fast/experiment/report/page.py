@@ -21,7 +21,7 @@ from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.report.subject import explainer_names, is_baseline
 from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, interval, marked, summary, totals
-from apem_fast.experiment.run.pictures import coloured, data_uri
+from apem_fast.experiment.run.pictures import coloured, small_picture
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
@@ -175,7 +175,7 @@ def _data(store: RunStore, shown_images: int | None) -> dict[str, Any]:
         if not path.exists():
             continue
         with Image.open(path) as picture:
-            source = data_uri(coloured(picture), side)
+            source = small_picture(coloured(picture), side)
         entry = {"map": source, "flag": row.get("flag") or ""}
         if row["score"] == row["score"]:  # a flagged map has no numbers
             entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
@@ -205,13 +205,13 @@ def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, 
         rays[ray] = {name: record[ray][name] for name in ("epsilon", "margin", "prediction", "gain", "mean_change")}
         for name, which in (("perturbed", ray), ("change", f"{ray}-change")):
             with Image.open(closeup_picture(store, explainer, stage, image, which)) as picture:
-                rays[ray][name] = data_uri(picture.convert("RGB"), MAP_SIDE, quality=60)
+                rays[ray][name] = small_picture(picture.convert("RGB"), MAP_SIDE, quality=60)
     return rays
 
 
 def _image(store: RunStore, row: dict[str, Any], side: int) -> dict[str, Any]:
     with Image.open(store.photograph(row["image"])) as picture:
-        photograph = data_uri(picture.convert("RGB"), side, quality=85)
+        photograph = small_picture(picture.convert("RGB"), side, quality=85)
     fields = {name: row[name] for name in ("image", "subject", "source", "prediction", "confidence")}
     correct = None if pandas.isna(row["correct"]) else bool(row["correct"])
     loss = row.get("loss")
@@ -232,7 +232,7 @@ def _filtered(store: RunStore) -> dict[str, Any] | None:
     if not (folder / "filtered.png").exists():
         return None
     with Image.open(folder / "filtered.png") as file:
-        picture = data_uri(file.convert("RGB"), FILTER_SIDE, quality=85)
+        picture = small_picture(file.convert("RGB"), FILTER_SIDE, quality=85)
     lines = []
     if (folder / "filtered.csv").exists():
         with (folder / "filtered.csv").open(newline="", encoding="utf-8") as file:

@@ -19,13 +19,13 @@ from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.columns import MEASURES, Explained
 from apem_fast.experiment.run.explaining import Given, maps_of, with_stand_ins
 from apem_fast.experiment.run.options import RunOptions
-from apem_fast.experiment.run.pictures import png_of
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
+from apem_fast.pictures import png_of
 from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0

@@ -15,7 +15,7 @@ import apem_fast
 from apem_fast.explain import Explainer, StoredMaps
 from apem_fast.explain.adapted import Adapted
 from apem_fast.explain.explainer import NotFiniteError
-from apem_fast.relevance import STAGES, emptied_by_clip
+from apem_fast.relevance import STAGES, emptied_by_clip, without_ray
 from apem_fast.running.batching import is_out_of_memory
 
 ImageProgress = Callable[[int, int], None]
@@ -103,16 +103,17 @@ def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) ->
 
 def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -> list[str]:
     """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
-    low, high = relevance.amin(dim=(1, 2, 3)), relevance.amax(dim=(1, 2, 3))
+    zero, one = without_ray(relevance)
     emptied = emptied_by_clip(attribution, relevance, percentile).tolist()
-    words = {0.0: "the map is 0 throughout", 1.0: "the map is 1 throughout"}
     return [
         f"the clip at percentile {percentile:g} leaves 0 throughout"
         if empty
-        else words.get(least, "")
-        if least == most
+        else "the map is 0 throughout"
+        if is_zero
+        else "the map is 1 throughout"
+        if is_one
         else ""
-        for least, most, empty in zip(low.tolist(), high.tolist(), emptied)
+        for is_zero, is_one, empty in zip(zero.tolist(), one.tolist(), emptied)
     ]
 
 

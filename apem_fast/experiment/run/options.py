@@ -13,6 +13,7 @@ from typing import Any
 
 from apem_fast.callers import said_by
 from apem_fast.options import Options, described, option, resumable
+from apem_fast.papers import PERCENTILE
 
 SELECTIONS = ("all", "correct", "misclassified", "both")
 USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
@@ -93,7 +94,7 @@ class RunOptions(Options):
         shown="all",
     )
     limit: int | None = option(None, "Look only at the first N images, by name.", metavar="N", shown="all")
-    percentile: float | None = option(99.0, "Clip each explanation's values at this percentile.", metavar="P")
+    percentile: float | None = option(PERCENTILE, "Clip each explanation's values at this percentile.", metavar="P")
     shuffles: int = option(
         0, "Measure N shuffles of each map too, for scores normalised by them; P2 section 5.2 takes 10.", metavar="N"
     )

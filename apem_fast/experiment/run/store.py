@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from apem_fast.extras import extra
+from apem_fast.whole_files import part_of, written_whole
 
 with extra("experiment", "a run"):
     import pandas
@@ -89,7 +90,7 @@ class RunStore:
                 store = cls(folder)
                 store._continue_with(options, digests)
                 return store
-            if any(path.name != _neighbour(folder / "run.json").name for path in folder.iterdir()):
+            if any(path.name != part_of(folder / "run.json").name for path in folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no run; choose an empty or a new folder")
             _write(folder, folder / "run.json", json_with_checksum(_record(options) | {"digests": dict(digests)}))
         except OSError as error:
@@ -328,31 +329,17 @@ def _plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
 
 
-def _neighbour(path: Path) -> Path:
-    """Always the same, so that what a killed process left there is overwritten, not left behind."""
-    return path.with_name(f".{path.name}.part")
-
-
 def _write(folder: Path, path: Path, contents: bytes | str) -> Path:
-    """Write to a neighbour, then rename: a reader sees the old file, the new file, or none, never a part.
-
-    Links are not followed: a folder that is not one's own could lead anywhere.
-    """
-    neighbour = _neighbour(path)
+    """Write a file whole. Links are not followed: a folder that is not one's own could lead anywhere."""
     try:
         if path.is_relative_to(folder):
             _make_folders(folder, path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            neighbour.unlink(missing_ok=True)
-            with neighbour.open("xb") as file:  # "x" follows no link
-                file.write(contents.encode("utf-8", "surrogateescape") if isinstance(contents, str) else contents)
-                file.flush()
-                os.fsync(file.fileno())
-            neighbour.replace(path)
-        finally:
-            neighbour.unlink(missing_ok=True)
+        with written_whole(path) as part, part.open("xb") as file:  # "x" follows no link
+            file.write(contents.encode("utf-8", "surrogateescape") if isinstance(contents, str) else contents)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); what was finished before is kept") from None
     return path

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
+
+from apem_fast.pictures import data_uri, png_of, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Plot", "RankerSection", "RankerTable", "Row", "Tile", "png", "write_page"]
+__all__ = ["Plot", "RankerSection", "RankerTable", "Row", "Tile", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,7 @@ class Tile:
     @property
     def source(self) -> str:
         """A PNG as a data URI; the page enlarges it without smoothing."""
-        return "data:image/png;base64," + base64.b64encode(png(self.image)).decode()
-
-
-def png(image: Tensor) -> bytes:
-    """The file of an image (1 or 3, H, W) in [0, 1]."""
-    from PIL import Image
-
-    pixels = (image.detach().cpu().double().clamp(0, 1) * 255).round().to(torch.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
-    return file.getvalue()
+        return data_uri(png_of(self.image), "png")
 
 
 @dataclass(frozen=True)
@@ -69,10 +58,7 @@ class Plot:
 
     @classmethod
     def of(cls, figure: Figure, caption: str) -> Plot:
-        file = io.StringIO()
-        figure.savefig(file, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
-        svg = file.getvalue()
-        return cls(svg[svg.index("<svg") :], caption)
+        return cls(svg_of(figure, bbox_inches="tight"), caption)
 
 
 @dataclass(frozen=True)

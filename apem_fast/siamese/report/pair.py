@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from apem_fast.pictures import png_of
 from apem_fast.siamese.explaining import PairExplanation
-from apem_fast.siamese.report.page import RankerSection, RankerTable, Row, Tile, png, write_page
+from apem_fast.siamese.report.page import RankerSection, RankerTable, Row, Tile, write_page
 
 __all__ = ["pair_section", "write_explanation"]
 
@@ -81,7 +82,7 @@ def write_explanation(explanation: PairExplanation, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     explanation.result.path().to_csv(folder / "path.csv", index=False)
     for name, picture in explanation.pictures.items():
-        (folder / f"{name.replace(' ', '-')}.png").write_bytes(png(picture))
+        (folder / f"{name.replace(' ', '-')}.png").write_bytes(png_of(picture))
     e = explanation
     return write_page(
         folder / "explanation.html",

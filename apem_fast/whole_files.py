@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def part_of(path: Path, *, own: bool = False) -> Path:
+    """Where a file is written before it is renamed: beside it, hidden.
+
+    Args:
+        path: of the file.
+        own: a name of this process's own, for files that several processes may write at once. Else it is always the
+            same, so that what a killed process left there is overwritten, not left behind.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.part" if own else f".{path.name}.part")
+
+
+@contextmanager
+def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
+    """Gives the path to write to; a reader sees the old file, the new file, or none, never a part.
+
+    What lay there is removed first, a link too, which so leads nowhere; after an error nothing is left.
+    """
+    part = part_of(path, own=own)
+    try:
+        part.unlink(missing_ok=True)
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
