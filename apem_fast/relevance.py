@@ -178,12 +178,6 @@ class Stage:
         return relevance_map(attribution, pixels if self.times_image else None, percentile, self.channels)
 
 
-def without_ray(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Of maps (N, 1 or C, H, W) in [0, 1], which leave no relevance ray, all 0, and which no irrelevance ray, all 1."""
-    flat = maps.flatten(1)
-    return (flat == 0).all(dim=1), (flat == 1).all(dim=1)
-
-
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (

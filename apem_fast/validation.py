@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.callers import sentence, warn
-from apem_fast.relevance import without_ray
 from apem_fast.running.outputs import is_exported
 
 
@@ -258,6 +257,12 @@ def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
         )
     _finite(name, value)
     return value
+
+
+def without_ray(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of maps (N, 1 or C, H, W) in [0, 1], which leave no relevance ray, all 0, and which no irrelevance ray, all 1."""
+    flat = maps.flatten(1)
+    return (flat == 0).all(dim=1), (flat == 1).all(dim=1)
 
 
 def relevance(value: object, of_images: Tensor, called: str | None = None) -> None:

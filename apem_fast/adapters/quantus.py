@@ -19,9 +19,10 @@ from apem_fast.extras import extra
 from apem_fast.metric import Evaluator
 from apem_fast.options import Options, documented
 from apem_fast.papers import PERCENTILE
-from apem_fast.relevance import relevance_map, without_ray
+from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
+from apem_fast.validation import without_ray
 
 
 @documented()

@@ -26,11 +26,12 @@ from apem_fast.measures.arguments import (
 )
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
-from apem_fast.relevance import relevance_map, without_ray
+from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
 from apem_fast.similarity import rank_correlation, structural_similarity
+from apem_fast.validation import without_ray
 
 if TYPE_CHECKING:
     import pandas

@@ -15,8 +15,9 @@ import apem_fast
 from apem_fast.explain import Explainer, StoredMaps
 from apem_fast.explain.adapted import Adapted
 from apem_fast.explain.explainer import NotFiniteError
-from apem_fast.relevance import STAGES, emptied_by_clip, without_ray
+from apem_fast.relevance import STAGES, emptied_by_clip
 from apem_fast.running.batching import is_out_of_memory
+from apem_fast.validation import without_ray
 
 ImageProgress = Callable[[int, int], None]
 """Called with (images explained, images in all)."""
