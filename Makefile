@@ -16,7 +16,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel check docs pictures format clean
+.PHONY: setup demo test test-slow test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel kernel-hub check docs pictures format clean
 
 setup: $(BUILT)
 
@@ -126,6 +126,10 @@ wheel: $(INSTALLED)
 # Each wheel, installed into environments with several versions of Python and torch: see packaging/test_wheel.sh.
 test-wheel:
 	@for wheel in dist/*.whl; do bash packaging/test_wheel.sh $$wheel || exit 1; done
+
+# The operators as a repository of the Hugging Face kernel hub, into build/kernel-hub; `kernels` loads it from there.
+kernel-hub: $(BUILT)
+	@$(BIN)/python packaging/kernel_hub.py build/kernel-hub
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info apem_fast/lib/*.so $(DEMO_OUTPUT)
