@@ -101,8 +101,8 @@ def apem_in_pictures(run: Run) -> None:
     show(axes["x"], as_picture(run.pixels[i]), "1  the image x", f'predicted "{label}"')
     show(axes["map"], maps[i, 0].numpy(), "2  the map R", "of the gradient", cmap="magma")
     for name, value, irrelevance, title in (
-        ("minus", minus, False, "3  added along R (amplified)"),
-        ("plus", plus, True, "4  added along 1 − R (amplified)"),
+        ("minus", minus, False, "3  added along R"),
+        ("plus", plus, True, "4  added along 1 − R"),
     ):
         seen = view.perturbed(torch.tensor([value], dtype=torch.float64), irrelevance=irrelevance)
         with torch.no_grad():
@@ -116,10 +116,12 @@ def apem_in_pictures(run: Run) -> None:
     axes["curve"].plot(epsilon, curve.margin_plus[0], color=PLUS, label="along 1 − R")
     axes["curve"].plot([minus], [0], "o", color=MINUS)
     axes["curve"].plot([plus], [0], "o", color=PLUS)
-    top = float(curve.margin_minus[0].max())
-    for value, colour, sign, side in ((minus, MINUS, "−", "right"), (plus, PLUS, "+", "left")):
-        shift = -greatest / 150 if side == "right" else greatest / 150
-        axes["curve"].text(value + shift, top * 0.06, f"ε{sign} = {value:g}", color=colour, ha=side)
+    # Where neither curve passes: below on the left, above on the right.
+    for value, colour, sign, ha, va in ((minus, MINUS, "−", "right", "top"), (plus, PLUS, "+", "left", "bottom")):
+        at = (-4 if ha == "right" else 4, -4 if va == "top" else 4)
+        axes["curve"].annotate(
+            f"ε{sign} = {value:g}", (value, 0), at, textcoords="offset points", color=colour, ha=ha, va=va
+        )
     axes["curve"].set(xlabel="ε, the l1 norm of what is added", ylabel="margin of the prediction")
     axes["curve"].set_title(
         f"5  the prediction changes where the margin falls below 0; score = ε+ − ε− = {plus - minus:g}", fontsize=9
