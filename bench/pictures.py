@@ -38,7 +38,7 @@ METHODS = {
 }
 SHOWN = ("cat", "rocket", "flower", "coffee")
 MINUS, PLUS = "#c2410c", "#1d4ed8"
-COLOURS = 128
+COLOURS = 256
 CAT = "cat"
 
 
