@@ -187,11 +187,11 @@ def gallery(run: Run) -> list[str]:
             below = f"{float(result.score[i]):g}" + (" (censored)" if censored else "")
             show(grid[line, column], run.maps[name][i, 0].numpy(), "" if line else name, below, cmap="magma")
     save(figure, "gallery")
-    lines = ["| method | median score | mean | images above 0 | censored rays |", "|---|---|---|---|---|"]
+    lines = ["| method | median score | images above 0 | censored rays |", "|---|---|---|---|"]
     for name, result in run.results.items():
         censored = int((~result.flipped_minus).sum() + (~result.flipped_plus).sum())
         above = int((result.score > 0).sum())
-        lines.append(f"| {name} | {result.median:.1f} | {result.mean:.1f} | {above} of {len(run.names)} | {censored} |")
+        lines.append(f"| {name} | {result.median:.1f} | {above} of {len(run.names)} | {censored} |")
     return lines
 
 
