@@ -76,6 +76,11 @@ Tensor label_margin_backward(const Tensor& grad_margin, const Tensor& logits, co
   return plain(logits, {logits.size(0), logits.size(1)}, logits.scalar_type());
 }
 
+Tensor probe_answers(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& above) {
+  checks::probe_answers(logits, labels, above);
+  return plain(logits, {3, logits.size(0)}, ScalarType::Double);
+}
+
 Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& epsilon) {
   checks::first_flip(predicted, labels, epsilon);
   return plain(epsilon, {predicted.size(0)}, epsilon.scalar_type());
@@ -154,6 +159,7 @@ struct Alone {
     APEM_FAST_ALONE(perturb_probes);
     APEM_FAST_ALONE(label_margin);
     APEM_FAST_ALONE(label_margin_backward);
+    APEM_FAST_ALONE(probe_answers);
     APEM_FAST_ALONE(first_flip);
     APEM_FAST_ALONE(relevance_map);
     APEM_FAST_ALONE(zero_levels);

@@ -218,6 +218,16 @@ inline void label_margin_backward(const Tensor& grad_margin, const Tensor& logit
   same_device(op, "logits", logits, {{"grad_margin", &grad_margin}});
 }
 
+inline void probe_answers(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& above) {
+  const char* op = "probe_answers";
+  label_margin(logits, labels, op);
+  if (above) {
+    sizes(op, "above", *above, {logits.size(0), logits.size(1)});
+    dtype(op, "above", *above, {ScalarType::Bool});
+    same_device(op, "logits", logits, {{"above", &*above}});
+  }
+}
+
 inline void first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& epsilon) {
   const char* op = "first_flip";
   dim(op, "predicted", predicted, "(R, K)", {2});

@@ -21,6 +21,7 @@ static void define(torch::stable::detail::StableLibrary& m) {
       "float? lower=None, float? upper=None, ScalarType? dtype=None) -> Tensor");
   m.def("label_margin(Tensor logits, Tensor labels) -> (Tensor, Tensor)");
   m.def("label_margin_backward(Tensor grad_margin, Tensor logits, Tensor labels) -> Tensor");
+  m.def("probe_answers(Tensor logits, Tensor labels, Tensor? above=None) -> Tensor");
   m.def("first_flip(Tensor predicted, Tensor labels, Tensor epsilon) -> Tensor");
   m.def(
       "relevance_map(Tensor attribution, Tensor? images=None, float? percentile=99., str channels=\"sum\") "

@@ -98,6 +98,7 @@ EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
         x["images"][:, None].expand(-1, 9, -1, -1, -1), x["images"], x["gradient"], x["epsilon"], -1.0, 1.0
     ),
     "label_margin": lambda x: raw.label_margin(x["logits"], x["labels"]),
+    "probe_answers": lambda x: raw.probe_answers(x["logits"], x["labels"], x["logits"] > 1),
     "label_margin_backward": lambda x: raw.label_margin_backward(x["logits"][:, 0], x["logits"], x["labels"]),
     "first_flip": lambda x: raw.first_flip(x["predicted"], x["predicted"][:, 0], x["grid"]),
     "relevance_map": lambda x: raw.relevance_map(x["gradient"], x["images"], 99.0, "sum"),

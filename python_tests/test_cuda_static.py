@@ -28,8 +28,8 @@ ARCHITECTURES = ("sm_80", "sm_90")
 # Kernels that write one value for a row or a chunk, not packs.
 WITHOUT_VECTOR_STORES = (
     "map_norm",
-    "grad_along_direction",
     "label_margin_kernel",
+    "probe_answers",
     "first_flip",
     "attack_penalty_kernel",
     "gather_kernel",
@@ -49,18 +49,20 @@ OF_128_REGISTERS = (
     "perturb_probes_kernel",
     "label_margin_kernel",
     "label_margin_backward_kernel",
+    "probe_answers_kernel",
     "pixel_distance_kernel",
 )
 KERNELS = (
     "directed_relevance_kernel",
     "directed_relevance_backward_kernel",
     "map_norm_kernel",
-    "grad_along_direction_kernel",
+    "channel_sums_kernel",
     "perturb_kernel",
     "perturb_backward_kernel",
     "perturb_probes_kernel",
     "label_margin_kernel",
     "label_margin_backward_kernel",
+    "probe_answers_kernel",
     "first_flip_kernel",
     "relevance_map_kernel",
     "sample_kernel",
@@ -111,7 +113,8 @@ class Kernel:
         return self.is_of("attack_penalty_backward_kernel") and "4WalkE1E" in self.name and half
 
     def has(self, instruction: str) -> bool:
-        return any(found.startswith(instruction) for found in self.instructions)
+        """Whether it is there, with whatever said of the cache (EF: the first to leave it)."""
+        return any(found.replace(".EF", "").startswith(instruction) for found in self.instructions)
 
 
 def find_tool(name: str) -> str | None:
@@ -228,6 +231,18 @@ def test_vector_paths_move_128_bits_at_once(architecture: str) -> None:
     assert [str(k) for k in vector if k.loads_packs_of_floats and not k.has("LDG.E.128")] == []
     storing = [k for k in vector if not any(name in k.name for name in WITHOUT_VECTOR_STORES)]
     assert [str(k) for k in storing if not k.has("STG.E.128")] == []
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_passes_through_is_the_first_to_leave_the_cache(architecture: str) -> None:
+    """The direction and the gradients, so that the maps stay in it from one kernel to the next."""
+    found = [k for k in kernels() if k.architecture == architecture]
+    streaming = [k for k in found if any(".EF" in instruction for instruction in k.instructions)]
+    names = ("directed_relevance_kernel", "directed_relevance_backward_kernel", "channel_sums_kernel")
+    assert [str(k) for k in streaming if not any(k.is_of(name) for name in names)] == []
+    directed = [k for k in found if k.uses_vectors and k.is_of("directed_relevance_kernel")]
+    assert directed and all(any(i.startswith("STG.E.EF.128") for i in k.instructions) for k in directed)
+    assert all(any(i.startswith("LDG.E.EF") for i in k.instructions) for k in directed)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -202,6 +202,9 @@ def test_label_margin(dtype: torch.dtype, classes: int, generator: torch.Generat
             same(actual, expected, exactly=True)
         arguments = (grad, layout, labels)
         same(emulated.label_margin_backward(*arguments), reference.label_margin_backward(*arguments), exactly=True)
+        for above in (None, logits > 2):
+            answers = emulated.probe_answers(layout, labels, above)
+            same(answers, reference.probe_answers(layout, labels, above), exactly=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 130, 1001])
@@ -328,6 +331,7 @@ def test_the_size_of_the_grid_changes_no_bit(limit: tuple[int, int], generator: 
             *emulated.perturb_backward(images[:, None].repeat(1, 20, 1, 1, 1), images, direction, torch.arange(20.0)),
             emulated.perturb_probes(images, relevance, gradient, ones, probes, probes, probes > 2, 9 * ones, 0 * ones),
             *emulated.label_margin(images.flatten(1), probes),
+            emulated.probe_answers(images.flatten(1), probes),
             emulated.label_margin_backward(images[:, 0, 0, 0], images.flatten(1), probes),
             emulated.first_flip(probes.expand(5, 5), probes, ones),
             emulated.relevance_map(images),
@@ -375,6 +379,7 @@ def test_nothing_to_do() -> None:
     assert all(torch.equal(grad, images) for grad in grads)
     margin, predicted = emulated.label_margin(torch.zeros(0, 3), no_row)
     assert margin.shape == predicted.shape == (0,)
+    assert emulated.probe_answers(torch.zeros(0, 3), no_row).shape == (3, 0)
     assert emulated.label_margin_backward(torch.zeros(0), torch.zeros(0, 3), no_row).shape == (0, 3)
     assert emulated.first_flip(torch.zeros(0, 4, dtype=torch.int64), no_row, torch.zeros(4)).shape == (0,)
     assert (

@@ -79,3 +79,29 @@ def test_gradcheck(device: str, generator: torch.Generator) -> None:
     logits = torch.randperm(24, generator=generator).double().reshape(4, 6).to(device).requires_grad_()
     labels = torch.tensor([0, 5, 3, 2], device=device)
     assert torch.autograd.gradcheck(lambda x: torch.ops.apem_fast.label_margin(x, labels)[0], (logits,))
+
+
+@every_backend
+def test_probe_answers_of_a_row_each(backend: Backend) -> None:
+    logits = torch.tensor([[3.0, 1.0, -9.0], [3.0, 1.0, -9.0], [2.0, 2.0, 0.0], [1.0, math.nan, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    answers = backend.run("probe_answers", logits, labels).tolist()
+    assert answers[0][:3] == [2.0, -2.0, 0.0] and math.isnan(answers[0][3])
+    assert answers[1] == [0.0, 1.0, 1.0, 1.0]  # a tie is the lowest class's
+    assert answers[2][:3] == [9.0, 9.0, 2.0] and math.isnan(answers[2][3])
+    above = torch.tensor([[False, True, False], [True, False, False], [True, False, False], [False, True, False]])
+    margin, flipped, greatest = backend.run("probe_answers", logits, labels, above)
+    assert margin.tolist() == [12.0, 10.0, 2.0, 1.0] and flipped.tolist() == [0.0] * 4
+    assert greatest[:3].tolist() == [9.0, 9.0, 2.0] and greatest[3].isnan()
+
+
+@native_backend
+@every_dtype
+def test_probe_answers_equal_the_reference(backend: Backend, dtype: torch.dtype, generator: torch.Generator) -> None:
+    for shape in SHAPES:
+        logits = (torch.randint(-3, 4, shape, generator=generator) / 4).to(dtype)
+        labels = torch.randint(0, shape[1], shape[:1], generator=generator)
+        for above in (None, torch.rand(shape, generator=generator) < 0.3):
+            expected = reference.probe_answers(logits, labels, above)
+            arguments = (moved(a, backend.device) for a in (logits, labels, above))
+            same(backend.probe_answers(*arguments), expected)

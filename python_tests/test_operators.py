@@ -48,6 +48,7 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
         ),
         "label_margin": lambda: (normal(2, 5), labels),
         "label_margin_backward": lambda: (normal(2), normal(2, 5), labels),
+        "probe_answers": lambda: (normal(2, 5), labels, torch.arange(10).view(2, 5) % 3 == 2),
         "first_flip": lambda: (torch.tensor([[1, 1, 0], [4, 4, 4]]), labels, epsilon),
         "relevance_map": lambda: (normal(*image), normal(*image), 90.0, "sum"),
         "attack_penalty": lambda: (normal(*image), normal(*image), 0.1, 0.0, 0.3),
@@ -266,6 +267,12 @@ BAD_CALLS = [
     ("label_margin", lambda: (T(2, 1), T(2, dtype=I64)), "logits must have at least 2 classes (got (2, 1))"),
     ("label_margin", lambda: (T(2, 5), T(3, dtype=I64)), "labels must have shape (2) (got (3))"),
     ("label_margin", lambda: (T(2, 5), T(2, dtype=torch.int32)), "labels must be int64 (got int32)"),
+    (
+        "probe_answers",
+        lambda: (T(2, 5), T(2, dtype=I64), T(2, 4, dtype=torch.bool)),
+        "above must have shape (2, 5) (got (2, 4))",
+    ),
+    ("probe_answers", lambda: (T(2, 5), T(2, dtype=I64), T(2, 5)), "above must be bool (got float32)"),
     ("label_margin_backward", lambda: (T(3), T(2, 5), T(2, dtype=I64)), "grad_margin must have shape (2) (got (3))"),
     (
         "label_margin_backward",

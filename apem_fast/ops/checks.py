@@ -215,6 +215,15 @@ def label_margin_backward(grad_margin: Tensor, logits: Tensor, labels: Tensor) -
     _device(op, ("logits", logits), [("grad_margin", grad_margin)])
 
 
+def probe_answers(logits: Tensor, labels: Tensor, above: Tensor | None) -> None:
+    op = "probe_answers"
+    label_margin(logits, labels, op)
+    if above is not None:
+        _sizes(op, "above", above, *logits.shape)
+        _dtype(op, "above", above, torch.bool)
+        _device(op, ("logits", logits), [("above", above)])
+
+
 def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> None:
     op = "first_flip"
     _dim(op, "predicted", predicted, "(R, K)", 2)

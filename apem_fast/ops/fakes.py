@@ -94,6 +94,12 @@ def _(grad_margin: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return logits.new_empty(logits.shape)
 
 
+@register_fake("apem_fast::probe_answers")
+def _(logits: Tensor, labels: Tensor, above: Tensor | None = None) -> Tensor:
+    checks.probe_answers(logits, labels, above)
+    return logits.new_empty((3, logits.shape[0]), dtype=torch.float64)
+
+
 @register_fake("apem_fast::first_flip")
 def _(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
     checks.first_flip(predicted, labels, epsilon)

@@ -123,6 +123,21 @@ def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return _ops.label_margin(logits, labels)
 
 
+def probe_answers(logits: Tensor, labels: Tensor, above: Tensor | None = None) -> Tensor:
+    """All that a search asks of a batch, in one tensor that goes to the host in one copy.
+
+    Args:
+        logits: (M, classes), at least two classes.
+        labels: (M,) int64.
+        above: (M, classes) bool, the classes that do not take part in margin and flip; none by default.
+
+    Returns:
+        (3, M) float64: the margin of `label_margin`; 1 where the predicted class is not the label, else 0; and the
+        greatest magnitude of a logit, also of one that does not take part. NaN where a logit is.
+    """
+    return _ops.probe_answers(logits, labels, above)
+
+
 def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
     """The least epsilon of each ray at which the prediction is no longer the label; infinity where there is none.
 

@@ -28,6 +28,7 @@ OPERATORS = (
     "perturb_probes",
     "label_margin",
     "label_margin_backward",
+    "probe_answers",
     "first_flip",
     "relevance_map",
     "attack_penalty",

@@ -215,6 +215,17 @@ def label_margin_backward(grad_margin: Tensor, logits: Tensor, labels: Tensor) -
     return grad.scatter_(1, other[:, None], -grad_margin[:, None])
 
 
+# -- probe_answers -----------------------------------------------------------------------------------------------
+
+
+def probe_answers(logits: Tensor, labels: Tensor, above: Tensor | None = None) -> Tensor:
+    checks.probe_answers(logits, labels, above)
+    others = logits if above is None else logits.masked_fill(above, -torch.inf)
+    margin, predicted = label_margin(others, labels)
+    greatest = logits.abs().amax(dim=1)
+    return torch.stack([margin.double(), (predicted != labels).double(), greatest.double()])
+
+
 # -- first_flip --------------------------------------------------------------------------------------------------
 
 

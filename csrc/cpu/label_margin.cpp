@@ -1,18 +1,21 @@
-// label_margin on the CPU: a vectorised search for the greatest value on either side of the label, then for its first
-// position. Rows with a NaN take the definition's own path.
+// label_margin and probe_answers on the CPU: a vectorised search for the greatest value on either side of the label,
+// then for its first position. Rows with a NaN take the definition's own path.
 
 #include "tiles.h"
+
+#include <vector>
 
 namespace apem_fast {
 namespace {
 
-// The greatest of consecutive values; NaN if any is.
-template <typename A, typename T>
+// The greatest of consecutive values, or of their magnitudes; NaN if any is.
+template <typename A, bool kMagnitudes = false, typename T>
 APEM_FAST_VECTOR_VERSIONS A greatest_value(const T* values, int64_t count) {
   A lane[kLanes];
   int missing[kLanes] = {};
   std::fill(lane, lane + kLanes, -std::numeric_limits<A>::infinity());
-  const auto update = [&](int l, A value) {
+  const auto update = [&](int l, A raw) {
+    const A value = kMagnitudes && raw < 0 ? -raw : raw;
     lane[l] = value > lane[l] ? value : lane[l];
     missing[l] |= is_missing(value);
   };
@@ -102,11 +105,44 @@ Tensor label_margin_backward(const Tensor& grad_margin, const Tensor& logits, co
   return out;
 }
 
+Tensor probe_answers(const Tensor& logits, const Tensor& labels, const std::optional<Tensor>& above) {
+  checks::probe_answers(logits, labels, above);
+  const int64_t rows = logits.size(0), classes = logits.size(1);
+  Tensor out = torch::stable::new_empty(logits, {3, rows}, ScalarType::Double);
+  const Tensor values = torch::stable::contiguous(logits), label = torch::stable::contiguous(labels);
+  const std::optional<Tensor> mask = above ? std::optional(torch::stable::contiguous(*above)) : std::nullopt;
+  double* to = mutable_data_of<double>(out);
+  dispatch_floating(logits.scalar_type(), [&](auto value) {
+    using T = decltype(value);
+    using A = arithmetic_t<T>;
+    torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrainValues / classes), [&](int64_t begin, int64_t end) {
+      std::vector<T> taking_part(mask ? classes : 0);
+      for (int64_t n = begin; n < end; ++n) {
+        const T *whole = data_of<T>(values) + n * classes, *row = whole;
+        if (mask) {
+          const bool* left_out = data_of<bool>(*mask) + n * classes;
+          for (int64_t c = 0; c < classes; ++c) {
+            taking_part[c] = left_out[c] ? static_cast<T>(-std::numeric_limits<float>::infinity()) : whole[c];
+          }
+          row = taking_part.data();
+        }
+        const int64_t own = data_of<int64_t>(label)[n];
+        const MarginState<A> state = margin_state<A>(row, classes, own);
+        to[n] = static_cast<double>(static_cast<T>(margin_of(state, static_cast<A>(row[own]))));
+        to[rows + n] = state.any.index != own;
+        to[2 * rows + n] = static_cast<double>(greatest_value<A, true>(whole, classes));
+      }
+    });
+  });
+  return out;
+}
+
 }  // namespace
 
 APEM_FAST_CPU_LIBRARY(m) {
   APEM_FAST_KERNEL(m, label_margin);
   APEM_FAST_KERNEL(m, label_margin_backward);
+  APEM_FAST_KERNEL(m, probe_answers);
 }
 
 }  // namespace apem_fast

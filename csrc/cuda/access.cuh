@@ -45,16 +45,43 @@ using word_t = std::conditional_t<
     std::conditional_t<kBytes == 8, uint2,
                        std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
 
+// Whether what is moved is wanted again soon, by this kernel or the next, or only passes through: then it is the first
+// to leave the second-level cache, and what is wanted again stays in it.
+enum class Use { kAgain, kOnce };
+
+// As __ldg, but the first to leave the caches. (__ldcs is volatile: no load would move past another or past a store.)
+template <typename Word>
+__device__ __forceinline__ Word load_passing(const Word* from) {
+#if defined(APEM_FAST_EMULATOR)
+  return *from;
+#else
+  Word word;
+  if constexpr (sizeof(Word) == 16) {
+    asm("ld.global.cs.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+        : "l"(from));
+  } else if constexpr (sizeof(Word) == 8) {
+    asm("ld.global.cs.nc.v2.u32 {%0, %1}, [%2];" : "=r"(word.x), "=r"(word.y) : "l"(from));
+  } else if constexpr (sizeof(Word) == 4) {
+    asm("ld.global.cs.nc.u32 %0, [%1];" : "=r"(word) : "l"(from));
+  } else {
+    word = __ldg(from);  // the way to single elements, which is not for speed
+  }
+  return word;
+#endif
+}
+
 // Only from what no thread writes while the kernel runs. So the compiler may move loads past stores, and those of a
 // whole item are under way together.
-template <typename Access, typename T>
+template <typename Access, Use kUse = Use::kAgain, typename T>
 __device__ __forceinline__ typename Access::template Vector<T> load(const T* from) {
   using Vector = typename Access::template Vector<T>;
   using Word = word_t<alignof(Vector)>;
   Word words[sizeof(Vector) / sizeof(Word)];
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(Vector) / sizeof(Word)); ++i) {
-    words[i] = __ldg(reinterpret_cast<const Word*>(from) + i);
+    const Word* word = reinterpret_cast<const Word*>(from) + i;
+    words[i] = kUse == Use::kOnce ? load_passing(word) : __ldg(word);
   }
   Vector values;
   memcpy(&values, words, sizeof(Vector));
@@ -77,16 +104,22 @@ __device__ __forceinline__ typename Access::template Vector<T> load_own(const T*
 }
 
 // One instruction: the compiler splits an assignment into its elements. No kernel reads what it stores like this.
+template <Use kUse>
 __device__ __forceinline__ void store_word(uint4* to, const uint4& word) {
 #if defined(APEM_FAST_EMULATOR)
   *to = word;
 #else
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
-               "r"(word.w));
+  if constexpr (kUse == Use::kOnce) {
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w));
+  } else {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w));
+  }
 #endif
 }
 
-template <typename Access, typename T>
+template <typename Access, Use kUse = Use::kAgain, typename T>
 __device__ __forceinline__ void store(T* to, const typename Access::template Vector<T>& values) {
   if constexpr (Access::kElements == 1) {
     *to = values[0];
@@ -97,7 +130,7 @@ __device__ __forceinline__ void store(T* to, const typename Access::template Vec
     memcpy(words, &values, sizeof(values));
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
+      store_word<kUse>(reinterpret_cast<uint4*>(to) + i, words[i]);
     }
   }
 }

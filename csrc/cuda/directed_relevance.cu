@@ -61,11 +61,15 @@ Tensor directed_relevance_backward(const Tensor& grad_direction, const Tensor& r
     using T = decltype(value);
     dispatch_gradient<T>(gradient.scalar_type(), [&](auto gradient_value) {
       using G = decltype(gradient_value);
+      using A = arithmetic_t<T>;
+      // Of the output's own type they lie in the output, value by value.
+      const Tensor channel_sums =
+          std::is_same_v<A, T> ? out : torch::stable::new_empty(r, {r.numel()}, ScalarType::Float);
       launch_directed_relevance_backward APEM_FAST_BLOCK(
-          DirectedRelevanceBackwardArguments<T, G>{data_of<T>(grad), data_of<T>(r), data_of<G>(g),
-                                                   mutable_data_of<T>(out), mutable_data_of<double>(norm_chunks),
-                                                   mutable_data_of<double>(along_chunks), n, chunks, cover,
-                                                   irrelevance},
+          DirectedRelevanceBackwardArguments<T, G>{
+              data_of<T>(grad), data_of<T>(r), data_of<G>(g), mutable_data_of<T>(out), mutable_data_of<A>(channel_sums),
+              mutable_data_of<double>(norm_chunks), mutable_data_of<double>(along_chunks), n, chunks, cover,
+              irrelevance},
           device.stream);
     });
   });

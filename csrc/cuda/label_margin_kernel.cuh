@@ -1,5 +1,9 @@
-// label_margin and its backward on CUDA: a warp for each row of logits, which it reads once, with
-// no barrier between the rows of a block.
+// label_margin and its backward on CUDA: a warp for each row of logits, which it reads once, with no barrier between
+// the rows of a block.
+//
+// Forward, the best class beside the label is the greatest logit or, if that is the label's, the second greatest. Both
+// are found without looking at the label, and without their indices but for the greatest's. A row with a NaN is done
+// again, with the rules for it.
 #pragma once
 
 #include "access.cuh"
@@ -46,20 +50,116 @@ __device__ __forceinline__ MarginState<arithmetic_t<T>> state_of_row(const T* ro
   return with_indices(state, label);
 }
 
+// The two greatest logits of a row, or of a part of it, and where the first of the greatest is; -infinity is nowhere.
+template <typename A>
+struct TwoGreatest {
+  A greatest, second;
+  int64_t index;
+  bool missing;  // whether there is a NaN; then the rest means nothing
+};
+
+template <typename A>
+__device__ __forceinline__ TwoGreatest<A> none_greatest() {
+  return {-std::numeric_limits<A>::infinity(), -std::numeric_limits<A>::infinity(), nothing_seen<A>().index, false};
+}
+
+template <typename A>
+__device__ __forceinline__ A greater(A a, A b) {
+  return std::is_same_v<A, float> ? fmaxf(a, b) : fmax(a, b);  // one instruction
+}
+
+template <typename A>
+__device__ __forceinline__ A lesser(A a, A b) {
+  return std::is_same_v<A, float> ? fminf(a, b) : fmin(a, b);
+}
+
+// With logits from `index` on, behind all those of the state.
+template <typename Access, typename T, typename A = arithmetic_t<T>>
+__device__ __forceinline__ void add_pack(TwoGreatest<A>& state, const Pack<T, Access::kElements>& logits,
+                                         int64_t index) {
+  int at = -1;
+#pragma unroll
+  for (int i = 0; i < Access::kElements; ++i) {
+    const A logit = static_cast<A>(logits[i]);
+    state.missing = state.missing || is_missing(logit);
+    state.second = greater(state.second, lesser(state.greatest, logit));
+    at = logit > state.greatest ? i : at;
+    state.greatest = greater(state.greatest, logit);
+  }
+  state.index = at < 0 ? state.index : index + at;
+}
+
+// What all lanes of a warp together have.
+template <typename A>
+__device__ __forceinline__ TwoGreatest<A> of_warp(const TwoGreatest<A>& of_lane) {
+  struct Values {
+    A greatest, second;
+  };
+  const Values values = warp_reduce(Values{of_lane.greatest, of_lane.second}, [](const Values& a, const Values& b) {
+    return Values{greater(a.greatest, b.greatest),
+                  greater(lesser(a.greatest, b.greatest), greater(a.second, b.second))};
+  });
+  const int64_t own = of_lane.greatest == values.greatest ? of_lane.index : nothing_seen<A>().index;
+  const int64_t index = warp_reduce(own, [](int64_t a, int64_t b) { return a < b ? a : b; });
+  const bool missing = __any_sync(kWholeWarp, of_lane.missing) != 0;
+  return {values.greatest, values.second, index, missing};
+}
+
+// Packs of a row that a lane has in registers: 4 KB for a warp, as a row of 1,000 float32 logits.
+constexpr int kPacksOfRow = 8;
+
+// While a warp works on its packs it asks for the next ones, of the same row or its next: there are always some under
+// way, also while the lanes are joined.
 template <typename Access, typename T>
 __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128) label_margin_kernel(LabelMarginArguments<T> a) {
   using A = arithmetic_t<T>;
-  for (int64_t n = first_row<Access::kBlock>(); n < a.N; n += all_warps<Access::kBlock>()) {
-    const T* row = a.logits + n * a.classes;
-    const int64_t label = a.labels[n];
-    const MarginState<A> state = state_of_row<Access>(row, a.classes, label);
-    if (threadIdx.x % kWarp == 0) {
-      // Reading the labels on the host would wait for the device, so one that is out of range shows as NaN.
-      const bool exists = 0 <= label && label < a.classes;
-      const A margin = exists ? margin_of(state, static_cast<A>(row[label])) : std::numeric_limits<A>::quiet_NaN();
-      a.margin[n] = static_cast<T>(margin);
-      a.predicted[n] = state.any.index;
+  constexpr int kStep = kWarp * Access::kElements;
+  const int64_t lane = threadIdx.x % kWarp * Access::kElements;
+  int64_t n = first_row<Access::kBlock>(), begin = lane;
+  typename Access::template Vector<T> packs[kPacksOfRow];
+  const auto load_pack = [&](int j, int64_t row, int64_t from) {
+    if (row < a.N && from + j * kStep < a.classes) {
+      packs[j] = load<Access>(a.logits + row * a.classes + from + j * kStep);
     }
+  };
+#pragma unroll
+  for (int j = 0; j < kPacksOfRow; ++j) {
+    load_pack(j, n, begin);
+  }
+  TwoGreatest<A> state = none_greatest<A>();
+  while (n < a.N) {
+    const bool last = begin - lane + kPacksOfRow * kStep >= a.classes;
+    const int64_t next_row = last ? n + all_warps<Access::kBlock>() : n;
+    const int64_t next_begin = last ? lane : begin + kPacksOfRow * kStep;
+    // Reading the labels on the host would wait for the device, so one that is out of range shows as NaN.
+    const int64_t label = a.labels[n];
+    const bool exists = 0 <= label && label < a.classes;
+    const A label_logit =
+        exists ? static_cast<A>(a.logits[n * a.classes + label]) : std::numeric_limits<A>::quiet_NaN();
+#pragma unroll
+    for (int j = 0; j < kPacksOfRow; ++j) {
+      if (begin + j * kStep < a.classes) {
+        add_pack<Access, T>(state, packs[j], begin + j * kStep);
+      }
+      load_pack(j, next_row, next_begin);
+    }
+    if (last) {
+      const TwoGreatest<A> of_row = of_warp(state);
+      if (of_row.missing) {  // of the whole warp
+        const MarginState<A> with_missing = state_of_row<Access>(a.logits + n * a.classes, a.classes, label);
+        if (lane == 0) {
+          a.margin[n] = static_cast<T>(margin_of(with_missing, label_logit));
+          a.predicted[n] = with_missing.any.index;
+        }
+      } else if (lane == 0) {
+        const int64_t predicted = of_row.index == nothing_seen<A>().index ? 0 : of_row.index;
+        a.margin[n] = static_cast<T>(label_logit - (predicted == label ? of_row.second : of_row.greatest));
+        a.predicted[n] = predicted;
+      }
+      state = none_greatest<A>();
+    }
+    n = next_row;
+    begin = next_begin;
   }
 }
 
@@ -95,11 +195,15 @@ __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128)
   }
 }
 
+// A warp takes several rows, but no more than leave enough blocks for every multiprocessor of a large device.
+constexpr int64_t kMostRowsOfWarp = 8, kEnoughBlocksOfRows = 4096;
+
 template <int kBlock = 128, typename T>
 void launch_label_margin(const LabelMarginArguments<T>& arguments, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(arguments.N, kBlock / kWarp);
+  const int64_t wanted = std::max(ceil_div(blocks, kMostRowsOfWarp), std::min(blocks, kEnoughBlocksOfRows));
   const auto run = [&](auto access) {
-    launch(label_margin_kernel<decltype(access), T>, ceil_div(arguments.N, kBlock / kWarp), 1, 1, kBlock, stream,
-           arguments);
+    launch(label_margin_kernel<decltype(access), T>, wanted, 1, 1, kBlock, stream, arguments);
   };
   using Vector = Access<T, kBlock, true>;
   if (fits_vectors(Vector::kElements, arguments.classes, arguments.logits)) {

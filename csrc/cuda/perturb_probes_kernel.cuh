@@ -25,7 +25,7 @@ struct PerturbProbesArguments {
 };
 
 // The block's part of probe m's input.
-template <typename Access, Walk kWalk, typename T, typename G, typename O>
+template <typename Access, Walk kWalk, bool kBounded, typename T, typename G, typename O>
 __device__ __forceinline__ void write_probe(const PerturbProbesArguments<T, G, O>& a, int64_t m) {
   using A = arithmetic_t<T>;
   const int64_t items = items_of<Access, kWalk>(a.cover), image_size = a.cover.image_size();
@@ -55,21 +55,21 @@ __device__ __forceinline__ void write_probe(const PerturbProbesArguments<T, G, O
           typename Access::template Vector<O> result;
 #pragma unroll
           for (int i = 0; i < Access::kElements; ++i) {
-            const A direction = quotient[i] * sign_of<A>(g[i]);
-            result[i] = static_cast<O>(clamped(perturbed(static_cast<A>(x[i]), epsilon, direction), lower, upper));
+            const A value = perturbed(static_cast<A>(x[i]), epsilon, with_sign_of(quotient[i], g[i]));
+            result[i] = static_cast<O>(kBounded ? clamped(value, lower, upper) : value);
           }
           store<Access>(out + offset, result);
         });
   }
 }
 
-template <typename Access, Walk kWalk, typename T, typename G, typename O>
+template <typename Access, Walk kWalk, bool kBounded, typename T, typename G, typename O>
 __global__ void __launch_bounds__(Access::kBlock, sizeof(O) < sizeof(T) ? Access::kBlocksOf128 : Access::kBlocksOf64)
     perturb_probes_kernel(PerturbProbesArguments<T, G, O> a) {
   const int64_t run = (a.probes + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * run;
   const int64_t end = begin + run < a.probes ? begin + run : a.probes;
   for (int64_t m = begin; m < end; ++m) {
-    write_probe<Access, kWalk>(a, m);
+    write_probe<Access, kWalk, kBounded>(a, m);
   }
 }
 
@@ -79,12 +79,15 @@ constexpr int64_t kMostProbesPerBlock = 8, kEnoughBlocks = 2048;
 
 template <int kBlock = 256, typename T, typename G, typename O>
 void launch_perturb_probes(const PerturbProbesArguments<T, G, O>& arguments, cudaStream_t stream) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const bool bounded = arguments.lower != -kInfinity || arguments.upper != kInfinity;
   const auto run = [&](auto access, auto walk) {
     using Access = decltype(access);
     const int64_t tiles = ceil_div(items_of<Access, walk()>(arguments.cover), kBlock);
     const int64_t runs = std::max(ceil_div(arguments.probes, kMostProbesPerBlock), ceil_div(kEnoughBlocks, tiles));
-    launch(perturb_probes_kernel<Access, walk(), T, G, O>, tiles, std::min(runs, arguments.probes), 1, kBlock, stream,
-           arguments);
+    const auto kernel = bounded ? perturb_probes_kernel<Access, walk(), true, T, G, O>
+                                : perturb_probes_kernel<Access, walk(), false, T, G, O>;
+    launch(kernel, tiles, std::min(runs, arguments.probes), 1, kBlock, stream, arguments);
   };
   choose_walk<narrower_t<T, O>, kBlock>(arguments.cover, run, arguments.relevance, arguments.images, arguments.gradient,
                                         arguments.out);

@@ -212,6 +212,13 @@ V __shfl_up_sync(unsigned mask, V value, unsigned distance) {
   return apem_fast::emulator::exchange(mask, value, source < 0 ? lane : source);
 }
 
+inline int __any_sync(unsigned mask, int predicate) {
+  for (int distance = 16; distance > 0; distance /= 2) {
+    predicate |= __shfl_xor_sync(mask, predicate, distance);
+  }
+  return predicate;
+}
+
 template <typename Integer>
 Integer atomicAdd(Integer* address, Integer value) {
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);

@@ -234,6 +234,13 @@ inline Tensor label_margin_backward(const Tensor& grad_margin, const Tensor& log
   return detail::call<Tensor>("apem_fast::label_margin_backward", grad_margin, logits, labels);
 }
 
+// Margin, flip (0 or 1) and greatest magnitude of a logit of each row, in float64: (M, classes), (M,), and where given
+// (M, classes) of the classes that do not take part -> (3, M).
+inline Tensor probe_answers(const Tensor& logits, const Tensor& labels,
+                            const std::optional<Tensor>& above = std::nullopt) {
+  return detail::call<Tensor>("apem_fast::probe_answers", logits, labels, above);
+}
+
 // The least epsilon at which each ray's prediction is not its label, else infinity: (R, K), (R,), (K,) or (R, K) ->
 // (R,).
 inline Tensor first_flip(const Tensor& predicted, const Tensor& labels, const Tensor& epsilon) {

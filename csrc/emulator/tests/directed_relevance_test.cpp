@@ -18,6 +18,7 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
   Buffer<T> map(n * map_size, offset), direction(n * size, offset);
   Buffer<T> grad(n * size, offset), grad_map(n * map_size, offset);
   Buffer<G> gradient(n * size, offset);
+  Buffer<A> channel_sums(n * map_size, offset);
   Buffer<double> norm_chunks(n * chunks), along_chunks(n * chunks);
   map.fill([&](int64_t) { return static_cast<float>(random.below(9)) / 8; });
   map.fill([&](int64_t i) { return i % map_size == 0 ? 0.25f : static_cast<float>(map[i]); });
@@ -29,7 +30,8 @@ void test(int64_t channels, int64_t pixels, int64_t map_channels, bool channels_
                                     nullptr);
   launch_directed_relevance_backward<kBlock>(
       DirectedRelevanceBackwardArguments<T, G>{grad.data(), map.data(), gradient.data(), grad_map.data(),
-                                               norm_chunks.data(), along_chunks.data(), n, chunks, cover, irrelevance},
+                                               channel_sums.data(), norm_chunks.data(), along_chunks.data(), n, chunks,
+                                               cover, irrelevance},
       nullptr);
   const auto map_at = [&](int64_t image, int64_t i) {
     const int64_t at = map_channels == channels ? i : channels_last ? i / channels : i % pixels;
