@@ -20,6 +20,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # 2.11: one binary serves this torch and every later one
 # One for each major version: its machine code also runs on the later GPUs of that version (8.0: A10, L4, RTX 40 ...).
+# CMakeLists.txt reads this line.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 

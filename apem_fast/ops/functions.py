@@ -20,7 +20,8 @@ _ops = torch.ops.apem_fast
 
 
 def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
-    """The direction of a ray: R / norm1(R) * sign(gradient) (P1 equation 1).
+    """The direction of a ray: R / norm1(R) * sign(gradient) (P1 equation 1). For searches of your own: `apem` never
+    stores directions, and calls `perturb_probes`.
 
     Args:
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); values in [0, 1].
@@ -42,7 +43,8 @@ def perturb(
     lower: float | None = None,
     upper: float | None = None,
 ) -> Tensor:
-    """X' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
+    """X' = x + epsilon * direction (P1 section III-A) for K epsilons at once. For searches of your own: `apem` calls
+    `perturb_probes`.
 
     Args:
         images: (N, C, H, W).
@@ -140,6 +142,7 @@ def probe_answers(logits: Tensor, labels: Tensor, above: Tensor | None = None) -
 
 def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
     """The least epsilon of each ray at which the prediction is no longer the label; infinity where there is none.
+    For searches of your own: `apem` decides ray by ray.
 
     Args:
         predicted: (R, K) int64.
@@ -234,6 +237,7 @@ def attack_step(
 
 def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """The filter's maps at many levels at once (P2 Algorithm 2): values of at most each threshold are set to 0.
+    For filters of your own: `filter_relevance` gives `perturb_probes` a level for each probe.
 
     Args:
         relevance: (N, C, H, W), any C.
