@@ -242,7 +242,9 @@ def test_only_what_passes_through_is_the_first_to_leave_the_cache(architecture: 
     assert [str(k) for k in streaming if not any(k.is_of(name) for name in names)] == []
     directed = [k for k in found if k.uses_vectors and k.is_of("directed_relevance_kernel")]
     assert directed and all(any(i.startswith("STG.E.EF.128") for i in k.instructions) for k in directed)
-    assert all(any(i.startswith("LDG.E.EF") for i in k.instructions) for k in directed)
+    # Two signs for a pack of doubles are no word to stream.
+    words = [k for k in directed if not ("AccessId" in k.name and re.search(r"daEEv", k.name))]
+    assert words and all(any(i.startswith("LDG.E.EF") for i in k.instructions) for k in words)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

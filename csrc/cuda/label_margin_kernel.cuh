@@ -105,39 +105,41 @@ __device__ __forceinline__ TwoGreatest<A> of_warp(const TwoGreatest<A>& of_lane)
   return {values.greatest, values.second, index, missing};
 }
 
-// Packs of a row that a lane has in registers: 4 KB for a warp, as a row of 1,000 float32 logits.
-constexpr int kPacksOfRow = 8;
+// Packs of a row that a lane has in registers: a row of 1,000 logits in float32, or in half precision, whose values
+// need more registers once they are converted.
+template <typename Access>
+constexpr int kPacksOfRow = Access::kElements == 8 ? 4 : 8;
 
 // While a warp works on its packs it asks for the next ones, of the same row or its next: there are always some under
 // way, also while the lanes are joined.
 template <typename Access, typename T>
 __global__ void __launch_bounds__(Access::kBlock, Access::kBlocksOf128) label_margin_kernel(LabelMarginArguments<T> a) {
   using A = arithmetic_t<T>;
-  constexpr int kStep = kWarp * Access::kElements;
+  constexpr int kStep = kWarp * Access::kElements, kPacks = kPacksOfRow<Access>;
   const int64_t lane = threadIdx.x % kWarp * Access::kElements;
   int64_t n = first_row<Access::kBlock>(), begin = lane;
-  typename Access::template Vector<T> packs[kPacksOfRow];
+  typename Access::template Vector<T> packs[kPacks];
   const auto load_pack = [&](int j, int64_t row, int64_t from) {
     if (row < a.N && from + j * kStep < a.classes) {
       packs[j] = load<Access>(a.logits + row * a.classes + from + j * kStep);
     }
   };
 #pragma unroll
-  for (int j = 0; j < kPacksOfRow; ++j) {
+  for (int j = 0; j < kPacks; ++j) {
     load_pack(j, n, begin);
   }
   TwoGreatest<A> state = none_greatest<A>();
   while (n < a.N) {
-    const bool last = begin - lane + kPacksOfRow * kStep >= a.classes;
+    const bool last = begin - lane + kPacks * kStep >= a.classes;
     const int64_t next_row = last ? n + all_warps<Access::kBlock>() : n;
-    const int64_t next_begin = last ? lane : begin + kPacksOfRow * kStep;
+    const int64_t next_begin = last ? lane : begin + kPacks * kStep;
     // Reading the labels on the host would wait for the device, so one that is out of range shows as NaN.
     const int64_t label = a.labels[n];
     const bool exists = 0 <= label && label < a.classes;
     const A label_logit =
         exists ? static_cast<A>(a.logits[n * a.classes + label]) : std::numeric_limits<A>::quiet_NaN();
 #pragma unroll
-    for (int j = 0; j < kPacksOfRow; ++j) {
+    for (int j = 0; j < kPacks; ++j) {
       if (begin + j * kStep < a.classes) {
         add_pack<Access, T>(state, packs[j], begin + j * kStep);
       }

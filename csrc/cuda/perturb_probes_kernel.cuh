@@ -85,8 +85,10 @@ void launch_perturb_probes(const PerturbProbesArguments<T, G, O>& arguments, cud
     using Access = decltype(access);
     const int64_t tiles = ceil_div(items_of<Access, walk()>(arguments.cover), kBlock);
     const int64_t runs = std::max(ceil_div(arguments.probes, kMostProbesPerBlock), ceil_div(kEnoughBlocks, tiles));
+    // Doubles leave no registers to gain from it.
+    constexpr bool kAlways = std::is_same_v<T, double>;
     const auto kernel = bounded ? perturb_probes_kernel<Access, walk(), true, T, G, O>
-                                : perturb_probes_kernel<Access, walk(), false, T, G, O>;
+                                : perturb_probes_kernel<Access, walk(), kAlways, T, G, O>;
     launch(kernel, tiles, std::min(runs, arguments.probes), 1, kBlock, stream, arguments);
   };
   choose_walk<narrower_t<T, O>, kBlock>(arguments.cover, run, arguments.relevance, arguments.images, arguments.gradient,
