@@ -280,10 +280,7 @@ class BatchProber:
             inputs = probes.inputs(rays)
             logits = logits_of(self._record.logits, inputs) if size is None else self._logits(inputs, size, precision)
             labels = rays.labels[probes.image]
-            others = logits if rays.above is None else without(logits, rays.above[probes.image])
-            margin, predicted = ops.label_margin(others, labels)
-            greatest = logits.abs().amax(dim=1).double()
-            return torch.stack([margin.double(), (predicted != labels).double(), greatest])
+            return ops.probe_answers(logits, labels, None if rays.above is None else rays.above[probes.image])
 
     def _logits(self, inputs: Tensor, size: int, precision: str | None) -> Tensor:
         if precision is None:
