@@ -20,6 +20,7 @@ from apem_fast.experiment.run.columns import MEASURES, Explained
 from apem_fast.experiment.run.explaining import Given, maps_of, with_stand_ins
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper
+from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
@@ -55,6 +56,7 @@ class Block:
         options, network, store: of the run.
         device: where the network is.
         progress: is told of every advance.
+        reader: of the run's photographs.
         before: the evaluator of an earlier block, whose batches and graphs are used on.
     """
 
@@ -67,10 +69,11 @@ class Block:
         store: RunStore,
         device: str,
         progress: ProgressKeeper,
+        reader: Reader,
         before: Evaluator | None = None,
     ):
         self.number, self.options, self.network, self.store, self.progress = number, options, network, store, progress
-        self.photographs, pixels = self.read(photographs)
+        self.photographs, pixels = self.read(photographs, reader)
         if self.photographs:
             self.pixels = torch.stack(pixels).to(device)
             self.images = network.normalised(self.pixels)
@@ -95,7 +98,7 @@ class Block:
             compile=o.compile,
         )
 
-    def read(self, photographs: Sequence[Photograph]) -> tuple[list[Photograph], list[Tensor]]:
+    def read(self, photographs: Sequence[Photograph], reader: Reader) -> tuple[list[Photograph], list[Tensor]]:
         """The images that can be read, which are the same ones each time, and their pixels."""
         described = self.store.has(self.number, IMAGES)
         known = dict(self.store.read(self.number, IMAGES)[["image", "digest"]].to_numpy()) if described else {}
@@ -104,7 +107,7 @@ class Block:
             if described and one.name not in known:
                 continue
             try:
-                pixels.append(self.network.pixels(one.open()))
+                pixels.append(reader.read(one))
             except OSError as error:
                 if described:
                     raise ValueError(

@@ -23,6 +23,7 @@ from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.explain import explainer_from
 
@@ -155,15 +156,19 @@ class _Share:
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
         evaluator: Evaluator | None = None
-        for number, keys in missing:
-            before = progress.state
-            progress.update(doing="sign gradients")
-            block = Block(number, blocks[number], options, network, store, self.device, progress, evaluator)
-            evaluator = block.evaluator if block.photographs else evaluator
-            block.evaluate({key: self.explainers[key] for key in keys})
-            # Files that could not be read have taken no work.
-            expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
-            progress.update(images_finished=before.images_finished + len(blocks[number]), work=before.work + expected)
+        with Reader(network.pixels) as reader:
+            for at, (number, keys) in enumerate(missing):
+                before = progress.state
+                progress.update(doing="sign gradients")
+                for to_come, _ in missing[at : at + 2]:
+                    reader.ahead(blocks[to_come])
+                block = Block(number, blocks[number], options, network, store, self.device, progress, reader, evaluator)
+                evaluator = block.evaluator if block.photographs else evaluator
+                block.evaluate({key: self.explainers[key] for key in keys})
+                # Files that could not be read have taken no work.
+                expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
+                finished = before.images_finished + len(blocks[number])
+                progress.update(images_finished=finished, work=before.work + expected)
 
 
 def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:
