@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml
 	@$(PIP) install $$($(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	  extras = p["optional-dependencies"]; \
 	  wanted = ("explain", "experiment", "siamese", "demo", "test", "check"); \
-	  print(*p["dependencies"], *(one for name in wanted for one in extras[name] if not one.startswith("apem_fast")))')
+	  print(*p["dependencies"], *{one for name in wanted for one in extras[name] if not one.startswith("apem_fast")})')
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)
