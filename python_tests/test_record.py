@@ -54,7 +54,7 @@ def test_a_model_that_is_further_off_in_float32_gets_a_wider_band():
     each = [af.Evaluator(OtherProcessor(seed, 1e-4).eval(), images, record="float64", **GRID) for seed in (1.0, 2.0)]
     results = [evaluator.apem({"maps": maps})["maps"] for evaluator in each]
     assert epsilons_of(results[0]) == epsilons_of(results[1])
-    assert each[0]._passes.noise > 2.0**-14
+    assert each[0]._runner.noise > 2.0**-14
 
 
 @pytest.mark.parametrize("search", ["isolate", "exhaustive"])
