@@ -1,6 +1,6 @@
 """The filter's answer in several settings of a processor's libraries, by how its stop is chosen.
 
-    python -m bench.filter_settings [--photographs cat rocket flower] [--only "oneDNN: SSE4.1"]
+    python -m bench.filter_settings [--photographs cat rocket flower] [--ways "levels=256"] [--only "oneDNN: SSE4.1"]
 
 The gradient's 1-channel maps of bundled photographs, as the demonstration filters them, are made once; then every
 setting filters them in a process of its own (see bench.settings). docs/same-answers.md has the table.
@@ -43,12 +43,12 @@ def prepared(folder: Path, names: list[str]) -> None:
     torch.save(([photograph.name for photograph in chosen], images, maps), folder / "maps.pt")
 
 
-def filtered(folder: Path) -> dict[str, list[Any]]:
+def filtered(folder: Path, ways: list[str]) -> dict[str, list[Any]]:
     """What this process answers: of each way and photograph, the share removed, the level, the score and the margin."""
     names, images, maps = torch.load(folder / "maps.pt")
     model = load_network("efficientnet-lite0").model
     answers: dict[str, list[Any]] = {}
-    for way, options in WAYS.items():
+    for way, options in ((way, WAYS[way]) for way in ways):
         result = af.filter_relevance(model, images, maps, **options)
         columns = (result.removed_share, result.levels_removed, result.score_after, result.deciding_margin)
         for name, values in zip(names, zip(*(column.tolist() for column in columns), strict=True), strict=True):
@@ -57,9 +57,9 @@ def filtered(folder: Path) -> dict[str, list[Any]]:
     return answers
 
 
-def of_setting(setting: Setting, folder: Path) -> dict[str, list[Any]]:
+def of_setting(setting: Setting, folder: Path, ways: list[str]) -> dict[str, list[Any]]:
     environment = {**setting.environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    child = [sys.executable, "-m", "bench.filter_settings", "--child", str(folder)]
+    child = [sys.executable, "-m", "bench.filter_settings", "--child", str(folder), "--ways", *ways]
     done = subprocess.run(child, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
@@ -67,16 +67,17 @@ def of_setting(setting: Setting, folder: Path) -> dict[str, list[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photographs", nargs="+", default=["cat", "rocket", "flower"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--only", nargs="+", default=COMPARED, choices=[s.name for s in SETTINGS if not s.options])
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(filtered(arguments.child)))
+        print(json.dumps(filtered(arguments.child, arguments.ways)))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared(folder, arguments.photographs)
-        answers = {s.name: of_setting(s, folder) for s in SETTINGS if s.name in arguments.only}
+        answers = {s.name: of_setting(s, folder, arguments.ways) for s in SETTINGS if s.name in arguments.only}
     first, *others = answers
     rows = [
         {
