@@ -48,7 +48,7 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 
 demo: $(BUILT)
 	@$(BIN)/apem-fast evaluate --output $(DEMO_OUTPUT)
-	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) cat rocket flower
+	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) --levels 256 cat rocket flower
 	@$(BIN)/apem-fast report $(DEMO_OUTPUT) --images 3
 
 # One thread a process and a process a core: two threads beside another busy process are slower than one.
