@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apem_fast import explain, measures, ops, siamese
     from apem_fast.auditing import Audit, audit
     from apem_fast.cmake import cmake_prefix
+    from apem_fast.experiment.functions import evaluate, report
     from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
     from apem_fast.filter.stopping import Stop
     from apem_fast.measures import continuity, data_randomisation, parameter_randomisation, selectivity
@@ -43,6 +44,7 @@ __all__ = [
     "cmake_prefix",
     "continuity",
     "data_randomisation",
+    "evaluate",
     "explain",
     "filter_relevance",
     "measures",
@@ -50,6 +52,7 @@ __all__ = [
     "ops",
     "parameter_randomisation",
     "relevance_map",
+    "report",
     "selectivity",
     "siamese",
 ]
@@ -72,10 +75,12 @@ _HOMES = {
     "cmake_prefix": "cmake",
     "continuity": "measures",
     "data_randomisation": "measures",
+    "evaluate": "experiment.functions",
     "filter_relevance": "filter.filtering",
     "minimum_epsilon": "metric",
     "parameter_randomisation": "measures",
     "relevance_map": "relevance",
+    "report": "experiment.functions",
     "selectivity": "measures",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Self
 
 import pandas
@@ -20,19 +21,19 @@ from rich.text import Text
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.report.summary import ON_TERMINAL, totals
-from apem_fast.experiment.run.progress import RunProgress
+from apem_fast.experiment.run.progress import RunProgress, TimeLeft, doing_of
 from apem_fast.experiment.run.store import RunStore
 
 
 class _TimeLeft(ProgressColumn):
     """From the mean speed of the whole run: steadier than rich's own window, as rays end in bursts."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = TimeLeft(time.monotonic)
+
     def render(self, task: Task) -> Text:
-        elapsed, work, total = task.elapsed or 0.0, task.completed, task.total or 0.0
-        if work <= 0 or elapsed < 2:
-            return Text("-:-- left", style="progress.remaining")
-        seconds = round(elapsed * (total - work) / work)
-        return Text(f"{seconds // 60}:{seconds % 60:02d} left", style="progress.remaining")
+        return Text(self.left.text(task.fields["state"]), style="progress.remaining")
 
 
 class ConsoleProgress:
@@ -56,7 +57,9 @@ class ConsoleProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.progress.add_task("", explainer="", images="", doing="", rate="", total=None)
+        self.task = self.progress.add_task(
+            "", explainer="", images="", doing="", rate="", state=RunProgress(), total=None
+        )
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -69,19 +72,14 @@ class ConsoleProgress:
         if state.finished:
             self.progress.console.print(state.finished, highlight=False)
         rate = state.probes / state.search_seconds if state.search_seconds > 0 else 0.0
-        if state.doing:
-            doing = state.doing
-        elif state.explaining:
-            doing = f"explaining image {min(state.images_done + 1, state.images_total)} of {state.images_total}"
-        else:
-            doing = f"{state.rays_done} of {state.rays_total} rays"
         self.progress.update(
             self.task,
             completed=state.work,
             total=state.work_total or None,
             explainer=state.explainer,
             images=_images(state),
-            doing=doing,
+            doing=doing_of(state),
+            state=state,
             rate=f"{rate:.0f} probes/s" if rate else "",
         )
 

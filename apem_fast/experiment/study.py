@@ -124,7 +124,7 @@ class Study:
         folder = Path(folder)
         stores: list[RunStore] = []
         for name, options in self.runs.items():
-            stores.append(evaluate(options, folder / name, **({} if progress is None else {"progress": progress})))
+            stores.append(evaluate(options, folder / name, progress=progress))
         if not first:
             return []
         pages = []

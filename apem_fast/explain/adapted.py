@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apem_fast.callers import warn
 from apem_fast.explain.explainer import Explainer, checked_logits, require_at_least_one, require_known_labels
 from apem_fast.explain.grad_cam import enlarged
 from apem_fast.seeding import generator_for, seeded
@@ -26,8 +28,9 @@ class Adapted(Explainer):
     `batch_size` of 1 that it starts with, an image's explanation does not depend on the others.
 
     Args:
-        function: (model, images, labels, **method_options) -> attribution (N, C, H, W), (N, 1, h, w) or (N, h, w);
-            one that is smaller than the images is enlarged bilinearly.
+        function: (model, images, labels, **method_options) -> attribution (N, C, H, W), (N, 1, h, w) or (N, h, w), a
+            tensor or an array of numpy; one of another size than the images is enlarged bilinearly, with a warning
+            where that changes its proportions.
         title: what the method is called in a table.
         method_options: keyword arguments for `function`.
         path: where it can be imported from ("captum.attr.Saliency"); "" if nowhere.
@@ -35,7 +38,7 @@ class Adapted(Explainer):
         batch_size: the most images in one call.
     """
 
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | np.ndarray]
     title: str
     method_options: Mapping[str, Any] = field(default_factory=dict)
     path: str = ""
@@ -63,14 +66,24 @@ class Adapted(Explainer):
             require_known_labels(checked_logits(model, images, self.name), labels, self.name)
         with seeded(generator_for(images[0], self.seed).initial_seed(), images.device):
             attribution = self.function(model, images, labels, **self.method_options)
+        if isinstance(attribution, np.ndarray) and attribution.dtype.kind in "fiub":
+            attribution = torch.from_numpy(attribution.astype(np.float64))
         if not isinstance(attribution, Tensor):
-            raise TypeError(f"{self.name}: the method must return a tensor (got {type(attribution).__name__})")
+            raise TypeError(
+                f"{self.name}: the method must return a tensor or an array (got {type(attribution).__name__})"
+            )
         map_ = attribution.detach()
         map_ = map_[:, None] if map_.dim() == 3 else map_
         if map_.dim() != 4 or map_.shape[0] != images.shape[0] or map_.shape[1] not in (1, images.shape[1]):
             raise ValueError(
                 f"{self.name}: the method must return shape (N, C, H, W), (N, 1, h, w) or (N, h, w) for images "
                 f"{tuple(images.shape)} (got {tuple(attribution.shape)})"
+            )
+        (height, width), (own_height, own_width) = images.shape[2:], map_.shape[2:]
+        if abs(own_height * width - own_width * height) > max(height, width):
+            warn(
+                f"{self.name}: a map of {own_height} by {own_width} is stretched to the images' {height} by {width}, "
+                "which changes its proportions"
             )
         return enlarged(map_.to(images), images)
 
@@ -109,13 +122,18 @@ def from_captum(
 
 
 def from_callable(
-    function: Callable[..., Tensor], *, name: str | None = None, seed: int = 0, batch_size: int = 1, **options: Any
+    function: Callable[..., Tensor | np.ndarray],
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    batch_size: int = 1,
+    **options: Any,
 ) -> Explainer:
     """An explainer of a function (model, images, labels, **options) -> attribution.
 
     Args:
         function: gets the model, images (N, C, H, W) that it may change, labels (N,) int64 and the options; returns
-            (N, C, H, W), (N, 1, h, w) or (N, h, w).
+            (N, C, H, W), (N, 1, h, w) or (N, h, w), a tensor or an array of numpy.
         name: what it is called in a table; the function's name if None.
         seed: any integer, for methods that draw torch's random numbers.
         batch_size: the most images in one call of the function.

@@ -58,6 +58,10 @@ class Explainer(ABC):
         """The method for the images of these names: itself, unless it looks its maps up by name."""
         return self
 
+    def has(self, name: str) -> bool:
+        """Whether the image of that name can be explained: always, unless maps are looked up by name."""
+        return True
+
     @property
     def cost_per_image(self) -> float:
         """About what one image's explanation costs, in forward passes of one image: for estimates of the time left."""

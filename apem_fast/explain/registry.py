@@ -20,6 +20,7 @@ from apem_fast.explain.adapted import Adapted, from_callable, from_captum
 from apem_fast.explain.attention import AttentionRelevance, AttentionRollout
 from apem_fast.explain.baselines import CenteredGaussian, Edge, Random, Uniform
 from apem_fast.explain.explainer import Explainer
+from apem_fast.explain.given import Given
 from apem_fast.explain.grad_cam import GradCAM, GuidedGradCAM
 from apem_fast.explain.gradient import Gradient, InputXGradient, IntegratedGradients, SmoothGrad
 from apem_fast.explain.guided import GuidedBackprop
@@ -48,6 +49,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "edge": Edge,
     "centered-gaussian": CenteredGaussian,
 }
+_METHODS: dict[str, type[Explainer]] = {**EXPLAINERS, "given": Given}  # the last is in records alone
 BASELINES = ("random", "uniform", "edge", "centered-gaussian")
 
 
@@ -90,6 +92,8 @@ def explainer_from(specification: str) -> Explainer:
         if dtype not in (None, "float64"):
             raise ValueError(f"{name}: dtype must be float64 or left out (got {dtype!r})")
         return InFloat64(_own(name, texts)) if dtype else _own(name, texts)
+    if name in _METHODS:
+        return _own(name, texts)
     if "." in name:
         return _imported(name, texts)
     raise ValueError(f"unknown explainer {name!r}; {_suggestion(name, EXPLAINERS)}")
@@ -99,6 +103,8 @@ def imported_by(specification: str) -> list[str]:
     """The import paths of functions and classes that `explainer_from` would import for a specification, beyond this
     package and Captum: somebody else's code, where the specification is somebody else's."""
     name, *assignments = split_outside_brackets(specification.strip(), ":")
+    if name in _METHODS and name not in EXPLAINERS:
+        return [explainer_from(specification).name]
     if name not in EXPLAINERS:
         return [name] if not name.startswith("captum.attr.") or name.count(".") != 2 else []
     fields = dataclasses.fields(EXPLAINERS[name])  # type: ignore[arg-type]
@@ -123,11 +129,22 @@ def key_of(explainer: Explainer) -> str:
         defaults = {"seed": 0, "batch_size": 1, "name": name.rpartition(".")[2]}
         values.update(explainer.method_options)
     else:
-        name = next(key for key, method in EXPLAINERS.items() if type(explainer) is method)
+        found = [key for key, method in _METHODS.items() if type(explainer) is method]
+        if not found:
+            raise ValueError(f"{explainer.name}: only this package's own methods have a name (got one that is not)")
+        name = found[0]
         values = {field.name: getattr(explainer, field.name) for field in _fields(explainer)}
         defaults = {field.name: field.default for field in _fields(explainer)}
     changed = {option: value for option, value in values.items() if option not in defaults or value != defaults[option]}
     return ":".join([name, *(f"{option}={_written(value)}" for option, value in changed.items())])
+
+
+def given_method(key: str) -> str:
+    """The key itself; of a method under a program's own name, the key that it would have under its own."""
+    if not key.startswith("given:"):
+        return key
+    given = explainer_from(key)
+    return given.method if isinstance(given, Given) else key
 
 
 def _fields(method: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -136,7 +153,7 @@ def _fields(method: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def _own(name: str, texts: dict[str, str]) -> Explainer:
-    method = EXPLAINERS[name]
+    method = _METHODS[name]
     hints = get_type_hints(method)
     types = {field.name: hints[field.name] for field in _fields(method) if hints[field.name] in _readers}
     options: dict[str, Any] = {}

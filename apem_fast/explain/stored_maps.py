@@ -96,14 +96,27 @@ class StoredMaps(Explainer):
             several = f"{found[0]} and {found[1]}" if found else "none"
             raise ValueError(f"{self.name}: {self.folder} must hold one map of {name} (got {several})")
         path = Path(self.folder, found[0])
-        values = _with_channels_first(_read(path), path, image.shape[1])
-        height, width = image.shape[2:]
-        if abs(values.shape[1] * width - values.shape[2] * height) > max(height, width):
-            raise ValueError(
-                f"{self.name}: {path} must have the shape of what the network sees, {height} by {width} or any other "
-                f"size of the same proportions (got {values.shape[1]} by {values.shape[2]})"
-            )
-        return enlarged(torch.from_numpy(values)[None].to(image), image)
+        return map_of_image(_read(path), image, str(path))
+
+
+def map_of_image(values: np.ndarray, image: Tensor, what: str) -> Tensor:
+    """One map as an attribution (1, 1 or C, H, W) of one image (1, C, H, W).
+
+    Args:
+        values: (h, w), (1, h, w), (C, h, w) or (h, w, C), float64; of another size than the image's it is enlarged.
+        what: how errors call it.
+
+    Raises:
+        ValueError: another shape, or other proportions than the image's.
+    """
+    values = _with_channels_first(values, what, image.shape[1])
+    height, width = image.shape[2:]
+    if abs(values.shape[1] * width - values.shape[2] * height) > max(height, width):
+        raise ValueError(
+            f"maps: {what} must have the shape of what the network sees, {height} by {width} or any other size of the "
+            f"same proportions (got {values.shape[1]} by {values.shape[2]})"
+        )
+    return enlarged(torch.from_numpy(values)[None].to(image), image)
 
 
 def _files(folder: str) -> tuple[str, ...]:
@@ -134,7 +147,7 @@ def _read(path: Path) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _with_channels_first(values: np.ndarray, path: Path, channels: int) -> np.ndarray:
+def _with_channels_first(values: np.ndarray, what: str, channels: int) -> np.ndarray:
     while values.ndim > 3 and values.shape[0] == 1:
         values = values[0]
     if values.ndim == 2:
@@ -143,7 +156,7 @@ def _with_channels_first(values: np.ndarray, path: Path, channels: int) -> np.nd
         values = values.transpose(2, 0, 1)
     if values.ndim != 3 or values.shape[0] not in (1, channels):
         raise ValueError(
-            f"maps: {path} must have shape (h, w), (1, h, w), ({channels}, h, w) or (h, w, {channels}) "
+            f"maps: {what} must have shape (h, w), (1, h, w), ({channels}, h, w) or (h, w, {channels}) "
             f"(got {values.shape})"
         )
     return np.ascontiguousarray(values)

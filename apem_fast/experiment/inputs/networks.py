@@ -28,6 +28,8 @@ from apem_fast.experiment.inputs.weights import class_count, load_weights, read_
 from apem_fast.importing import module_named
 from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
+GIVEN = "given:"
+"""Begins the name of a network that a Python program handed over."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,11 +50,19 @@ class Network:
     name: str
     model: nn.Module
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     categories: tuple[str, ...]
     resize: int | None = None
     interpolation: str = "bicubic"
+
+    def read(self, photograph: Photograph) -> Tensor:
+        """The pixels of a photograph, (3, size, size).
+
+        Raises:
+            OSError: its file is missing, damaged or not an image.
+        """
+        return self.pixels(photograph.open())
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The centre of a picture at the network's size: (3, size, size), float32 in [0, 1], on the CPU."""
@@ -72,6 +82,10 @@ class Network:
         mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
+    def images_and_pixels(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model receives, and the pixels in [0, 1] that a person sees, of what `read` gave: (N, 3, H, W)."""
+        return self.normalised(read), read
+
     def pixels_of(self, images: Tensor) -> Tensor:
         """The pixels (N, 3, H, W) of what the model receives: `normalised` undone."""
         mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (self.mean, self.std))
@@ -87,9 +101,7 @@ class Network:
     def digest(self) -> str:
         """Different for networks that answer differently: weights, preparation of images, categories."""
         digest = hashlib.blake2b(digest_size=16)
-        prepared = [
-            getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in ("name", "model")
-        ]
+        prepared = [getattr(self, field.name) for field in dataclasses.fields(Network)[2:]]  # all but name and model
         digest.update(repr((type(self.model).__name__, prepared)).encode())
         for name, value in self.model.state_dict().items():
             digest.update(repr((name, value.dtype, tuple(value.shape))).encode())
@@ -150,6 +162,11 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         if weights is not None:
             raise ValueError(f"weights: {name} comes with its own (got {weights})")
         network = NETWORKS[name]()
+    elif name.startswith(GIVEN):
+        raise ValueError(
+            f"network: {name.removeprefix(GIVEN)} was handed over by a Python program, and only that program can go on "
+            "with this run"
+        )
     elif name.startswith("timm:"):
         network = _of_timm(name, weights)
     elif name.endswith(".pt2"):
@@ -208,7 +225,7 @@ def _of_torchvision(name: str, weights: str | Path | None) -> Network:
         prepare.crop_size[0],
         tuple(prepare.mean),
         tuple(prepare.std),
-        _categories(class_count(state)),
+        usual_categories(class_count(state)),
         prepare.resize_size[0],
         prepare.interpolation.value,
     )
@@ -236,7 +253,7 @@ def _of_timm(name: str, weights: str | Path | None) -> Network:
         size,
         tuple(prepare["mean"]),
         tuple(prepare["std"]),
-        _categories(class_count(state)),
+        usual_categories(class_count(state)),
         math.floor(size / prepare["crop_pct"]),
         prepare["interpolation"] if prepare["interpolation"] in INTERPOLATIONS else "bicubic",
     )
@@ -266,7 +283,7 @@ def _of_export(name: str, weights: str | Path | None) -> Network:
     if len(shape) != 4 or not isinstance(shape[2], int):
         raise ValueError(f"network: {name} must take images (N, 3, H, W) of one size (got {tuple(map(str, shape))})")
     network = Network(name, model, shape[2], IMAGENET_MEAN, IMAGENET_STD, (), round(shape[2] / 0.875), "bilinear")
-    return dataclasses.replace(network, categories=_categories(_outputs(network, _device_of(model))))
+    return dataclasses.replace(network, categories=usual_categories(_outputs(network, _device_of(model))))
 
 
 # These two were published in another framework, whose preparation of images they undo within the model; torchvision
@@ -292,36 +309,42 @@ def _of_function(name: str, weights: str | Path | None) -> Network:
         return dataclasses.replace(made, name=name)
     model.eval()
     probe = Network(name, model, 224, IMAGENET_MEAN, IMAGENET_STD, (), 256, "bilinear")
-    return dataclasses.replace(probe, categories=_categories(_outputs(probe, _device_of(model))))
+    return dataclasses.replace(probe, categories=usual_categories(_outputs(probe, _device_of(model))))
 
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _categories(count: int) -> tuple[str, ...]:
+def usual_categories(count: int) -> tuple[str, ...]:
+    """ImageNet's names for its 1,000 classes, else numbers."""
     return imagenet_categories() if count == 1000 else tuple(f"class {index}" for index in range(count))
 
 
 def _outputs(network: Network, device: str | torch.device) -> int:
-    """How many classes the model tells apart, asked of the model."""
+    images = torch.zeros(1, 3, network.size, network.size, device=device)
+    return outputs_of(network.model, images, network.name)
+
+
+def outputs_of(model: nn.Module, images: Tensor, name: str) -> int:
+    """How many classes the model tells apart, asked of it with one image.
+
+    Raises:
+        ValueError: it does not take the image, or returns something else than logits.
+    """
     try:
         with torch.no_grad():
-            answer = network.model(torch.zeros(1, 3, network.size, network.size, device=device))
+            answer = model(images)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(
-            f"network: {network.name} must take images (N, 3, {network.size}, {network.size}) "
-            f"(got: {str(error).splitlines()[0]})"
-        ) from None
+        shape = ", ".join(map(str, images.shape[1:]))
+        raise ValueError(f"network: {name} must take images (N, {shape}) (got: {str(error).splitlines()[0]})") from None
     try:
         return as_logits(answer, 1).shape[1]
     except ModelOutputError:
         came = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(
-            f"network: {network.name} must return logits (N, classes), at least 2 of them (got {came})"
-        ) from None
+        raise ValueError(f"network: {name} must return logits (N, classes), at least 2 of them (got {came})") from None
 
 
 def _check_outputs(network: Network, device: str | torch.device) -> None:

@@ -97,10 +97,10 @@ def _lot(seed: int, name: str) -> bytes:
 
 
 def _kind(one: Photograph, network: Network, device: str | torch.device, selection: str) -> str:
-    picture = one.open()
+    pixels = network.read(one)
     if selection == "all":
         return "readable"
-    images = network.normalised(network.pixels(picture)[None].to(device))
+    images = network.normalised(pixels[None].to(device))
     with torch.no_grad():
         label = int(logits_of(network.model, images).argmax())
     return "correct" if label in network.accepted(one) else "misclassified"

@@ -12,6 +12,7 @@ from apem_fast.experiment.report.section import Cell
 from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import BASELINES
+from apem_fast.explain.registry import given_method
 from apem_fast.relevance import STAGES
 
 
@@ -25,7 +26,7 @@ def explainer_names(store: RunStore) -> dict[str, str]:
 
 
 def is_baseline(key: str) -> bool:
-    return key.split(":", maxsplit=1)[0] in BASELINES
+    return given_method(key).split(":", maxsplit=1)[0] in BASELINES
 
 
 class Subject:

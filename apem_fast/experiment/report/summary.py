@@ -149,12 +149,16 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
     return sums | {"saving": sums["scan_probes"] / max(sums["probes"], 1)}
 
 
+def results_with_images(store: RunStore) -> pandas.DataFrame:
+    """Every image's row for each explainer and stage, with what is known of the image."""
+    return store.results().merge(store.images(), on="image", how="left")
+
+
 def write_csv(store: RunStore) -> None:
     """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers
     unrounded."""
     store.write_file(store.folder / "table.csv", summary(store).to_csv(index=False))
-    results = store.results().merge(store.images(), on="image", how="left")
-    store.write_file(store.folder / "results.csv", results.to_csv(index=False))
+    store.write_file(store.folder / "results.csv", results_with_images(store).to_csv(index=False))
     left_out = store.left_out()
     if left_out:
         store.write_file(store.folder / "left-out.csv", pandas.DataFrame(left_out).to_csv(index=False))

@@ -31,6 +31,8 @@ from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0
 """For the estimate of the time left only."""
+CLEAN_WORK = 6.0
+"""What an image's prediction and sign gradient cost, with those of a float64 copy, in its forward passes: likewise."""
 
 NAN = float("nan")
 
@@ -69,14 +71,14 @@ class Block:
         store: RunStore,
         device: str,
         progress: ProgressKeeper,
-        reader: Reader,
+        reader: Reader | Network,
         before: Evaluator | None = None,
     ):
         self.number, self.options, self.network, self.store, self.progress = number, options, network, store, progress
-        self.photographs, pixels = self.read(photographs, reader)
+        self.photographs, read = self.read(photographs, reader)
         if self.photographs:
-            self.pixels = torch.stack(pixels).to(device)
-            self.images = network.normalised(self.pixels)
+            self.read_values = read
+            self.images, self.pixels = network.images_and_pixels(torch.stack(read).to(device))
             self.evaluator = self.evaluator_of(self.images, before)
             self.labels = self.evaluator.labels
             names = [photograph.name for photograph in self.photographs]
@@ -96,9 +98,12 @@ class Block:
             precision=o.precision,
             record=o.record,
             compile=o.compile,
+            bounds=o.bounds,
         )
 
-    def read(self, photographs: Sequence[Photograph], reader: Reader) -> tuple[list[Photograph], list[Tensor]]:
+    def read(
+        self, photographs: Sequence[Photograph], reader: Reader | Network
+    ) -> tuple[list[Photograph], list[Tensor]]:
         """The images that can be read, which are the same ones each time, and their pixels."""
         described = self.store.has(self.number, IMAGES)
         known = dict(self.store.read(self.number, IMAGES)[["image", "digest"]].to_numpy()) if described else {}
@@ -162,7 +167,7 @@ class Block:
                     "loss": -float(log_probability[accepted[0]]) if accepted else NAN,
                     "truth": network.categories[accepted[0]] if accepted else "",
                     "truth_label": accepted[0] if accepted else -1,
-                    "digest": digest_of(self.pixels[n]),
+                    "digest": digest_of(self.read_values[n]),
                 }
             )
         return rows
@@ -175,18 +180,29 @@ class Block:
         explaining = explainer.cost_per_image * count
         expected = expected_work(explainer, count, options)
 
-        def explained(images_done: int, images_total: int) -> None:
-            work = before.work + explainer.cost_per_image * images_done
-            progress.update(images_done=images_done, images_total=images_total, work=work)
+        def ahead_of(images_done: int) -> float:
+            at_once = explainer.images_at_once(self.images.device)
+            return explainer.cost_per_image * min(at_once, count - images_done)
 
-        progress.update(doing="", explainer=explainer.name, explaining=True, images_done=0, images_total=count)
+        def explained(images_done: int, images_total: int) -> None:
+            work, ahead = before.work + explainer.cost_per_image * images_done, ahead_of(images_done)
+            progress.update(images_done=images_done, images_total=images_total, work=work, ahead=ahead)
+
+        progress.update(
+            doing="",
+            explainer=explainer.name,
+            explaining=True,
+            images_done=0,
+            images_total=count,
+            ahead=ahead_of(0),
+        )
         started = time.perf_counter()
         maps, flags = maps_of(explainer, self.given, options.stages, options.percentile, explained)
         attribution_seconds = time.perf_counter() - started
 
         rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)
         searching = EXPECTED_PROBES_PER_RAY * 2 * count * len(options.stages)
-        progress.update(explaining=False, rays_done=0, rays_total=rays, work=before.work + explaining)
+        progress.update(explaining=False, rays_done=0, rays_total=rays, work=before.work + explaining, ahead=0.0)
         started = time.perf_counter()
 
         def searched(rays_done: int, rays_total: int, probes: int) -> None:

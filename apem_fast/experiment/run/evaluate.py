@@ -6,9 +6,9 @@ at any moment, continued with the same options, dealt out to many processes, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +18,27 @@ from apem_fast.experiment.inputs.image_folders import ImageSet
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.selection import Selection, select
-from apem_fast.experiment.run.block import Block, expected_work
+from apem_fast.experiment.run.block import CLEAN_WORK, Block, expected_work
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
 from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
-from apem_fast.explain import explainer_from
+from apem_fast.explain import Explainer, explainer_from
 
 if TYPE_CHECKING:
     from apem_fast.metric import Evaluator
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """What a Python program hands over: its network, its images, and explainers by the keys that the options name."""
+
+    network: Network
+    images: ImageSet
+    explainers: Mapping[str, Explainer]
+
 
 Missing = list[tuple[int, list[str]]]
 """The blocks that are not finished, each with the keys of the explainers whose shards it lacks."""
@@ -39,6 +49,7 @@ def evaluate(
     folder: str | Path,
     *,
     progress: Callable[[RunProgress], None] | None = None,
+    given: HandedOver | None = None,
 ) -> RunStore:
     """Do what `options` ask, except for what `folder` already holds.
 
@@ -49,6 +60,7 @@ def evaluate(
         folder: missing, empty, or of a run with the same options.
         progress: called often, from this thread, with this process's share; an exception it raises stops the run,
             which can be continued.
+        given: what a Python program handed over, in place of what the options name.
 
     Returns:
         The store: `.results()` is a data frame with a row for each image, explainer and stage.
@@ -59,7 +71,7 @@ def evaluate(
         FileNotFoundError: a package that the network or the photographs come from is missing.
     """
     with torchrun_ranks() as ranks:
-        share = _Share(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count))
+        share = _Share(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count), given)
         # Else many processes would all claim memory on the first GPU beside that on their own.
         with torch.cuda.device(share.device) if share.device != "cpu" else nullcontext():
             return share.run()
@@ -68,15 +80,20 @@ def evaluate(
 class _Share:
     """What this process does of a run."""
 
-    def __init__(self, options: RunOptions, folder: Path, ranks: Ranks, progress: ProgressKeeper):
+    def __init__(
+        self, options: RunOptions, folder: Path, ranks: Ranks, progress: ProgressKeeper, given: HandedOver | None = None
+    ):
         self.options, self.folder, self.ranks, self.progress = options, folder, ranks, progress
         self.device = ranks.device(options.device)
+        self.given = given
         self.explainers = {key: explainer_from(key) for key in options.explainers}
+        if given is not None:
+            self.explainers |= {key: one for key, one in given.explainers.items() if key in self.explainers}
 
     def run(self) -> RunStore:
         ranks = self.ranks
         self.progress.update(doing="reading images")
-        network, images = ranks.all_do(lambda: inputs_of(self.options, self.device))
+        network, images = ranks.all_do(self.inputs)
         digests = {"network": network.digest, "images": images.digest}
         of_first = ranks.first_does(lambda: digests)
         ranks.all_do(lambda: require_same(digests, of_first))
@@ -94,6 +111,12 @@ class _Share:
                 ranks.wait_for_all()
             ranks.first_does(lambda: require_done(store, missing))
         return store
+
+    def inputs(self) -> tuple[Network, ImageSet]:
+        if self.given is None:
+            return inputs_of(self.options, self.device)
+        images = self.given.images
+        return self.given.network, replace(images, photographs=images.photographs[: self.options.limit])
 
     def plan(
         self, network: Network, images: ImageSet, digests: dict[str, str], stack: ExitStack
@@ -150,25 +173,30 @@ class _Share:
             number: [photograph[name] for name in names[number * size : (number + 1) * size]] for number, _ in missing
         }
         total = sum(
-            expected_work(self.explainers[key], len(blocks[number]), options)
+            CLEAN_WORK * len(blocks[number])
+            + sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
             for number, keys in missing
-            for key in keys
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
         evaluator: Evaluator | None = None
         with Reader(network.pixels) as reader:
+            # A program's own data set is asked in this thread alone: it need not bear several.
+            source = reader if self.given is None else network
             for at, (number, keys) in enumerate(missing):
                 before = progress.state
-                progress.update(doing="sign gradients")
-                for to_come, _ in missing[at : at + 2]:
-                    reader.ahead(blocks[to_come])
-                block = Block(number, blocks[number], options, network, store, self.device, progress, reader, evaluator)
+                clean = CLEAN_WORK * len(blocks[number])
+                progress.update(doing="predictions and sign gradients", ahead=clean)
+                if self.given is None:
+                    for to_come, _ in missing[at : at + 2]:
+                        reader.ahead(blocks[to_come])
+                block = Block(number, blocks[number], options, network, store, self.device, progress, source, evaluator)
                 evaluator = block.evaluator if block.photographs else evaluator
+                progress.update(work=before.work + clean, ahead=0.0)
                 block.evaluate({key: self.explainers[key] for key in keys})
                 # Files that could not be read have taken no work.
                 expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
                 finished = before.images_finished + len(blocks[number])
-                progress.update(images_finished=finished, work=before.work + expected)
+                progress.update(images_finished=finished, work=before.work + clean + expected)
 
 
 def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:

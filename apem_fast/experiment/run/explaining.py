@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import apem_fast
-from apem_fast.explain import Explainer, StoredMaps
+from apem_fast.explain import Explainer
 from apem_fast.explain.adapted import Adapted
 from apem_fast.explain.explainer import NotFiniteError
 from apem_fast.relevance import STAGES, emptied_by_clip
@@ -29,7 +29,8 @@ class ExplainerFailed(ValueError):
     @classmethod
     def of(cls, explainer: Explainer, image: str, error: Exception) -> Exception:
         """The error itself where it is one of ours or torch's; else a sentence with the user's own lines."""
-        if not isinstance(explainer, Adapted) or is_out_of_memory(error):
+        foreign = isinstance(explainer, Adapted) or not type(explainer).__module__.startswith("apem_fast.")
+        if not foreign or is_out_of_memory(error):
             return error
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_a_library(frame.filename)]
         lines = "".join(f"\n  {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}" for frame in frames)
@@ -72,7 +73,7 @@ def maps_of(
 def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) -> tuple[Tensor, list[str]]:
     """The attribution, and why there is none of an image, or nothing: it is 0 there."""
     model, names, images, labels = given.model, given.names, given.images, given.labels
-    lacking = isinstance(explainer, StoredMaps) and not all(map(explainer.has, names))
+    lacking = not all(map(explainer.has, names))
     done = [0]
 
     def counted(images_done: int, images_total: int) -> None:
@@ -90,7 +91,7 @@ def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) ->
     for n, name in enumerate(names):
         one = images[n : n + 1]
         attribution, why = torch.zeros_like(one), ""
-        if isinstance(explainer, StoredMaps) and not explainer.has(name):
+        if not explainer.has(name):
             why = "there is no map of this image"
         else:
             try:

@@ -16,6 +16,8 @@ from apem_fast.options import Options, described, option, resumable
 from apem_fast.papers import PERCENTILE
 
 SELECTIONS = ("all", "correct", "misclassified", "both")
+GIVEN = "given"
+"""In the place of a folder: images that a Python program handed over."""
 USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
 
 
@@ -127,16 +129,17 @@ class RunOptions(Options):
         from apem_fast import validation
         from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
 
-        if self.images != "photographs" and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
+        words = ("photographs", GIVEN)
+        if self.images not in words and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
             raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
-        for name, word in (
-            ("images", "photographs"),
-            ("ground_truth", NO_GROUND_TRUTH),
-            ("classes", ""),
-            ("weights", ""),
+        for name, own_words in (
+            ("images", words),
+            ("ground_truth", (NO_GROUND_TRUTH,)),
+            ("classes", ()),
+            ("weights", ()),
         ):
             path = getattr(self, name)
-            if path is not None and path != word:
+            if path is not None and path not in own_words:
                 object.__setattr__(self, name, str(Path(path).absolute()))
         validation.choice("selection", self.selection, SELECTIONS)
 
@@ -194,9 +197,7 @@ class RunOptions(Options):
 
         An option that came later than the record has its default, under which the run was made.
         """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
-        }
+        fields: dict[str, Any] = {name: _in_tuples(value) for name, value in record.items()}
         explainers = fields.pop("explainers")
         if not (isinstance(explainers, tuple) and explainers and all(isinstance(key, str) for key in explainers)):
             raise TypeError("its explainers are no list of names")
@@ -211,3 +212,8 @@ class RunOptions(Options):
             for field in dataclasses.fields(self)
             if not resumable(field) and getattr(self, field.name) != getattr(other, field.name)
         }
+
+
+def _in_tuples(value: Any) -> Any:
+    """A record's lists as the tuples they were."""
+    return tuple(map(_in_tuples, value)) if isinstance(value, list) else value
