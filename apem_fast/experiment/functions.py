@@ -25,6 +25,7 @@ from apem_fast.explain import Explainer, explainer_from, from_callable, key_of
 from apem_fast.explain.given import Given as GivenMethod
 from apem_fast.explain.given import MapsInMemory
 from apem_fast.options import EngineOptions, documented
+from apem_fast.papers import PERCENTILE
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
@@ -54,7 +55,7 @@ def evaluate(
     selection: str = "all",
     count: int | None = None,
     seed: int = 0,
-    percentile: float | None = 99.0,
+    percentile: float | None = PERCENTILE,
     shuffles: int = 0,
     measures: Sequence[str] = (),
     block: int | None = None,
