@@ -21,6 +21,7 @@ EXTRAS = {
         "rich": "rich",
         "scipy": "scipy",
         "skimage": "scikit-image",
+        "tqdm": "tqdm",
         "typer": "typer",
     },
     "siamese": {

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 import numpy as np
-import pandas
 from torch import Tensor, nn
 
 from apem_fast.callers import said_by, sentence
+from apem_fast.extras import extra
+
+with extra("experiment", "evaluate"):
+    import pandas
+
 from apem_fast.experiment.inputs.given import GivenImages, GivenNetwork, device_of, given_inputs
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.summary import results_with_images, summary, write_csv
