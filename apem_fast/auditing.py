@@ -82,7 +82,7 @@ def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[
     if rays > total:
         raise ValueError(sentence(f"rays must be at most the {total} that there are (got {rays})"))
     share = dict.fromkeys(strata, 0)
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(validation.whole("seed", seed, least=0))
     # In proportion to their sizes: so every ray is as likely as any other, which the bound rests on.
     order = random.permutation(np.repeat(np.arange(len(strata)), list(strata.values())))
     quotas = [rays * size // total for size in strata.values()]

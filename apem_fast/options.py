@@ -133,6 +133,7 @@ class Options:
     def __post_init__(self) -> None:
         from apem_fast import validation
 
+        validation.make_numbers_plain(self)
         for name in ("step", "max_epsilon"):
             object.__setattr__(self, name, validation.positive(name, getattr(self, name)))
         object.__setattr__(self, "batch_size", validation.whole_or_none("batch_size", self.batch_size))

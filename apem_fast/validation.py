@@ -3,9 +3,11 @@ what came. Nothing is guessed, and nothing but numbers is converted: those becom
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +47,23 @@ def number(name: str, value: object) -> float:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # reals can be compared
+
+
+def plain(value: Any) -> Any:
+    """A number of any kind as an int or a float; anything else as it is, to be refused by whoever knows its name."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def make_numbers_plain(record: Any) -> None:
+    """In a frozen dataclass: what is computed with its numbers, compared or written down is an int or a float."""
+    for one in dataclasses.fields(record):
+        value = getattr(record, one.name)
+        made = tuple(map(plain, value)) if type(value) is tuple else plain(value)
+        object.__setattr__(record, one.name, made)
 
 
 def positive(name: str, value: object) -> float:

@@ -32,3 +32,18 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Writes a file whole; what it holds is on the disk before it has its name. No link is followed.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        with written_whole(path) as part, part.open("xb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); what was finished before is kept") from None

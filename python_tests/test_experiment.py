@@ -16,11 +16,11 @@ from browser import CHROMIUM, in_browser
 from PIL import Image
 from torch import nn
 
+from apem_fast.checksums import json_with_checksum
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.summary import summary, totals, write_csv
-from apem_fast.experiment.run.checksums import json_with_checksum
 from apem_fast.experiment.run.evaluate import RunProgress, evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore, file_name_of

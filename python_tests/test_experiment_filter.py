@@ -90,6 +90,7 @@ def test_the_command(tmp_path):
     assert names_in(tmp_path / "out") == [
         "cat.pt",
         "filtered.csv",
+        "filtered.json",
         "filtered.png",
         "mine.pt",
         "options.json",

@@ -172,8 +172,28 @@ def test_a_mistake_is_reported_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_machines_without_a_folder_in_common_are_refused_at_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = []
+    for rank in "01":  # the same command in two places: its folder is another one in each
+        (tmp_path / rank).mkdir()
+        command = ["sh", "-c", 'cd "$0" && exec "$@"', str(tmp_path / rank), sys.executable, "-m", "apem_fast"]
+        both.append(start([*command, *ARGUMENTS, "-o", "run"], RANK=rank, **group))
+    (code, _, error), (other_code, _, other_error) = map(finish, both)
+    assert (code, other_code) == (2, 2) and other_error == ""
+    assert error == (
+        "apem-fast evaluate: process 1 of 2: output: run must be one folder that all processes share (this one has "
+        "another of that name)\n"
+    )
+    assert not list(tmp_path.rglob("*.parquet")) and not list(tmp_path.rglob(".shared-*"))
+
+
 def test_one_run_at_a_time_in_a_folder(whole):
-    with whole.claimed(), pytest.raises(ValueError, match="another run is at work in"):
+    with RunStore.claimed(whole.folder), pytest.raises(ValueError, match="another run is at work in"):
         evaluate(OPTIONS, whole.folder)
     evaluate(OPTIONS, whole.folder)
 

@@ -18,10 +18,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import apem_fast as af
+from apem_fast.checksums import json_with_checksum
 from apem_fast.cli.main import app
 from apem_fast.experiment.filter.maps import FilterOptions, filter_photographs, photographs_named
 from apem_fast.experiment.report.report import foreign_code, write_report
-from apem_fast.experiment.run.checksums import json_with_checksum
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import DamagedShard, RunStore

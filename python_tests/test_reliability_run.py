@@ -11,23 +11,29 @@ import numpy as np
 import pandas
 import pyarrow
 import pytest
+import torch
 from PIL import Image
 from tiny_networks import tiny
 from typer.testing import CliRunner
 
-from apem_fast.cli.main import app
-from apem_fast.experiment.inputs.image_folders import image_set, shown, unique_names
-from apem_fast.experiment.inputs.networks import NETWORKS
-from apem_fast.experiment.run.checksums import (
+from apem_fast.checksums import (
     Damaged,
     checked_json,
     checked_parquet,
+    checked_tensors,
     json_with_checksum,
     parquet_of,
+    tensors_with_checksum,
 )
+from apem_fast.cli.main import app
+from apem_fast.experiment.inputs import ground_truth
+from apem_fast.experiment.inputs.image_folders import image_set, shown, unique_names
+from apem_fast.experiment.inputs.networks import NETWORKS
+from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import DamagedShard, RunStore
+from apem_fast.siamese.folders import image_file
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -226,3 +232,54 @@ def test_image_sets_take_names_of_any_kind(tmp_path):
     (folder / "\x1b]0;title\x07.txt").write_text("x")
     left_out = image_set(str(folder), None, None).left_out
     assert [one.path for one in left_out] == ["\\x1b]0;title\\x07.txt"]
+
+
+# -- what else lies in a folder --------------------------------------------------------------------------------------
+
+
+def test_torch_files_with_a_checksum_are_torch_files(tmp_path):
+    content = {"a": torch.randn(3, 4), "b": "x"}
+    contents = tensors_with_checksum(content)
+    (tmp_path / "a.pt").write_bytes(contents)
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["a"], content["a"])
+    assert torch.equal(checked_tensors(contents)["a"], content["a"])
+    for position in range(0, len(contents), 5):
+        with pytest.raises(Damaged):
+            checked_tensors(flipped(contents, position, position % 8))
+    with pytest.raises(Damaged, match="list"):
+        checked_tensors(tensors_with_checksum([1]))
+
+
+@pytest.mark.parametrize("kind", ["photographs", "maps"])
+def test_a_damaged_picture_is_a_sentence_of_the_report(kind, copied):
+    path = min((copied.folder / kind).rglob("*.png"))
+    contents = path.read_bytes()
+    path.write_bytes(flipped(contents, len(contents) // 2, 1))
+    came = CliRunner().invoke(app, ["report", str(copied.folder), "--images", "0"])
+    assert came.exit_code == 2 and path.name in came.output.replace("\n", "") and "is damaged" in came.output
+
+
+def test_a_busy_folder_keeps_its_record(copied):
+    record = (copied.folder / "run.json").read_bytes()
+    options = dataclasses.replace(copied.options, explainers=("gradient", "uniform", "random"))
+    with RunStore.claimed(copied.folder), pytest.raises(ValueError, match="another run is at work in"):
+        evaluate(options, copied.folder)
+    assert (copied.folder / "run.json").read_bytes() == record
+
+
+def test_pictures_have_a_limit_that_can_be_raised(tmp_path, monkeypatch):
+    path = a_folder_of_images(tmp_path / "images", 1) / "0.png"
+    photograph = Photograph("0", "0", (), "0.png", path)
+    monkeypatch.setattr("apem_fast.picture_size.MOST_PIXELS", 24 * 24 - 1)
+    for read in (photograph.open, lambda: image_file(path)):
+        with pytest.raises((OSError, ValueError), match="APEM_FAST_MOST_PIXELS raises this"):
+            read()
+    monkeypatch.setenv("APEM_FAST_MOST_PIXELS", str(24 * 24))
+    assert photograph.open().size == (24, 24) and image_file(path).shape == (3, 24, 24)
+
+
+def test_a_reader_that_breaks_down_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "meta.mat").write_bytes(b"x")
+    monkeypatch.setattr(ground_truth, "_READER", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(ValueError, match=r"meta\.mat cannot be read .* \(the reader broke down\)"):
+        ground_truth._numbers_in(tmp_path / "meta.mat")

@@ -13,6 +13,7 @@ import torch
 from rankers import PIXELS, small_ranker, stripes
 from torch import Tensor, nn
 
+from apem_fast.checksums import tensors_with_checksum
 from apem_fast.siamese import (
     ScoreRanker,
     SiameseRanker,
@@ -450,7 +451,7 @@ def test_saved_rankers_come_back(tmp_path: Path) -> None:
     images = torch.rand(2, 1, 28, 28)
     assert torch.equal(again.rank(images, images.flip(0)), ranker.rank(images, images.flip(0)))
     content = torch.load(tmp_path / "ranker.pt", weights_only=True)
-    torch.save(content | {"size": 5}, tmp_path / "ranker.pt")
+    (tmp_path / "ranker.pt").write_bytes(tensors_with_checksum(content | {"size": 5}))
     with pytest.raises(
         ValueError, match=r"load_ranker: checkpoint must be of the architecture of ranker, whose branch"
     ):
@@ -464,7 +465,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
         def __reduce__(self):
             return Path.touch, (tmp_path / "harm",)
 
-    torch.save({"kind": "apem_fast siamese ranker, 1", "state": Harmful()}, tmp_path / "ranker.pt")
+    content = {"kind": "apem_fast siamese ranker, 1", "state": Harmful()}
+    (tmp_path / "ranker.pt").write_bytes(tensors_with_checksum(content))
     with pytest.raises(ValueError, match="checkpoint must be one that apem_fast wrote"):
         load_ranker(tmp_path / "ranker.pt")
     assert not (tmp_path / "harm").exists()

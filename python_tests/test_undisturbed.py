@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import epsilons_of, images_and_maps, small_network
+from torch import nn
 
 import apem_fast as af
+from apem_fast.running import layouts
+from apem_fast.running.layouts import WeightLayouts
 from apem_fast.running.undisturbed import PRODUCTS, products_in, undisturbed
 
 backends = torch.backends
@@ -93,3 +96,20 @@ def test_no_setting_changes_an_epsilon(setting):
     with products_in("ieee"):
         alone = [af.apem(model, images[n : n + 1], relevance[n : n + 1], step=0.25, max_epsilon=40.0) for n in range(3)]
     assert epsilons_of(result) == [epsilons_of(one)[0] for one in alone]
+
+
+def test_two_layouts_of_one_model_may_end_in_any_order():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    own = [parameter.data_ptr() for parameter in model.parameters()]
+    for order in ((0, 1), (1, 0)):
+        both = WeightLayouts(model), WeightLayouts(model)
+        for one in both:
+            one.begin()
+            one.use(torch.channels_last)
+        assert [parameter.data_ptr() for parameter in model.parameters()] != own
+        for number in order:
+            both[number].end()
+        assert [parameter.data_ptr() for parameter in model.parameters()] == own
+        assert both[0].begin()  # the copies are still those of the same weights
+        both[0].end()
+    assert not layouts._TAKEN

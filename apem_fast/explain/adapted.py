@@ -18,6 +18,7 @@ from apem_fast.callers import warn
 from apem_fast.explain.explainer import Explainer, checked_logits, require_at_least_one, require_known_labels
 from apem_fast.explain.grad_cam import enlarged
 from apem_fast.seeding import generator_for, seeded
+from apem_fast.validation import make_numbers_plain
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Adapted(Explainer):
     batch_size: int = 1
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_at_least_one(self.title, "batch_size", self.batch_size)
 
     @property

@@ -16,6 +16,7 @@ from apem_fast.explain.explainer import Explainer, explainable_logits, require_b
 from apem_fast.explain.feature_maps import SOFTMAXES, Watch, is_over_tokens
 from apem_fast.explain.grad_cam import enlarged
 from apem_fast.explain.intercepted import require_visible, running_under
+from apem_fast.validation import make_numbers_plain
 
 
 class _OfAttention(Explainer):
@@ -28,6 +29,7 @@ class _OfAttention(Explainer):
     batch_size: int | None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
 
     @property

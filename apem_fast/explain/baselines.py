@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apem_fast.explain.explainer import Explainer
 from apem_fast.extras import extra
 from apem_fast.seeding import generator_for
+from apem_fast.validation import make_numbers_plain
 
 
 class Baseline(Explainer):
@@ -76,6 +77,7 @@ class CenteredGaussian(Baseline):
     width: float = 0.25
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         if not 0 < self.width < float("inf"):
             raise ValueError(f"{self.name}: width must be finite and greater than 0 (got {self.width})")
 

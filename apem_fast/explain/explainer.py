@@ -184,6 +184,8 @@ def require_batch_size(name: str, value: int | None) -> None:
 def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with torch.no_grad():
         logits = checked_logits(model, images, name)
+    if bool(logits.isnan().any()):  # whose greatest is no prediction
+        raise ModelOutputError(f"{name}: model must not return NaN (got such logits of images without labels)")
     try:
         check_scale(model, logits)
     except ModelOutputError as error:

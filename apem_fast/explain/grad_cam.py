@@ -15,6 +15,7 @@ from apem_fast.explain.explainer import Explainer, explainable_logits, require_b
 from apem_fast.explain.feature_maps import FeatureMaps, Watch
 from apem_fast.explain.guided import guided_gradient
 from apem_fast.explain.intercepted import require_visible, running_under
+from apem_fast.validation import make_numbers_plain
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class GradCAM(Explainer):
     reshape: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
         _require_layer_of(self.reshape, self.layer, self.name)
 
@@ -79,6 +81,7 @@ class GuidedGradCAM(Explainer):
     reshape: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
         _require_layer_of(self.reshape, self.layer, self.name)
 

@@ -13,6 +13,7 @@ from apem_fast.explain.explainer import Explainer, explainable_logits, require_a
 from apem_fast.extras import extra
 from apem_fast.running.transfer import sent
 from apem_fast.seeding import generators_for
+from apem_fast.validation import make_numbers_plain
 
 
 def logit_gradient(
@@ -40,6 +41,7 @@ class Gradient(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
 
     @property
@@ -77,6 +79,7 @@ class SmoothGrad(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_at_least_one(self.name, "samples", self.samples)
         require_batch_size(self.name, self.batch_size)
         if not 0 <= self.sigma < float("inf"):
@@ -131,6 +134,7 @@ class InputXGradient(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
 
     @property
@@ -159,6 +163,7 @@ class IntegratedGradients(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_at_least_one(self.name, "steps", self.steps)
         require_batch_size(self.name, self.batch_size)
         if not abs(self.baseline) < float("inf"):

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_batch_size
 from apem_fast.explain.intercepted import is_relu, nodes_behind, require_visible, running_under
+from apem_fast.validation import make_numbers_plain
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class GuidedBackprop(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
 
     @property

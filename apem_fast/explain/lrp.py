@@ -13,6 +13,7 @@ from apem_fast.explain.explainer import Explainer, checked_logits, explainable_l
 from apem_fast.explain.intercepted import require_visible, running_under
 from apem_fast.explain.lrp_layers import LayerRules
 from apem_fast.explain.lrp_rules import AlphaBetaRule, EpsilonRule, Rule
+from apem_fast.validation import make_numbers_plain
 
 _READ_BY = {"epsilon": ("epsilon", "relative"), "alpha-beta": ("alpha", "beta"), "naive": ()}
 
@@ -88,6 +89,7 @@ class LRP(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
         if self.rule not in _READ_BY:
             raise ValueError(f"{self.name}: rule must be one of {', '.join(_READ_BY)} (got {self.rule!r})")

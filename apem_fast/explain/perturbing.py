@@ -18,6 +18,7 @@ from apem_fast.explain.explainer import (
     require_known_labels,
 )
 from apem_fast.seeding import generator_for
+from apem_fast.validation import make_numbers_plain
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Occlusion(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
         for option in ("window", "stride"):
             require_at_least_one(self.name, option, getattr(self, option))
@@ -107,6 +109,7 @@ class RISE(Explainer):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         require_batch_size(self.name, self.batch_size)
         for option in ("samples", "cells"):
             require_at_least_one(self.name, option, getattr(self, option))

@@ -158,7 +158,7 @@ def _drawn(image: Tensor, count: int, distance: float, seed: int) -> Tensor:
 
 
 def _checked_neighbours(neighbours: int | Tensor, images: Tensor) -> Tensor | None:
-    if not isinstance(neighbours, Tensor):
+    if not isinstance(neighbours, Tensor) or neighbours.dim() == 0:
         validation.whole("neighbours", neighbours)
         still = (images == 0).flatten(1).all(dim=1)
         if bool(still.any()):

@@ -108,9 +108,9 @@ def selectivity(
     check_model_and_images(model, images)
     validation.map_of_images("relevance", relevance, images)
     check_classes(labels, images)
-    validation.whole_or_none("batch_size", batch_size)
+    batch_size = validation.whole_or_none("batch_size", batch_size)
     if steps is not None:
-        validation.whole("steps", steps)
+        steps = validation.whole("steps", steps)
     if output not in ("probability", "logit"):
         raise ValueError(sentence(f'output must be "probability" or "logit" (got {output!r})'))
     filling = _checked_baseline(baseline, images)
@@ -170,6 +170,7 @@ def _ranks(relevance: Tensor) -> Tensor:
 
 
 def _checked_baseline(baseline: object, images: Tensor) -> Tensor:
+    baseline = validation.plain(baseline)
     if isinstance(baseline, bool) or not isinstance(baseline, (int, float, Tensor)):
         raise TypeError(sentence(f"baseline must be a number or a torch.Tensor (got {type(baseline).__name__})"))
     filling = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).detach()

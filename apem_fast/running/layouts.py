@@ -8,6 +8,23 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+# Parameters laid out by somebody now, by their id: by how many, the storage that is the user's, and the parameter, held
+# so that no other can have its id. Two searches of one model may overlap, and the second must not take the first one's
+# copies for the user's.
+_TAKEN: dict[int, tuple[int, Tensor, nn.Parameter]] = {}
+
+
+def _take(parameter: nn.Parameter) -> Tensor:
+    count, own, _ = _TAKEN.get(id(parameter), (0, parameter.data, parameter))
+    _TAKEN[id(parameter)] = count + 1, own, parameter
+    return own
+
+
+def _leave(parameter: nn.Parameter) -> None:
+    count, own, _ = _TAKEN.pop(id(parameter))
+    if count > 1:
+        _TAKEN[id(parameter)] = count - 1, own, parameter
+
 
 class WeightLayouts:
     """Exchanges the storage of four-dimensional parameters for copies in another memory format, and puts it back.
@@ -28,8 +45,10 @@ class WeightLayouts:
         """Notes which storage is the user's; whether all is as it was at the last search."""
         if not isinstance(self._model, nn.Module):  # a function
             return True
-        self._own = [(parameter, parameter.data) for parameter in self._model.parameters() if parameter.dim() == 4]
-        tensors = (*self._model.parameters(), *self._model.buffers())
+        self._release()
+        self._own = [(parameter, _take(parameter)) for parameter in self._model.parameters() if parameter.dim() == 4]
+        own = {id(parameter): storage for parameter, storage in self._own}
+        tensors = [own.get(id(t), t) for t in (*self._model.parameters(), *self._model.buffers())]
         places: list[tuple[object, ...]] = [(t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         same = places == self._places and self._copies_are_true()
         if not same:
@@ -65,6 +84,11 @@ class WeightLayouts:
             self.use(before)
 
     def end(self) -> None:
-        """All is as the user had it."""
+        """All is as the user had it, also where another one has yet to end: it computes the same, in that layout."""
         self.use(None)
+        self._release()
+
+    def _release(self) -> None:
+        for parameter, _ in self._own:
+            _leave(parameter)
         self._own = []

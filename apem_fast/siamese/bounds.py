@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.siamese.results import Bounds
+from apem_fast.validation import plain
 
 __all__ = ["check_bounds", "normalised_bounds", "within"]
 
@@ -62,7 +63,7 @@ def held(bounds: Bounds | None, images: Tensor, gradient: Tensor) -> Tensor | No
 
 
 def _numbers(limit: Limit) -> float | tuple[float, ...]:
-    values = limit.tolist() if isinstance(limit, Tensor) else limit
+    values = limit.tolist() if isinstance(limit, Tensor) else plain(limit)
     if isinstance(values, (int, float)):
         return float(values)
     return tuple(float(value) for value in values)

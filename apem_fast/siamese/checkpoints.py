@@ -1,17 +1,17 @@
-"""Files of trained and half-trained rankers. Everything loads with `weights_only=True`: a checkpoint cannot run
-code."""
+"""Files of trained and half-trained rankers. A checkpoint cannot run code, and a damaged one is
+refused."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from apem_fast.checksums import Damaged, checked_tensors, tensors_with_checksum
 from apem_fast.siamese.networks import RANKERS, SiameseRanker
-from apem_fast.whole_files import written_whole
+from apem_fast.whole_files import write_whole
 
 __all__ = ["load_ranker", "save_ranker"]
 
@@ -20,22 +20,23 @@ RANKER = "apem_fast siamese ranker, 1"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole, so that a stopped run leaves the previous checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part:
-        torch.save(content, part)
+    """Writes the file whole, so that a stopped run leaves the previous checkpoint; with a checksum of itself."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror})") from None
+    write_whole(path, tensors_with_checksum(content))
 
 
 def read(path: Path, kind: str, of: str) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = checked_tensors(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{of}: checkpoint must be a file that exists (got {path})") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{of}: checkpoint must be one that apem_fast wrote (got {path}: {reason})") from None
-    if not isinstance(content, dict) or content.get("kind") != kind:
-        came = content.get("kind", "no kind") if isinstance(content, dict) else type(content).__name__
+    except (OSError, Damaged) as error:
+        raise ValueError(f"{of}: checkpoint must be one that apem_fast wrote (got {path}: {error})") from None
+    if content.get("kind") != kind:
+        came = content.get("kind", "no kind")
         raise ValueError(f'{of}: checkpoint must be of kind "{kind}" (got {path}: {came})')
     return content
 

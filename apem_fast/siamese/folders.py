@@ -13,6 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from apem_fast.picture_size import most_pixels, require_size
 from apem_fast.siamese.pairs import RankedImages
 
 __all__ = ["image_file", "mask_file", "table_of_images", "utkface"]
@@ -39,7 +40,9 @@ def mask_file(path: str | Path, size: tuple[int, int]) -> Tensor:
 def _read(path: Path, size: tuple[int, int] | None, channels: int) -> Tensor:
     """(C, H, W) uint8."""
     try:
+        most_pixels()  # which tells Pillow of it
         with Image.open(path) as file:
+            require_size(file)
             image = file.convert("RGB" if channels == 3 else "L")
             if size is not None and image.size != (size[1], size[0]):
                 image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)

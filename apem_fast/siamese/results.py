@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from apem_fast.validation import make_numbers_plain
+
 if TYPE_CHECKING:
     import pandas
 
@@ -42,6 +44,8 @@ class AttackOptions:
     zero_surrogate: Literal["proximal", "none"] = "proximal"
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
+
         def require(holds: bool, argument: str, expectation: str) -> None:
             if not holds:
                 raise ValueError(f"attack: {argument} must {expectation} (got {getattr(self, argument)!r})")

@@ -20,6 +20,7 @@ from apem_fast.seeding import seeded
 from apem_fast.siamese import checkpoints
 from apem_fast.siamese.networks import SiameseRanker
 from apem_fast.siamese.pairs import RankedImages
+from apem_fast.validation import make_numbers_plain
 
 __all__ = ["Batch", "Training", "TrainingOptions", "fit"]
 
@@ -51,6 +52,7 @@ class TrainingOptions:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        make_numbers_plain(self)
         for name, least in (("steps", 0), ("images", 1), ("pairs", 1), ("shift", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"TrainingOptions: {name} must be at least {least} (got {getattr(self, name)})")

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apem_fast.checksums import Damaged, checked_tensors, tensors_with_checksum
 from apem_fast.filter.filtering import FilterResult
-from apem_fast.whole_files import written_whole
+from apem_fast.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,16 @@ class FilteredPhotograph:
 
     def save(self, path: Path) -> None:
         """Write the file whole: whoever reads it finds all or nothing."""
-        with written_whole(path, own=True) as part:
-            torch.save(vars(self), part)
+        write_whole(path, tensors_with_checksum(vars(self)))
 
     @classmethod
     def load(cls, path: Path) -> FilteredPhotograph:
-        """Read what `save` wrote; nothing in the file is run."""
-        return cls(**torch.load(path, weights_only=True))
+        """Read what `save` wrote; nothing in the file is run.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        try:
+            return cls(**checked_tensors(path.read_bytes()))
+        except TypeError as error:  # of other fields
+            raise Damaged(str(error)) from None

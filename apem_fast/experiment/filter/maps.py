@@ -6,16 +6,18 @@ photograph, and one with other options does not mix with it.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from apem_fast.extras import extra
-from apem_fast.whole_files import written_whole
+from apem_fast.whole_files import write_whole
 
 with extra("experiment", "the command filter"):
     import pandas
 
+from apem_fast.checksums import Damaged, checked_json, json_with_checksum
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.filter.options import FilterOptions
@@ -57,7 +59,8 @@ def filter_photographs(
     """Explains and filters each photograph that `folder` does not hold yet.
 
     Writes `NAME.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps before and after, and
-    `filtered.csv`, a row for each photograph; `options.json` before all.
+    `filtered.csv`, a row for each photograph, and `filtered.json`, the same for a run's
+    report; `options.json` before all.
 
     Raises:
         ValueError: `folder` holds maps that were filtered with other options.
@@ -111,45 +114,53 @@ def _filter_all(
     folder: Path,
     progress: FilterProgress | None,
 ) -> list[FilteredPhotograph]:
-    _claim(folder, options)
     done = []
-    for photograph in photographs:
+    with RunStore.claimed(folder):
+        _require_options(folder, options)
+        for photograph in photographs:
 
-        def report(settled: int, total: int, probes: int, name: str = photograph.name) -> None:
-            if progress is not None:
-                progress(name, settled, total, probes)
+            def report(settled: int, total: int, probes: int, name: str = photograph.name) -> None:
+                if progress is not None:
+                    progress(name, settled, total, probes)
 
-        # By its contents as well: two files of one name in different folders are two photographs.
-        path = folder / f"{photograph.name}.{photograph.digest}.pt"
-        if not path.exists():
-            _filtered(options, network, photograph, report).save(path)
-        try:
-            done.append(FilteredPhotograph.load(path))
-        except Exception as error:  # noqa: BLE001 - of a damaged file torch raises almost anything
-            raise ValueError(
-                f"{path} is damaged ({type(error).__name__}); remove it to filter that map again"
-            ) from None
-    rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
-    pandas.DataFrame(rows).to_csv(folder / "filtered.csv", index=False)
-    before_and_after(done).savefig(folder / "filtered.png", dpi=120)
+            # By its contents as well: two files of one name in different folders are two photographs.
+            path = folder / f"{photograph.name}.{photograph.digest}.pt"
+            if not path.exists():
+                _filtered(options, network, photograph, report).save(path)
+            try:
+                done.append(FilteredPhotograph.load(path))
+            except (Damaged, OSError) as error:
+                raise ValueError(f"{path} is damaged ({error}); remove it to filter that map again") from None
+        _write_overview(folder, done)
     return done
 
 
-def _claim(folder: Path, options: FilterOptions) -> None:
+def _write_overview(folder: Path, done: Sequence[FilteredPhotograph]) -> None:
+    rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
+    picture = io.BytesIO()
+    before_and_after(done).savefig(picture, format="png", dpi=120)
+    table = pandas.DataFrame(rows).to_csv(index=False)
+    write_whole(folder / "filtered.csv", table.encode())
+    write_whole(folder / "filtered.json", json_with_checksum({"table": table}))
+    write_whole(folder / "filtered.png", picture.getvalue())
+
+
+def _require_options(folder: Path, options: FilterOptions) -> None:
     record = json.loads(json.dumps(options.decisive()))  # as it is read again: lists in place of tuples
     usual = json.loads(json.dumps(FilterOptions().decisive()))
     path = folder / "options.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = json.loads(path.read_text("utf-8")) if path.exists() else record
+        there = checked_json(path.read_bytes()) if path.exists() else record
         for name, value in record.items():
             held = there.get(name, usual[name])  # an option that came later than the folder
             if held != value:
                 raise ValueError(f"{folder} holds maps filtered with {name}={held}, not {value}; choose another folder")
-        with written_whole(path, own=True) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read ({error}); choose another folder, or remove it") from None
+        write_whole(path, json_with_checksum(record))
+    except Damaged as error:
+        raise ValueError(
+            f"{path} is damaged ({error}), so it is not known how its maps were filtered; choose another folder"
+        ) from None
     except OSError as error:
         raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
 

@@ -13,7 +13,10 @@ Two kinds of file are about. Both are understood, and nothing about their number
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -107,6 +110,29 @@ def _by_number(path: Path, numbers: list[int], images: Sequence[str], classes: C
     return {image: index_of[numbers[place]] for image, place in zip(images, places)}
 
 
+_READER = """
+import json, sys
+from scipy.io import loadmat
+synsets = loadmat(sys.argv[1], squeeze_me=True)["synsets"]
+leaves = synsets[synsets["num_children"] == 0]
+print(json.dumps(list(zip(map(int, leaves["ILSVRC2012_ID"]), map(str, leaves["WNID"])))))
+"""
+
+
+def _numbers_in(meta: Path) -> dict[int, str]:
+    """The kit's numbers and their synsets, read by a process of its own: some damage ends SciPy's reader, and the
+    process that it runs in, by a segmentation fault."""
+    command = [sys.executable, "-P", "-c", _READER, str(meta)]
+    came = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    try:
+        if came.returncode != 0:
+            lines = came.stderr.strip().splitlines()
+            raise ValueError(lines[-1] if lines and came.returncode > 0 else "the reader broke down")
+        return dict(json.loads(came.stdout))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"ground-truth: {meta} cannot be read as the development kit's meta.mat ({error})") from None
+
+
 def _development_kit(path: Path, least: int, classes: Classes) -> dict[int, int]:
     """The network's index of each of the kit's numbers."""
     meta = path.with_name("meta.mat")
@@ -115,15 +141,7 @@ def _development_kit(path: Path, least: int, classes: Classes) -> dict[int, int]
             f"ground-truth: {path} must lie beside the ILSVRC2012 development kit's meta.mat, which says what its "
             f"numbers mean, or hold lines 'NAME INDEX' (from 0) or 'NAME SYNSET' (got numbers from {least})"
         )
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        synsets = loadmat(meta, squeeze_me=True)["synsets"]
-        leaves = synsets[synsets["num_children"] == 0]
-        numbers = dict(zip(map(int, leaves["ILSVRC2012_ID"]), map(str, leaves["WNID"])))
-    except (MatReadError, OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"ground-truth: {meta} cannot be read as the development kit's meta.mat ({error})") from None
+    numbers = _numbers_in(meta)
     classes = classes.sorted_synsets(list(numbers.values()))
     if not classes.synsets:
         raise ValueError(f"ground-truth: {meta} names {len(numbers)} classes, the network has {len(classes)}")

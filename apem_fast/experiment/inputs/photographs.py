@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from apem_fast.picture_size import most_pixels, require_size
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -50,7 +52,9 @@ class Photograph:
             OSError: the file is missing, damaged or not an image.
         """
         try:
+            most_pixels()  # which tells Pillow of it
             with Image.open(self.path) as file:
+                require_size(file)
                 picture = _eight_bits(file).convert("RGB")
         except UnidentifiedImageError:
             raise OSError("not an image that can be read") from None

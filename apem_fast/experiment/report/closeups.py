@@ -9,7 +9,6 @@ They need the network and the explainers again, so they are made for a few image
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
-from PIL import Image
 from torch import Tensor
 
+from apem_fast.checksums import Damaged, checked_json, json_with_checksum
 from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.run.pictures import kept_picture
 from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from
 from apem_fast.margin_curve import RayView
@@ -41,11 +41,18 @@ def closeup_picture(store: RunStore, explainer: str, stage: str, image: str, ray
 
 
 def read_closeup(store: RunStore, explainer: str, image: str) -> dict[str, Any]:
-    """By stage; empty where none was made."""
+    """By stage; empty where none was made.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = closeup_record(store, explainer, image)
     try:
-        return json.loads(closeup_record(store, explainer, image).read_text("utf-8"))
+        return checked_json(path.read_bytes())
     except FileNotFoundError:
         return {}
+    except (OSError, Damaged) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to have the close-up made again") from None
 
 
 def missing_closeups(store: RunStore, rows: pandas.DataFrame, images: list[str]) -> dict[str, list[str]]:
@@ -120,10 +127,10 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
                 "mean_change": float(change.abs().mean()),
             }
     for key, record in records.items():  # after its pictures: what has a record is complete
-        store.write_file(closeup_record(store, key, name), json.dumps(record) + "\n")
+        store.write_file(closeup_record(store, key, name), json_with_checksum(record))
 
 
 def _pixels(store: RunStore, name: str) -> Tensor:
     """(3, H, W) float32 in [0, 1]: what the run evaluated, exactly, as its pixels had 8 bits to begin with."""
-    with Image.open(store.photograph(name)) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
+    picture = kept_picture(store.photograph(name)).convert("RGB")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
+from apem_fast.checksums import Damaged, checked_json
 from apem_fast.experiment.report.claims import claims, claims_section
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.findings import leader_sentences
@@ -21,7 +22,7 @@ from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.report.subject import explainer_names, is_baseline
 from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, interval, marked, summary, totals
-from apem_fast.experiment.run.pictures import coloured, small_picture
+from apem_fast.experiment.run.pictures import coloured, kept_picture, small_picture
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
@@ -174,8 +175,7 @@ def _data(store: RunStore, shown_images: int | None) -> dict[str, Any]:
         path = store.map(row["image"], row["explainer"], row["stage"])
         if not path.exists():
             continue
-        with Image.open(path) as picture:
-            source = small_picture(coloured(picture), side)
+        source = small_picture(coloured(kept_picture(path)), side)
         entry = {"map": source, "flag": row.get("flag") or ""}
         if row["score"] == row["score"]:  # a flagged map has no numbers
             entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
@@ -204,14 +204,13 @@ def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, 
     for ray in RAYS:
         rays[ray] = {name: record[ray][name] for name in ("epsilon", "margin", "prediction", "gain", "mean_change")}
         for name, which in (("perturbed", ray), ("change", f"{ray}-change")):
-            with Image.open(closeup_picture(store, explainer, stage, image, which)) as picture:
-                rays[ray][name] = small_picture(picture.convert("RGB"), MAP_SIDE, quality=60)
+            picture = kept_picture(closeup_picture(store, explainer, stage, image, which))
+            rays[ray][name] = small_picture(picture.convert("RGB"), MAP_SIDE, quality=60)
     return rays
 
 
 def _image(store: RunStore, row: dict[str, Any], side: int) -> dict[str, Any]:
-    with Image.open(store.photograph(row["image"])) as picture:
-        photograph = small_picture(picture.convert("RGB"), side, quality=85)
+    photograph = small_picture(kept_picture(store.photograph(row["image"])).convert("RGB"), side, quality=85)
     fields = {name: row[name] for name in ("image", "subject", "source", "prediction", "confidence")}
     correct = None if pandas.isna(row["correct"]) else bool(row["correct"])
     loss = row.get("loss")
@@ -231,12 +230,14 @@ def _filtered(store: RunStore) -> dict[str, Any] | None:
     folder = store.folder / "filter"
     if not (folder / "filtered.png").exists():
         return None
-    with Image.open(folder / "filtered.png") as file:
-        picture = small_picture(file.convert("RGB"), FILTER_SIDE, quality=85)
-    lines = []
-    if (folder / "filtered.csv").exists():
-        with (folder / "filtered.csv").open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
+    picture = small_picture(kept_picture(folder / "filtered.png").convert("RGB"), FILTER_SIDE, quality=85)
+    path = folder / "filtered.json"
+    try:
+        lines = list(csv.reader(io.StringIO(checked_json(path.read_bytes())["table"])))
+    except FileNotFoundError:
+        lines = []
+    except (OSError, KeyError, Damaged) as error:
+        raise ValueError(f"{path} is damaged ({error}); the command apem-fast filter writes it again") from None
     columns, lines = (lines[0], lines[1:]) if lines else ([], [])
     cells = tuple(tuple(map(_filter_cell, line)) for line in lines)
     return {"picture": picture, "table": Table(tuple(name.replace("_", " ") for name in columns), cells)}

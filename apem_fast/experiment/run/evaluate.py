@@ -99,6 +99,7 @@ class _Share:
         ranks.all_do(lambda: require_same(digests, of_first))
         with ExitStack() as stack:
             names, missing = ranks.first_does(lambda: self.plan(network, images, digests, stack))
+            ranks.require_one_folder(self.folder)
             store = RunStore(self.folder)
             try:
                 self.work(network, images, names, ranks.share(missing), store)
@@ -123,8 +124,8 @@ class _Share:
     ) -> tuple[tuple[str, ...], Missing]:
         """The names of the images that take part, and what is to be done; the folder is claimed until `stack` ends."""
         options = self.options
+        stack.enter_context(RunStore.claimed(self.folder))  # before its record is touched
         store = RunStore.for_run(self.folder, options, digests)
-        stack.enter_context(store.claimed())
         selection = store.selection()
         if selection is None:
             try:

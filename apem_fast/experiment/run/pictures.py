@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from apem_fast.pictures import data_uri
 
@@ -16,6 +17,25 @@ def coloured(picture: Image.Image) -> Image.Image:
     if picture.mode != "L":
         return picture.convert("RGB")
     return Image.fromarray(_colour_scale()[np.asarray(picture)])
+
+
+def kept_picture(path: Path) -> Image.Image:
+    """A picture that a run or the filter left, read whole: every part of the file is held to its checksum, which
+    Pillow alone does not do where it shows one.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    try:
+        contents = path.read_bytes()
+        with Image.open(io.BytesIO(contents)) as picture:
+            picture.verify()
+        with Image.open(io.BytesIO(contents)) as picture:
+            picture.load()
+            return picture
+    except Exception as error:  # noqa: BLE001 - what decoders raise at damaged files
+        reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(f"{path} is damaged ({reason}); remove it to go on without it") from None
 
 
 @cache

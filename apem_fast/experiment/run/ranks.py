@@ -9,10 +9,12 @@ and that it is done. A process that dies closes its connections, by which the ot
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -103,6 +105,30 @@ class Ranks:
         """Return when every process has come here."""
         if self.count > 1:
             self._gather(None)
+
+    def require_one_folder(self, folder: Path) -> None:
+        """The first process leaves a sign, which all must see: else each of several machines would fill a folder of its
+        own, and that would only be noticed at the end.
+
+        Raises:
+            ValueError: a process has another folder of that name.
+        """
+        if self.count == 1:
+            return
+
+        def require_seen() -> None:
+            if not sign.exists():
+                raise ValueError(
+                    f"output: {folder} must be one folder that all processes share (this one has another of that name)"
+                )
+
+        sign = self.first_does(lambda: folder / f".shared-{secrets.token_hex(8)}")
+        self.first_does(sign.touch)
+        try:
+            self.all_do(require_seen)
+        finally:
+            if self.first:
+                sign.unlink(missing_ok=True)
 
     def _raise_first(self, sentences: list[str | None], own: Exception | None) -> None:
         failed = [rank for rank, sentence in enumerate(sentences) if sentence is not None]

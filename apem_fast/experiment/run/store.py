@@ -27,16 +27,22 @@ from pathlib import Path
 from typing import Any
 
 from apem_fast.extras import extra
-from apem_fast.whole_files import part_of, written_whole
+from apem_fast.whole_files import part_of, write_whole
 
 with extra("experiment", "a run"):
     import pandas
     import pyarrow
 
+from apem_fast.checksums import (
+    Damaged,
+    checked_json,
+    checked_parquet,
+    json_with_checksum,
+    parquet_of,
+)
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.selection import Selection
 from apem_fast.experiment.run import tables
-from apem_fast.experiment.run.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.explain import explainer_from
@@ -123,24 +129,30 @@ class RunStore:
         self.write_file(self.folder / "run.json", json_with_checksum(self.record))
         self.options = RunOptions.from_record(self.record["options"])
 
+    @staticmethod
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Hold the folder for one run at a time; the claim ends with the process, however that ends.
+    def claimed(folder: str | Path) -> Iterator[None]:
+        """Hold a folder, which is made if it is missing, for one run at a time; the claim ends with the process,
+        however that ends.
 
         Raises:
-            ValueError: another process works in it.
+            ValueError: another process works in it, or it cannot be used.
         """
         try:
             import fcntl
         except ImportError:  # not a system that can
             yield
             return
-        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"another run is at work in {self.folder}") from None
+                raise ValueError(f"another run is at work in {folder}") from None
             except OSError:
                 pass  # a file system without locks
             yield
@@ -336,10 +348,7 @@ def _write(folder: Path, path: Path, contents: bytes | str) -> Path:
             _make_folders(folder, path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part, part.open("xb") as file:  # "x" follows no link
-            file.write(contents.encode("utf-8", "surrogateescape") if isinstance(contents, str) else contents)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(path, contents.encode("utf-8", "surrogateescape") if isinstance(contents, str) else contents)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); what was finished before is kept") from None
     return path

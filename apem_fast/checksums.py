@@ -1,18 +1,20 @@
 """Files that carry a checksum of themselves, so that a flipped bit is damage and never another number.
 
-A Parquet file's own page checksums leave its headers and its footer out, and JSON has none at all. So both kinds hold a
-BLAKE2b digest of all their bytes, taken with zeros in the digest's own place. Other programs read the files as ever.
+A Parquet file's own page checksums leave its headers and its footer out, JSON has none at all, and torch.load does not
+look at those of the files that torch.save writes. So all three kinds hold a BLAKE2b digest of all their bytes, taken
+with zeros in the digest's own place. Other programs read the files as ever.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow
-import pyarrow.parquet
+if TYPE_CHECKING:
+    import pyarrow
 
 _DIGITS = 32
 _EMPTY = b"blake2b:" + b"0" * _DIGITS
@@ -61,6 +63,9 @@ def checked_json(contents: bytes) -> dict[str, Any]:
 
 def parquet_of(table: pyarrow.Table) -> bytes:
     """A table as a Parquet file, its pages with checksums of their own, and one of the file among its metadata."""
+    import pyarrow
+    import pyarrow.parquet
+
     sink = pyarrow.BufferOutputStream()
     with pyarrow.parquet.ParquetWriter(sink, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
@@ -74,8 +79,45 @@ def checked_parquet(contents: bytes) -> pyarrow.Table:
     Raises:
         Damaged: it is another one, or no table.
     """
+    import pyarrow
+    import pyarrow.parquet
+
     _check(contents)
     try:
         return pyarrow.parquet.read_table(pyarrow.BufferReader(contents), page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged(str(error).splitlines()[0]) from None
+
+
+_END_OF_ZIP = 22  # bytes of the last record of a zip file, which ends with the length of the file's comment
+
+
+def tensors_with_checksum(content: dict[str, Any]) -> bytes:
+    """What torch.save writes, the checksum as the comment of the zip file that it is."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    written = buffer.getvalue()
+    if written[-_END_OF_ZIP : 4 - _END_OF_ZIP] != b"PK\5\6" or written[-2:] != b"\0\0":
+        raise RuntimeError("torch.save did not write a zip file without a comment, in which a checksum would have room")
+    return _sealed(written[:-2] + len(_EMPTY).to_bytes(2, "little") + _EMPTY)
+
+
+def checked_tensors(contents: bytes) -> dict[str, Any]:
+    """The content that `tensors_with_checksum` wrote, on the CPU; nothing in it is run.
+
+    Raises:
+        Damaged: it is another one, or holds more than tensors and plain values.
+    """
+    import torch
+
+    _check(contents)
+    try:
+        content = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises almost anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(reason) from None
+    if not isinstance(content, dict):
+        raise Damaged(f"it holds a {type(content).__name__}")
+    return content
