@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apem_fast import explain, measures, ops, siamese
-    from apem_fast.auditing import Audit, audit
+    from apem_fast.auditing import Audit
     from apem_fast.cmake import cmake_prefix
+    from apem_fast.experiment.audit import audit
     from apem_fast.experiment.functions import evaluate, report
     from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
     from apem_fast.filter.stopping import Stop
@@ -70,7 +71,7 @@ _HOMES = {
     "Stop": "filter.stopping",
     "apem": "metric",
     "apem_norm": "normalised",
-    "audit": "auditing",
+    "audit": "experiment.audit",
     "backend": "ops",
     "cmake_prefix": "cmake",
     "continuity": "measures",

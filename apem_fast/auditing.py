@@ -32,12 +32,31 @@ def most_wrong(rays: int, differ: int, confidence: float = CONFIDENCE) -> float:
     return 1.0 if differ >= rays else float(beta.ppf(confidence, differ + 1, rays - differ))
 
 
+def most_wrong_of(total: int, rays: int, differ: int, confidence: float = CONFIDENCE) -> int:
+    """At most how many of `total` are wrong, of which `differ` of `rays` drawn without replacement are.
+
+    Clopper and Pearson's bound with the distribution that such a draw has, the hypergeometric one: the most wrong ones
+    of which so few would be drawn with a probability above 1 - `confidence`. It is exact, and less than the binomial
+    bound because what was scanned is known and no longer a guess: of everything scanned, `differ` are wrong.
+    """
+    from scipy.stats import hypergeom
+
+    low, high = differ, total - (rays - differ)  # as many are wrong at least, and at most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if hypergeom.cdf(differ, total, middle, rays) > 1 - confidence:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 @dataclass(frozen=True)
 class Difference:
     """One audited ray whose epsilon is not the scan's; epsilons are None where a ray did not flip."""
 
     maps: str
-    image: int
+    image: int | str  # its place, or its name in a run
     irrelevance: bool
     found: float | None
     scanned: float | None
@@ -98,7 +117,7 @@ def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[
 
 
 @said_by("audit")
-def audit(
+def audit_maps(
     evaluator: Evaluator,
     relevance: Mapping[str, Tensor] | Tensor,
     results: Mapping[str, ApemResult] | ApemResult | None = None,

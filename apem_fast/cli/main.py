@@ -9,6 +9,7 @@ import typer
 
 from apem_fast import __version__
 from apem_fast.cli import siamese
+from apem_fast.cli.audit import audit
 from apem_fast.cli.compare import compare
 from apem_fast.cli.evaluate import evaluate
 from apem_fast.cli.filter import filter_maps
@@ -43,6 +44,7 @@ def _command(
 
 app.add_typer(siamese.app, name="siamese")
 app.command()(evaluate)
+app.command()(audit)
 app.command("filter")(filter_maps)
 app.command()(report)
 app.command()(study)

@@ -12,6 +12,7 @@ import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from apem_fast.checksums import Damaged, checked_json
+from apem_fast.experiment.report.audited import audit_section, audit_sentence
 from apem_fast.experiment.report.claims import claims, claims_section
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.findings import leader_sentences
@@ -87,8 +88,10 @@ def write_page(
         image_count=len(store.images()),
         correct_count=int(correct.sum()),
         truth_known=bool(correct.notna().any()),
+        audit=audit_sentence(store),
         sections=[
             *sections_of(store, rows),
+            *audit_section(store, rows),
             *([claims_section(claims(rows, store.options.step))] if paper else []),
         ],
         papers=paper_tables(rows, store.options.network) if paper else [],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,10 +80,22 @@ class Block:
         if self.photographs:
             self.read_values = read
             self.images, self.pixels = network.images_and_pixels(torch.stack(read).to(device))
-            self.evaluator = self.evaluator_of(self.images, before)
-            self.labels = self.evaluator.labels
-            names = [photograph.name for photograph in self.photographs]
-            self.given = Given(network.model, names, self.images, self.pixels, self.labels)
+        self.before = before
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Of all images of the block; made when it is first asked for."""
+        return self.evaluator_of(self.images, self.before)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64: what the network says."""
+        return self.evaluator.labels
+
+    def given(self, labels: Tensor | None = None) -> Given:
+        """What is explained, of these labels where they are known already."""
+        names = [photograph.name for photograph in self.photographs]
+        return Given(self.network.model, names, self.images, self.pixels, self.labels if labels is None else labels)
 
     def evaluator_of(self, images: Tensor, before: Evaluator | None) -> Evaluator:
         if before is not None and before.images.shape[1:] == images.shape[1:]:
@@ -197,7 +210,7 @@ class Block:
             ahead=ahead_of(0),
         )
         started = time.perf_counter()
-        maps, flags = maps_of(explainer, self.given, options.stages, options.percentile, explained)
+        maps, flags = maps_of(explainer, self.given(), options.stages, options.percentile, explained)
         attribution_seconds = time.perf_counter() - started
 
         rays = 2 * sum(flag == "" for of_stage in flags.values() for flag in of_stage)

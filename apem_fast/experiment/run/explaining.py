@@ -22,6 +22,9 @@ from apem_fast.validation import without_ray
 ImageProgress = Callable[[int, int], None]
 """Called with (images explained, images in all)."""
 
+NO_MAP, NOT_FINITE = "there is no map of this image", "the attribution has NaN or infinity"
+"""Flags of images whose block is explained one image at a time."""
+
 
 class ExplainerFailed(ValueError):
     """An explainer of the user's own raised an exception."""
@@ -92,12 +95,12 @@ def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) ->
         one = images[n : n + 1]
         attribution, why = torch.zeros_like(one), ""
         if not explainer.has(name):
-            why = "there is no map of this image"
+            why = NO_MAP
         else:
             try:
                 attribution = explainer.for_images([name])(model, one, labels[n : n + 1])
             except NotFiniteError:
-                why = "the attribution has NaN or infinity"
+                why = NOT_FINITE
         attributions.append(attribution)
         failed.append(why)
     return torch.cat(attributions), failed

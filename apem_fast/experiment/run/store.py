@@ -6,6 +6,7 @@
     shards/00000.gradient.parquet     the results of one explainer on block 0: a row for each image and stage
     shards/00000.left-out.parquet     files of block 0 that could not be read, if there are any
     photographs/NAME.png, maps/EXPLAINER/STAGE/NAME.png
+    audit/                            scans of rays drawn at random, see `audit`
 
 Every file is written whole and renamed into place, a shard after its maps: what is there is complete, and a run that
 was killed at any moment continues with the shards that are missing. A shard belongs to one process of the run.

@@ -1,0 +1,74 @@
+"""`apem-fast audit`: a finished run's epsilons held to scans of every grid point."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apem_fast.cli.common import STOPPED, Device, device_named, user_errors
+
+
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that evaluate has written.")],
+    rays: Annotated[int, typer.Option(metavar="N", help="How many rays are drawn; each map has two.")] = 300,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the draw.")] = 0,
+    stratified: Annotated[
+        bool, typer.Option("--stratified", help="Draw as many of each explanation and stage as its share is.")
+    ] = False,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Also run code that the run names, of somebody's own: see report."),
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Check a run's epsilons: rays drawn at random are scanned at every grid point up to their flip.
+
+    Says how many differ, at most which share of all epsilons is wrong (95 % confidence), and keeps that in the run's
+    folder, where the report shows it. A scan takes up to max_epsilon / step probes a ray.
+
+    An audit that is stopped goes on where it was when the same command is given again; with more rays and the same
+    seed it scans only the further ones. On many processors or GPUs: torchrun --nproc-per-node N -m apem_fast audit ...
+    """
+    from rich.console import Console
+
+    from apem_fast.experiment.run.ranks import rank_of_process
+
+    rank, _ = rank_of_process()
+    console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
+    with user_errors("audit"):
+        from apem_fast.callers import said_by
+        from apem_fast.cli.console import ConsoleProgress
+        from apem_fast.experiment.audit import audit as audited
+
+        try:
+            with said_by(""), ConsoleProgress(console) as progress:
+                result = audited(
+                    run,
+                    rays=rays,
+                    seed=seed,
+                    stratified=stratified,
+                    trust=trust,
+                    device=device_named(device),
+                    progress=progress,
+                )
+        except KeyboardInterrupt:
+            console.print(f"Stopped. {run} keeps what is scanned; the same command goes on from there.", soft_wrap=True)
+            raise typer.Exit(STOPPED) from None
+    if rank > 0:
+        return
+    for one in result.differences:
+        ray = "irrelevance" if one.irrelevance else "relevance"
+        found, scanned = ("no flip" if value is None else f"{value:g}" for value in (one.found, one.scanned))
+        line = f"{one.maps}, {one.image}, {ray}: the search found {found}, the scan {scanned}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(str(result), highlight=False, soft_wrap=True)
+    console.print(f"{result.probes:,} probes in {result.seconds:.0f} s", highlight=False)
+    console.print(
+        f"What the rest could do to each mean and median: {run / 'audit' / 'table.csv'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

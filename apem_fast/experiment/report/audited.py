@@ -1,0 +1,134 @@
+"""What an audit says of a run's table: a sentence, and how far each mean and median could be off at the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+import pandas
+
+from apem_fast.experiment.report.section import Cell, Section, Table, number
+from apem_fast.experiment.report.sets import TITLES, image_sets, with_truth
+from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.report.subject import explainer_names
+from apem_fast.experiment.run.audit import RunAudit, read_audit
+from apem_fast.experiment.run.store import RunStore
+
+NOT_AUDITED = (
+    "Not audited: no ray was scanned at every grid point to see how often the search is right; apem-fast audit does it."
+)
+ALL_SCANNED = "Every epsilon was found by a scan of every grid point, so there is nothing to audit."
+
+
+def audit_sentence(store: RunStore) -> str:
+    """What is known of the run's epsilons; that nothing is, where it was not audited since it changed."""
+    audit = read_audit(store)
+    if audit is not None:
+        return f"Audit: {audit}"
+    return ALL_SCANNED if store.options.search == "exhaustive" else NOT_AUDITED
+
+
+def worst_case(store: RunStore, audit: RunAudit) -> pandas.DataFrame:
+    """Between what each mean and median of the table lies if all epsilons that may be wrong were in its line.
+
+    With the audit's confidence at most `audit.most_wrong_count` epsilons of the run are wrong. Each of them could lie
+    anywhere from the first grid point to the limit, and nobody knows in which line. A median of n scores of which k
+    are wrong lies between the scores k places below and above it; a mean moves by the k greatest moves that an epsilon
+    can make, over n.
+
+    Columns: set, stage, explainer, images, mean, mean_low, mean_high, median, median_low, median_high.
+    """
+    rows, _ = scored_rows(store)
+    step, limit = store.options.step, store.options.max_epsilon
+    lines = []
+    for which, of_set in image_sets(with_truth(rows.drop(columns="correct"), store.images())).items():
+        for (stage, explainer), part in of_set.groupby(["stage", "explainer"], sort=False):
+            line = {"set": which, "stage": stage, "explainer": explainer, "images": len(part)}
+            lines.append(line | moved(part, audit.most_wrong_count, step, limit))
+    return pandas.DataFrame(lines)
+
+
+def moved(part: pandas.DataFrame, wrong: int, step: float, limit: float) -> dict[str, float]:
+    """The mean and the median score, and between what they lie if `wrong` of the epsilons were any others."""
+    minus, plus = (part[f"epsilon_{sign}"].to_numpy(np.float64) for sign in ("minus", "plus"))
+    score = np.sort(plus - minus)
+    up = np.sort(np.concatenate([limit - plus, minus - step]))[::-1][:wrong].sum() / len(part)
+    down = np.sort(np.concatenate([plus - step, limit - minus]))[::-1][:wrong].sum() / len(part)
+    k, end = min(wrong, len(part)), np.full(min(wrong, len(part)), limit - step)
+    return {
+        "mean": float(score.mean()),
+        "mean_low": float(score.mean() - down),
+        "mean_high": float(score.mean() + up),
+        "median": float(np.median(score)),
+        "median_low": float(np.median(np.concatenate([-end, score[: len(score) - k]]))),
+        "median_high": float(np.median(np.concatenate([score[k:], end]))),
+    }
+
+
+def write_worst_case(store: RunStore, audit: RunAudit) -> None:
+    """`audit/table.csv` in the run's folder: `worst_case`."""
+    store.write_file(store.inside("audit", "table.csv"), worst_case(store, audit).to_csv(index=False))
+
+
+def audit_section(store: RunStore, rows: pandas.DataFrame) -> list[Section]:
+    """The section of the page; none where the run is not audited."""
+    audit = read_audit(store)
+    if audit is None:
+        return []
+    names = explainer_names(store)
+    table = worst_case(store, audit)
+    apart = len(set(table["set"])) > 1
+    columns = ("stage", "explanation", "median", "median at worst", "mean", "mean at worst")
+    lines = tuple(
+        (
+            *((Cell(TITLES[row["set"]]),) if apart else ()),
+            Cell(row["stage"]),
+            Cell(names[row["explainer"]]),
+            Cell(number(row["median"]), row["median"]),
+            Cell(
+                f"{number(row['median_low'])} to {number(row['median_high'])}", row["median_high"] - row["median_low"]
+            ),
+            Cell(number(row["mean"]), row["mean"]),
+            _between(row, "mean"),
+        )
+        for row in table.to_dict("records")
+    )
+    tables = [("", Table((*(("photographs",) if apart else ()), *columns), lines))]
+    if audit.differences:
+        wrong = tuple(
+            (
+                Cell(one.maps),
+                Cell(str(one.image)),
+                Cell("irrelevance" if one.irrelevance else "relevance"),
+                _epsilon(one.found),
+                _epsilon(one.scanned),
+            )
+            for one in audit.differences
+        )
+        tables.append(("Rays that differ", Table(("maps", "image", "ray", "search", "scan"), wrong)))
+    drawn = "as many of each explanation and stage as its share is" if audit.stratified else "each as likely as another"
+    return [
+        Section(
+            key="audit",
+            title="Audit",
+            reading=(
+                f"{audit.rays:,} of the {audit.of:,} rays, drawn at random ({drawn}), were scanned at every grid point "
+                f"up to their flip, {audit.probes:,} probes, and compared with what the search found. At most "
+                f"{audit.most_wrong_count:,} of all epsilons are wrong, with 95 % confidence. At worst: if all of "
+                "these were in one line of the table and could be anything from the first grid point to the limit, "
+                "its median and mean would lie in between. Rays of shuffled maps are not audited."
+            ),
+            finding=str(audit),
+            tables=tuple(tables),
+        )
+    ]
+
+
+def _between(row: dict[Hashable, Any], name: str) -> Cell:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return Cell(f"{number(low)} to {number(high)}", high - low)
+
+
+def _epsilon(value: float | None) -> Cell:
+    return Cell("no flip", np.inf) if value is None else Cell(f"{value:,g}", value)

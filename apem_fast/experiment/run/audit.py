@@ -1,0 +1,465 @@
+"""An audit of a finished run: rays drawn at random are made again and scanned at every grid point.
+
+    audit/00000.gradient.parquet      the scans of one explainer's rays on block 0: a row for each ray
+    audit/audit.json                  what the scans say, once all are done: see `RunAudit`
+
+A scan is a fact of its ray, whichever draw asked for it: an audit that was stopped, or a greater one, scans only what
+is missing. Rays are those of the table; those of shuffled maps are not drawn.
+
+The maps are made as the run made them: the images that an explainer took at once are explained together again, since
+who else is in a batch can change a rounding. What the run does not keep must be as it was: the network, the images,
+and who decides margins close to 0. Another processor or another torch may round otherwise; the record says with what
+the audit was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pyarrow
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apem_fast import validation
+from apem_fast.auditing import CONFIDENCE, Audit, Difference, drawn, most_wrong_of, scanned
+from apem_fast.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
+from apem_fast.experiment.inputs.networks import Network, imported_by_network
+from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.experiment.run.block import Block
+from apem_fast.experiment.run.explaining import NO_MAP, NOT_FINITE, maps_of
+from apem_fast.experiment.run.inputs import inputs_of
+from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
+from apem_fast.experiment.run.provenance import provenance
+from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.store import IMAGES, RunStore, file_name_of
+from apem_fast.explain import Explainer, explainer_from, imported_by
+from apem_fast.metric import Evaluator
+
+KEY = ["image", "explainer", "stage", "irrelevance"]
+"""What a ray is called."""
+
+
+@dataclass(frozen=True)
+class RunAudit(Audit):
+    """What a scan of some rays of a run says of all its epsilons."""
+
+    most_wrong_count: int = 0  # at most so many of the `of` epsilons are wrong, with 95 % confidence
+    seed: int = 0
+    stratified: bool = False
+    seconds: float = 0.0
+    population: str = ""  # a digest of the epsilons it is about
+    made_with: dict[str, Any] | None = None
+
+    @property
+    def most_wrong(self) -> float:
+        return self.most_wrong_count / self.of
+
+
+# -- which rays ------------------------------------------------------------------------------------------------------
+
+
+def rays_of(store: RunStore) -> pandas.DataFrame:
+    """Every ray that the run's table rests on: image, explainer, stage, irrelevance, found, found_flipped, record."""
+    results = store.results()
+    if len(results):
+        results = results[(results["flag"].fillna("") == "") & results["score"].notna()]
+    if results.empty:
+        raise ValueError(f"{store.folder} holds no finished results to audit")
+    sides = []
+    for sign in ("minus", "plus"):
+        side = results[["image", "explainer", "stage", "record"]].copy()
+        side["irrelevance"] = sign == "plus"
+        side["found"] = results[f"epsilon_{sign}"].astype(float)
+        side["found_flipped"] = results[f"flipped_{sign}"].astype(bool)
+        sides.append(side)
+    return pandas.concat(sides).sort_index(kind="stable").reset_index(drop=True)
+
+
+def digest_of_rays(rays: pandas.DataFrame) -> str:
+    """Another one where any epsilon is, or there are more."""
+    plain = rays[[*KEY, "found", "found_flipped"]].to_csv(index=False)
+    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
+
+
+def draw(every: pandas.DataFrame, rays: int, seed: int, stratified: bool) -> pandas.DataFrame:
+    """`rays` of them at random, without replacement; a greater draw of the same seed holds the smaller one.
+
+    Args:
+        stratified: as many of each explainer and stage as its share is.
+
+    Raises:
+        ValueError: more rays than there are, or fewer than one.
+    """
+    rays = validation.whole("rays", rays)
+    if rays > len(every):
+        raise ValueError(f"rays must be at most the {len(every):,} that the run has (got {rays:,})")
+    if not stratified:
+        return every.iloc[np.sort(np.random.default_rng(seed).permutation(len(every))[:rays])]
+    of_stratum = {f"{key} {stage}": part.index for (key, stage), part in _strata(every)}
+    chosen = drawn({name: len(index) for name, index in of_stratum.items()}, rays, seed)
+    return every.loc[np.sort(np.concatenate([of_stratum[name][places] for name, places in chosen.items()]))]
+
+
+def _strata(rays: pandas.DataFrame) -> Any:
+    return rays.groupby(["explainer", "stage"], sort=False)
+
+
+def bound(every: pandas.DataFrame, audited: pandas.DataFrame, wrong: pandas.DataFrame, stratified: bool) -> int:
+    """At most how many epsilons of the run are wrong, with 95 % confidence.
+
+    Drawn from all alike: the exact bound. Drawn from strata: where none is wrong, the most that could be wrong and yet
+    all be passed over with a probability above 5 %, wherever they lie; else the sum of the strata's own bounds, each
+    of which holds with a confidence so much higher that all hold together.
+    """
+    if not stratified or len(audited) == len(every):
+        return most_wrong_of(len(every), len(audited), len(wrong))
+    sizes, drawn_of, wrong_of = (Counter(zip(part["explainer"], part["stage"])) for part in (every, audited, wrong))
+    if len(wrong):
+        confidence = 1 - (1 - CONFIDENCE) / len(sizes)
+        return sum(most_wrong_of(size, drawn_of[one], wrong_of[one], confidence) for one, size in sizes.items())
+    # Each further wrong ray of a stratum is passed over with the probability below, which falls within the stratum: so
+    # the greatest ones of all strata make the worst case.
+    passed = [max(0, size - drawn_of[one] - k) / (size - k) for one, size in sizes.items() for k in range(size)]
+    together = np.cumprod(sorted(passed, reverse=True))
+    return int((together > 1 - CONFIDENCE).sum())
+
+
+# -- scans on disk -----------------------------------------------------------------------------------------------------
+
+_SCANS = pyarrow.schema(
+    {
+        "image": pyarrow.string(),
+        "explainer": pyarrow.string(),
+        "stage": pyarrow.string(),
+        "irrelevance": pyarrow.bool_(),
+        "scanned": pyarrow.float64(),
+        "scanned_flipped": pyarrow.bool_(),
+        "probes": pyarrow.int64(),
+        "seconds": pyarrow.float64(),
+    }
+)
+
+
+class Scans:
+    """What was scanned, a file for each block and explainer in the run's folder."""
+
+    def __init__(self, store: RunStore):
+        self.store = store
+
+    def path(self, block: int, key: str) -> Path:
+        return self.store.inside("audit", f"{block:05d}.{file_name_of(key)}.parquet")
+
+    def read(self, block: int, key: str) -> pandas.DataFrame:
+        """The scans of one file; none where it is not there.
+
+        Raises:
+            Damaged: it is not what was written.
+        """
+        try:
+            return checked_parquet(self.path(block, key).read_bytes()).to_pandas()
+        except FileNotFoundError:
+            return _SCANS.empty_table().to_pandas()
+
+    def add(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
+        """Keep further scans."""
+        table = pyarrow.Table.from_pylist([*self.read(block, key).to_dict("records"), *rows], schema=_SCANS)
+        self.store.write_file(self.path(block, key), parquet_of(table))
+
+    def remove(self, block: int, key: str) -> None:
+        self.path(block, key).unlink(missing_ok=True)
+
+
+def read_audit(store: RunStore) -> RunAudit | None:
+    """What the last audit of the run said; None where there is none, or the epsilons are others since.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = store.inside("audit", "audit.json")
+    try:
+        record = checked_json(path.read_bytes())
+        differences = tuple(Difference(**one) for one in record.pop("differences"))
+        audit = RunAudit(differences=differences, **record)
+    except FileNotFoundError:
+        return None
+    except (OSError, Damaged, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); the same audit writes it again") from None
+    return audit if audit.population == digest_of_rays(rays_of(store)) else None
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rays of one explainer on one block that are to be scanned."""
+
+    block: int
+    key: str
+    rays: pandas.DataFrame
+
+
+def audit_run(
+    store: RunStore,
+    *,
+    rays: int = 300,
+    seed: int = 0,
+    stratified: bool = False,
+    trust: bool = False,
+    device: str | None = None,
+    progress: Callable[[RunProgress], None] | None = None,
+) -> RunAudit:
+    """Scan rays of a run, drawn at random, at every grid point up to their flips; keep what was found in its folder.
+
+    Under torchrun the work is dealt out to the processes; each returns the whole audit.
+
+    Args:
+        store: of a run.
+        rays: how many; each map has two.
+        seed: of the draw.
+        stratified: whether as many rays of each explainer and stage are drawn as its share is.
+        trust: whether to import what the run names that is not of this package, torchvision, timm or Captum.
+        device: where the network runs; None for where the run ran.
+        progress: called often, with this process's share.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence: more rays than there are, images or weights gone or changed.
+    """
+    with torchrun_ranks() as ranks:
+        keeper = ProgressKeeper(progress, ranks.rank, ranks.count)
+        on = ranks.device(device or store.options.device)
+        with torch.cuda.device(on) if on.startswith("cuda") else nullcontext():
+            return _Auditor(store, ranks, keeper, on).audit(rays, seed, stratified, trust)
+
+
+class _Auditor:
+    def __init__(self, store: RunStore, ranks: Ranks, progress: ProgressKeeper, device: str):
+        self.store, self.ranks, self.progress, self.device = store, ranks, progress, device
+        self.scans = Scans(store)
+        self.evaluator: Evaluator | None = None
+
+    def audit(self, rays: int, seed: int, stratified: bool, trust: bool) -> RunAudit:
+        ranks, store = self.ranks, self.store
+        every = ranks.all_do(lambda: rays_of(store))
+        with ExitStack() as stack:
+            ranks.first_does(lambda: stack.enter_context(store.claimed()))
+            chosen, missing = ranks.first_does(lambda: self.planned(draw(every, rays, seed, stratified), trust))
+            if missing:
+                self.progress.update(doing="reading images")
+                network, photographs = ranks.all_do(self.inputs)
+                try:
+                    self.work(network, photographs, ranks.share(missing))
+                except ValueError as error:
+                    if ranks.count > 1:
+                        raise RankFailed(f"process {ranks.rank} of {ranks.count}: {error}") from error
+                    raise
+                if ranks.count > 1:
+                    self.progress.update(doing="waiting for the other processes")
+                    ranks.wait_for_all()
+            return ranks.first_does(lambda: self.concluded(every, chosen, seed, stratified))
+
+    def planned(self, chosen: pandas.DataFrame, trust: bool) -> tuple[pandas.DataFrame, list[Part]]:
+        """The drawn rays with their blocks, and what of them is not scanned yet."""
+        blocks = self.block_of_image()
+        chosen = chosen.assign(block=chosen["image"].map(blocks))
+        missing = []
+        for (block, key), part in chosen.groupby(["block", "explainer"], sort=False):
+            try:
+                kept = self.scans.read(block, key)
+            except Damaged as error:
+                self.progress.update(
+                    finished=f"{self.scans.path(block, key)} is damaged ({error}); its rays are scanned again"
+                )
+                self.scans.remove(block, key)
+                kept = self.scans.read(block, key)
+            known = set(kept[KEY].itertuples(index=False, name=None))
+            new = [ray not in known for ray in part[KEY].itertuples(index=False, name=None)]
+            if any(new):
+                missing.append(Part(int(block), str(key), part[new]))
+        if missing and not trust:
+            options = self.store.options
+            foreign = [
+                *imported_by_network(options.network),
+                *(path for part in missing for path in imported_by(part.key)),
+            ]
+            if foreign:
+                raise ValueError(
+                    f"{self.store.folder} names code of somebody's own ({', '.join(dict.fromkeys(foreign))}), which an "
+                    "audit would run; --trust runs it"
+                )
+        return chosen, missing
+
+    def block_of_image(self) -> dict[str, int]:
+        selection = self.store.selection()
+        if selection is None:
+            raise ValueError(f"{self.store.folder} has not chosen its images yet, so there is nothing to audit")
+        return {name: n // self.store.options.block_size for n, name in enumerate(selection.names)}
+
+    def inputs(self) -> tuple[Network, dict[str, Photograph]]:
+        options = self.store.options
+        network, images = inputs_of(options, self.device)
+        if network.digest != self.store.record.get("digests", {}).get("network"):
+            raise ValueError(
+                f"{self.store.folder} was made with another network={options.network} than that of now: it or its "
+                "weights have changed, so its epsilons cannot be audited"
+            )
+        return network, {one.name: one for one in images.photographs}
+
+    def work(self, network: Network, photographs: dict[str, Photograph], parts: Sequence[Part]) -> None:
+        step = self.store.options.step
+        explainers = {part.key: explainer_from(part.key) for part in parts}
+        costs = [part.rays["found"].sum() / step for part in parts]
+        self.progress.update(doing="", work_total=float(sum(costs)))
+        for part, cost in zip(parts, costs):
+            before = self.progress.state
+            self.scan(network, photographs, part, explainers[part.key])
+            self.progress.update(work=before.work + float(cost))
+
+    def scan(self, network: Network, photographs: dict[str, Photograph], part: Part, explainer: Explainer) -> None:
+        """Make the part's maps again, and scan its rays stage by stage."""
+        progress, scans = self.progress, self.scans
+        progress.update(explainer=explainer.name, explaining=True, images_done=0, images_total=1)
+        names = list(dict.fromkeys(part.rays["image"]))
+        images, labels, maps = self.maps_again(network, photographs, part, explainer, names)
+        evaluator = self.evaluator = self.evaluator_of(network, images, labels)
+        if set(part.rays["record"]) != {evaluator.record}:
+            raise ValueError(
+                f"{self.store.folder} had margins close to 0 decided in {', '.join(sorted(set(part.rays['record'])))}, "
+                f"which here are decided in {evaluator.record}: an audit would compare two records"
+            )
+        progress.update(explaining=False)
+        place = {name: n for n, name in enumerate(names)}
+        for stage, rays in part.rays.groupby("stage", sort=False):
+            before, started = progress.state, time.perf_counter()
+
+            def searched(done: int, total: int, probes: int, before: Any = before, started: float = started) -> None:
+                progress.update(
+                    rays_done=done,
+                    rays_total=total,
+                    probes=before.probes + probes,
+                    search_seconds=before.search_seconds + time.perf_counter() - started,
+                    work=before.work + probes,
+                )
+
+            rays = rays.assign(ray=2 * rays["image"].map(place) + rays["irrelevance"]).sort_values("ray")
+            which: NDArray[np.int64] = rays["ray"].to_numpy(np.int64)
+            (epsilon, probes), flipped = scanned(evaluator, maps[str(stage)], which, searched)
+            seconds = time.perf_counter() - started
+            rows = [
+                {name: ray[name] for name in KEY}
+                | {"scanned": float(epsilon[i]), "scanned_flipped": bool(flipped[i]), "probes": int(probes[i])}
+                | {"seconds": seconds * int(probes[i]) / max(1, int(probes.sum()))}
+                for i, ray in enumerate(rays.to_dict("records"))
+            ]
+            scans.add(part.block, part.key, rows)
+            differ = int(((rays["found_flipped"] != flipped) | (rays["found"] != epsilon)).sum())
+            progress.update(
+                finished=f"{explainer.name}, {stage}: {len(rays)} rays scanned, {differ} differ, "
+                f"{int(probes.sum()):,} probes, {seconds:.1f} s"
+            )
+
+    def maps_again(
+        self, network: Network, photographs: dict[str, Photograph], part: Part, explainer: Explainer, names: list[str]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Images, labels and maps by stage of the images of these names, as the run made them."""
+        store = self.store
+        described = store.read(part.block, IMAGES)
+        label_of = dict(zip(described["image"], described["label"]))
+        of_block = described["image"].tolist()
+        flags = store.read(part.block, part.key)["flag"]
+        # As many at a time as the run gave the explainer, and the same ones.
+        at_once = 1 if flags.isin((NO_MAP, NOT_FINITE)).any() else explainer.images_at_once(torch.device(self.device))
+        images, maps = [], []
+        for start in range(0, len(of_block), at_once):
+            together = of_block[start : start + at_once]
+            wanted = [n for n, name in enumerate(together) if name in names]
+            if not wanted:
+                continue
+            for name in together:
+                if name not in photographs:
+                    raise ValueError(f"{store.folder} holds a run with an image {name!r} that is not there any more")
+            block = Block(
+                part.block,
+                [photographs[name] for name in together],
+                store.options,
+                network,
+                store,
+                self.device,
+                self.progress,
+            )
+            labels = torch.tensor([label_of[name] for name in together], device=block.images.device)
+            o = store.options
+            made, _ = maps_of(explainer, block.given(labels), o.stages, o.percentile, lambda done, total: None)
+            images.append(block.images[wanted])
+            maps.append({stage: one[wanted] for stage, one in made.items()})
+        order = [name for name in of_block if name in names]
+        back = [order.index(name) for name in names]
+        labels = torch.tensor([label_of[name] for name in names], device=images[0].device)
+        return (
+            torch.cat(images)[back],
+            labels,
+            {stage: torch.cat([one[stage] for one in maps])[back] for stage in maps[0]},
+        )
+
+    def evaluator_of(self, network: Network, images: Tensor, labels: Tensor) -> Evaluator:
+        if self.evaluator is not None and self.evaluator.images.shape[1:] == images.shape[1:]:
+            return self.evaluator.on(images, labels)
+        o = self.store.options
+        return Evaluator(
+            network.model,
+            images,
+            labels=labels,
+            max_epsilon=o.max_epsilon,
+            step=o.step,
+            batch_size=o.batch_size,
+            record=o.record,
+        )
+
+    def concluded(self, every: pandas.DataFrame, chosen: pandas.DataFrame, seed: int, stratified: bool) -> RunAudit:
+        """Compare the drawn rays with their scans, and keep what that says."""
+        parts = chosen[["block", "explainer"]].drop_duplicates().itertuples(index=False)
+        scans = pandas.concat([self.scans.read(int(block), key) for block, key in parts])
+        audited = chosen.merge(scans, on=KEY, how="left", validate="one_to_one")
+        if audited["scanned"].isna().any():
+            raise ValueError(
+                f"{self.store.folder} lacks scans that were written to it: the folder was changed during the audit, or "
+                "not every process sees the same one; the same command does what is missing"
+            )
+        flipped = audited["scanned_flipped"].astype(bool)
+        wrong = audited[(flipped != audited["found_flipped"]) | (audited["scanned"] != audited["found"])]
+        audit = RunAudit(
+            rays=len(audited),
+            of=len(every),
+            differences=tuple(_difference(row) for row in wrong.to_dict("records")),
+            probes=int(audited["probes"].sum()),
+            most_wrong_count=bound(every, audited, wrong, stratified),
+            seed=seed,
+            stratified=stratified,
+            seconds=float(audited["seconds"].sum()),
+            population=digest_of_rays(every),
+            made_with=provenance(self.device),
+        )
+        record = {name: value for name, value in vars(audit).items() if name != "differences"}
+        record["differences"] = [vars(one) for one in audit.differences]
+        self.store.write_file(self.store.inside("audit", "audit.json"), json_with_checksum(record))
+        return audit
+
+
+def _difference(row: dict[str, Any]) -> Difference:
+    return Difference(
+        f"{row['explainer']}, {row['stage']}",
+        row["image"],
+        bool(row["irrelevance"]),
+        float(row["found"]) if row["found_flipped"] else None,
+        float(row["scanned"]) if row["scanned_flipped"] else None,
+    )
