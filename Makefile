@@ -50,6 +50,7 @@ demo: $(BUILT)
 	@$(BIN)/apem-fast evaluate --output $(DEMO_OUTPUT)
 	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) --levels 256 cat rocket flower
 	@$(BIN)/apem-fast report $(DEMO_OUTPUT) --images 3
+	@echo "Are the search's epsilons right? apem-fast audit $(DEMO_OUTPUT) --rays 100 scans some (about ten minutes)."
 
 # One thread a process and a process a core: two threads beside another busy process are slower than one.
 test: $(BUILT)
