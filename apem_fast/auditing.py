@@ -39,7 +39,8 @@ def most_wrong_of(total: int, rays: int, differ: int, confidence: float = CONFID
     of which so few would be drawn with a probability above 1 - `confidence`. It is exact, and less than the binomial
     bound because what was scanned is known and no longer a guess: of everything scanned, `differ` are wrong.
     """
-    from scipy.stats import hypergeom
+    with extra("explain", "the confidence of an audit"):
+        from scipy.stats import hypergeom
 
     low, high = differ, total - (rays - differ)  # as many are wrong at least, and at most
     while low < high:

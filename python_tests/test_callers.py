@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import apem_fast as af
-from apem_fast import callers
+from apem_fast import audit, callers
 from apem_fast.adapters import captum, quantus, torchmetrics
-from apem_fast.auditing import audit
 from apem_fast.margin_curve import RayView, margin_curve
 from apem_fast.normalised import shuffled_epsilons
 

@@ -57,7 +57,7 @@ assert len(af.apem_norm(model, images, maps, shuffles=2, **options).score) == 2
 assert len(af.filter_relevance(model, images, maps, levels=3, **options).score_after) == 2
 assert af.minimum_epsilon(model, images, torch.ones_like(images), **options).epsilon.shape == (2,)
 assert af.selectivity(model, images, maps, steps=4).area.shape == (2,)
-from apem_fast.auditing import audit
+from apem_fast import audit
 from apem_fast.margin_curve import margin_curve
 margin_curve(model, images, maps, torch.ones(1))
 assert not (set(sys.modules) & set(BLOCKED))

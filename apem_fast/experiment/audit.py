@@ -81,12 +81,13 @@ def audit(
         return audit_maps(of, relevance, results, rays=rays, seed=seed, progress=progress)
     if relevance is not None or results is not None:
         raise TypeError(sentence("a run must be given without relevance and results, which are its own"))
-    from apem_fast.experiment.report.audited import write_worst_case
-    from apem_fast.experiment.run.audit import audit_run
-    from apem_fast.experiment.run.ranks import rank_of_process
     from apem_fast.experiment.run.store import RunStore
 
     store = of if isinstance(of, RunStore) else RunStore(of)
+    from apem_fast.experiment.report.audited import write_worst_case  # after the store, which names what is missing
+    from apem_fast.experiment.run.audit import audit_run
+    from apem_fast.experiment.run.ranks import rank_of_process
+
     result = audit_run(store, rays=rays, seed=seed, progress=progress, **run)
     if rank_of_process()[0] == 0:
         write_worst_case(store, result)
