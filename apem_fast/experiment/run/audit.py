@@ -41,6 +41,7 @@ from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, RunStore, file_name_of
 from apem_fast.explain import Explainer, explainer_from, imported_by
 from apem_fast.metric import Evaluator
@@ -388,15 +389,9 @@ class _Auditor:
             for name in together:
                 if name not in photographs:
                     raise ValueError(f"{store.folder} holds a run with an image {name!r} that is not there any more")
-            block = Block(
-                part.block,
-                [photographs[name] for name in together],
-                store.options,
-                network,
-                store,
-                self.device,
-                self.progress,
-            )
+            with Reader(network.pixels) as reader:
+                these = [photographs[name] for name in together]
+                block = Block(part.block, these, store.options, network, store, self.device, self.progress, reader)
             labels = torch.tensor([label_of[name] for name in together], device=block.images.device)
             o = store.options
             made, _ = maps_of(explainer, block.given(labels), o.stages, o.percentile, lambda done, total: None)
