@@ -253,7 +253,7 @@ class _Auditor:
         ranks, store = self.ranks, self.store
         every = ranks.all_do(lambda: rays_of(store))
         with ExitStack() as stack:
-            ranks.first_does(lambda: stack.enter_context(store.claimed()))
+            ranks.first_does(lambda: stack.enter_context(store.claimed(store.folder)))
             chosen, missing = ranks.first_does(lambda: self.planned(draw(every, rays, seed, stratified), trust))
             if missing:
                 self.progress.update(doing="reading images")
