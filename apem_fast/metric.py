@@ -279,6 +279,19 @@ class Evaluator:
             self.record,
         )
 
+    def at(self, direction: Tensor, epsilon: Tensor) -> Tensor:
+        """The images at x + epsilon * direction, within the bounds of the options.
+
+        Args:
+            direction: (N, C, H, W), as of `minimum_epsilon`.
+            epsilon: (N,), one for each image.
+        """
+        validation.direction(direction, self._images)
+        rays = self._bounded(direction_rays(self._images, self._clean, direction.detach()))
+        device, each = self._images.device, torch.arange(len(self._images), device=self._images.device)
+        one = torch.ones(len(each), dtype=torch.float64, device=device)
+        return rays.inputs(one, each, each, each < 0, epsilon.to(device=device, dtype=torch.float64), 0 * one)
+
     def _bounded(self, rays: Rays) -> Rays:
         lower, upper = (self._bound(bound) for bound in self.options.bounds)
         return replace(rays, lower=lower, upper=upper)

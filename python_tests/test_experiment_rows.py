@@ -169,7 +169,7 @@ def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
     def concentration(explained):
         assert (
             len(explained.images)
-            == len(explained.pixels_of(explained.images))
+            == len(explained.network.pixels_of(explained.images))
             == len(explained.labels)
             == len(explained.relevance)
             == 4
@@ -177,12 +177,14 @@ def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
         assert explained.explainer.name == "partly_zero" and explained.stage in STAGES.values()
         return explained.relevance.mean(dim=(1, 2, 3))
 
-    monkeypatch.setitem(measures.MEASURES, "concentration", measures.Measure("its mean", concentration))
+    monkeypatch.setitem(
+        measures.MEASURES, "concentration", measures.Measure(concentration, "Concentration", "higher", "the mean")
+    )
     store = evaluate(other_explainers("partly_zero", measures=("concentration",)), tmp_path / "run")
     results = store.results()
     assert (results["concentration"].isna() == (results["flag"] != "")).all()
     assert results["concentration"].dropna().between(0, 1).all() and results["concentration"].nunique() == 3
-    with pytest.raises(ValueError, match="measures must be one of selectivity, continuity, concentration"):
+    with pytest.raises(ValueError, match=r"measures must be one of selectivity, continuity, .*concentration"):
         RunOptions(measures=("sensitivity",))
 
 
@@ -210,6 +212,42 @@ def test_selectivity_and_continuity_of_a_run(tmp_path, stage):
                 pixels=network.pixels_of,
             )
             np.testing.assert_allclose(expected, found.continuity.item(), rtol=1e-4)
+
+
+def test_every_measure_of_a_run_is_the_function_of_that_name(tmp_path):
+    named = dataclasses.replace(OPTIONS, limit=3, stages=("1-channel",), explainers=("gradient",), parts=9)
+    options = dataclasses.replace(named, measures=tuple(measures.MEASURES), imputation="mean")
+    rows = evaluate(options, tmp_path / "run").results()
+    network = load_network(OPTIONS.network)
+    pixels = torch.stack([network.pixels(one.open()) for one in bundled_photographs()[:3]])
+    images = network.normalised(pixels)
+    relevance = STAGES["1-channel"](af.explain.Gradient()(network.model, images), pixels, OPTIONS.percentile)
+    field, limits = af.measures, {"max_epsilon": OPTIONS.max_epsilon, "step": OPTIONS.step}
+    gain = field.relevance_gain(network.model, images, relevance, imputation="mean", steps=9)
+    low, high = network.normalised(torch.zeros(1, 3, 1, 1)), network.normalised(torch.ones(1, 3, 1, 1))
+    robust = field.robustness_s(network.model, images, relevance, **limits)
+    adversarial = field.adversarial_curves(network.model, images, relevance, steps=9, **limits)
+    blocks = field.region_perturbation(network.model, images, relevance, repeats=1, low=low, high=high)
+    fractions = field.flip_fraction(network.model, images, relevance, imputation="mean")
+    expected = {
+        "selectivity": af.selectivity(network.model, images, relevance, steps=9).area,
+        "deletion": gain.deletion.area,
+        "insertion": gain.insertion.area,
+        "relevance_gain": gain.gain,
+        "region_perturbation": blocks.area_over_curve,
+        "flip_fraction": fractions.fraction,
+        "robustness_s": robust.area_relevant,
+        "robustness_complement": robust.area_complement,
+        "adversarial_morf": adversarial.morf,
+        "adversarial_lerf": adversarial.lerf,
+    }
+    assert {*expected, "continuity"} == set(measures.MEASURES) <= set(rows)
+    for name, values in expected.items():
+        np.testing.assert_allclose(rows[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    # The curves are run once, whatever looks at them: with a constant, with the mean from both ends, towards the
+    # adversarial image from both ends.
+    spent = 5 * 10 + blocks.probes + fractions.probes + robust.probes
+    assert rows["measure_probes"].tolist() == spent.tolist()
 
 
 # -- images ----------------------------------------------------------------------------------------------------------

@@ -40,3 +40,25 @@ def explainer_of(explain: Explain) -> Explainer:
     if not callable(explain):
         raise TypeError(sentence(f"explain must be an explanation method or a function (got {type(explain).__name__})"))
     return from_callable(explain)
+
+
+def check_curve(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    labels: Tensor | None,
+    steps: int | None,
+    output: str,
+    batch_size: int | None,
+) -> tuple[int | None, int | None]:
+    """What all measures demand that take features away in the order of their relevance; steps and batch_size as plain
+    numbers."""
+    check_model_and_images(model, images)
+    validation.map_of_images("relevance", relevance, images)
+    check_classes(labels, images)
+    batch_size = validation.whole_or_none("batch_size", batch_size)
+    if steps is not None:
+        steps = validation.whole("steps", steps)
+    if output not in ("probability", "logit"):
+        raise ValueError(sentence(f'output must be "probability" or "logit" (got {output!r})'))
+    return steps, batch_size

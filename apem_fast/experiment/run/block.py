@@ -25,6 +25,7 @@ from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
+from apem_fast.measures.adversarial_curves import FlippedImages, flipped_images
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.pictures import png_of
@@ -47,7 +48,10 @@ def digest_of(pixels: Tensor) -> str:
 def expected_work(explainer: Explainer, images: int, options: RunOptions) -> float:
     """What one explainer on so many images is expected to cost, in forward passes of one image."""
     rays = 2 * images * len(options.stages) * (1 + options.shuffles)
-    return explainer.cost_per_image * images + EXPECTED_PROBES_PER_RAY * rays
+    chosen = [MEASURES[name] for name in options.measures]
+    a_map = sum(one.curves for one in chosen) * (options.parts + 1) + sum(one.probes for one in chosen)
+    measuring = images * len(options.stages) * a_map
+    return explainer.cost_per_image * images + EXPECTED_PROBES_PER_RAY * rays + measuring
 
 
 class Block:
@@ -232,9 +236,11 @@ class Block:
         measurable = with_stand_ins(maps, flags)
         results = self.evaluator.apem(measurable, progress=searched) if measurable else {}
         search_seconds = time.perf_counter() - started
+        shuffling = time.perf_counter()
         shuffles = self.shuffle(measurable, before.work + explaining + searching, before.work + expected)
+        shuffle_seconds = (time.perf_counter() - shuffling) / (count * len(maps))
         rows = self.rows(key, flags, results, attribution_seconds, search_seconds)
-        self.add_shuffles(rows, shuffles, results)
+        self.add_shuffles(rows, shuffles, results, shuffle_seconds)
         self.add_measures(rows, measurable, explainer)
         for stage, relevance in maps.items():
             self.save_maps(key, stage, relevance)
@@ -312,8 +318,13 @@ class Block:
         return row | {"scan_probes": scan, "record": result.record}
 
     def add_shuffles(
-        self, rows: list[dict[str, Any]], shuffles: Mapping[str, ShuffledEpsilons], results: Mapping[str, ApemResult]
+        self,
+        rows: list[dict[str, Any]],
+        shuffles: Mapping[str, ShuffledEpsilons],
+        results: Mapping[str, ApemResult],
+        seconds: float,
     ) -> None:
+        """Columns of the shuffles; `seconds` is each row's share of the time they took."""
         if not self.options.shuffles:
             return
         for i, row in enumerate(rows):
@@ -321,28 +332,48 @@ class Block:
                 n, of_stage = i % len(self.photographs), shuffles[row["stage"]]
                 row |= {f"{SHUFFLE}{name}": getattr(of_stage, name)[n].item() for name in OF_SHUFFLES}
                 row["score_norm"] = of_stage.normalised_score(results[row["stage"]])[n].item()
+            row["shuffled_seconds"] = seconds
 
     def add_measures(self, rows: list[dict[str, Any]], maps: Mapping[str, Tensor], explainer: Explainer) -> None:
-        model, percentile = self.network.model, self.options.percentile
-        for name in self.options.measures:
-            values = {
-                stage: MEASURES[name].of(
-                    Explained(
-                        model,
-                        self.images,
-                        self.network.pixels_of,
-                        self.labels,
-                        explainer,
-                        STAGES[stage],
-                        percentile,
-                        relevance,
-                    )
-                )
-                for stage, relevance in maps.items()
-            }
-            for i, row in enumerate(rows):
+        options, count = self.options, len(self.photographs)
+        if not options.measures:
+            return
+        for stage, of_stage in _by_stage(rows).items():
+            if stage not in maps:
+                continue
+            self.progress.update(doing=f"other measures, {stage}")
+            started = time.perf_counter()
+            explained = Explained(
+                self.evaluator,
+                self.network,
+                explainer,
+                STAGES[stage],
+                options.percentile,
+                maps[stage],
+                options.imputation,
+                options.parts,
+                options.seed,
+                lambda: self.flipped,
+            )
+            values = {name: MEASURES[name].of(explained).tolist() for name in options.measures}
+            seconds = (time.perf_counter() - started) / count
+            for n, row in enumerate(of_stage):
                 if not row["flag"]:
-                    row[name] = float(values[row["stage"]][i % len(self.photographs)])
+                    row |= {name: values[name][n] for name in options.measures}
+                row |= {"measure_probes": int(explained.probes[n]), "measure_seconds": seconds}
+        self.progress.update(doing="")
+
+    @cached_property
+    def flipped(self) -> FlippedImages:
+        """The block's adversarial images, for all explainers and stages."""
+        return flipped_images(self.evaluator)
+
+
+def _by_stage(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["stage"], []).append(row)
+    return found
 
 
 def probes_of(shuffles: Mapping[str, ShuffledEpsilons]) -> int:

@@ -1,50 +1,127 @@
-"""Measures of an explanation other than APEM: an optional column each of a run's results."""
+"""Measures of an explanation other than APEM: an optional column each of a run's results.
+
+Several of them look at the same curves, so these are made once for each map: deletion, insertion and the relevance gain
+together cost what the gain costs, and all maps of a block share its adversarial images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from apem_fast.experiment.inputs.networks import Network
 from apem_fast.explain import Explainer
-from apem_fast.measures import continuity, selectivity
+from apem_fast.measures import continuity, deletion, insertion, region_perturbation
+from apem_fast.measures.adversarial_curves import AdversarialCurvesResult, FlippedImages, curves_towards
+from apem_fast.measures.confined_robustness import RobustnessResult, robustness_of_sets
+from apem_fast.measures.flip_share import flip_fractions
+from apem_fast.measures.removal import RemovalCurve
+from apem_fast.metric import Evaluator
 from apem_fast.relevance import Stage
 
 
-@dataclass(frozen=True)
+@dataclass
 class Explained:
     """A block of images, and one explainer's maps of them at one stage.
 
     A map that leaves no ray is replaced by one half throughout; its value does not reach the results.
     """
 
-    model: nn.Module
-    images: Tensor  # (N, C, H, W), as the model receives them
-    pixels_of: Callable[[Tensor], Tensor]  # of such images, in [0, 1] but for roundings
-    labels: Tensor  # (N,) int64: the predictions
+    evaluator: Evaluator
+    network: Network
     explainer: Explainer
     stage: Stage
     percentile: float | None
     relevance: Tensor  # (N, 1 or C, H, W) in [0, 1]
+    imputation: str
+    parts: int  # in which features are taken away
+    seed: int
+    flipped: Callable[[], FlippedImages]  # of the block
+    probes: Tensor = field(init=False)  # (N,) int64: model inputs that were run so far, without those of explainers
+    curves: dict[str, RemovalCurve] = field(default_factory=dict)
+    _adversarial: AdversarialCurvesResult | None = None
+    _robustness: RobustnessResult | None = None
+
+    def __post_init__(self) -> None:
+        self.probes = torch.zeros(len(self.images), dtype=torch.int64, device="cpu")
+
+    @property
+    def model(self) -> nn.Module:
+        return self.evaluator.model
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W), as the model receives them."""
+        return self.evaluator.images
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64: the predictions."""
+        return self.evaluator.labels
+
+    def curve(self, order: Literal["deletion", "insertion"], imputation: str) -> RemovalCurve:
+        """The output as the most relevant features go first, or as they come first."""
+        key = f"{order} {imputation}"
+        if key not in self.curves:
+            measure = deletion if order == "deletion" else insertion
+            self.curves[key] = measure(
+                self.model,
+                self.images,
+                self.relevance,
+                labels=self.labels,
+                imputation=imputation,
+                steps=self.parts,
+                batch_size=self.evaluator.options.batch_size,
+            )
+            self.probes += self.curves[key].probes
+        return self.curves[key]
+
+    def adversarial(self) -> AdversarialCurvesResult:
+        if self._adversarial is None:
+            self._adversarial = curves_towards(self.evaluator, self.flipped(), self.relevance, steps=self.parts)
+            self.probes += self._adversarial.curves.probes
+        return self._adversarial
+
+    def robustness(self) -> RobustnessResult:
+        if self._robustness is None:
+            self._robustness = robustness_of_sets(self.evaluator, self.relevance)
+            self.probes += self._robustness.probes
+        return self._robustness
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure, and what its column means."""
+    """One column.
 
+    Args:
+        of: one value an image, (N,); NaN where there is none.
+        title: what a reader calls it.
+        better: which values are good.
+        meaning: what it is, in a clause.
+        curves: of how many outputs, one for each part and one more, it is made; for the estimate of the time left.
+        probes: that it takes beside these, about; for the same.
+        across_stages: whether values of different stages can be compared.
+    """
+
+    of: Callable[[Explained], Tensor]
+    title: str
+    better: Literal["lower", "higher"]
     meaning: str
-    of: Callable[[Explained], Tensor]  # one value an image, (N,)
+    curves: int = 0
+    probes: float = 0
+    across_stages: bool = True
 
 
-def _selectivity(explained: Explained) -> Tensor:
-    """The area under the curve of P2 Algorithm 1, features taken away in 100 parts."""
-    return selectivity(explained.model, explained.images, explained.relevance, labels=explained.labels).area
+NEIGHBOURS = 3
 
 
 def _continuity(explained: Explained) -> Tensor:
-    """The most a map changes around an image, for the distance (P2 section 2.3.1), over three neighbours. At the stage
-    that multiplies by the image, each map is multiplied by the pixels of its own image or neighbour."""
+    """Over three neighbours. At the stage that multiplies by the image, each map is multiplied by the pixels of its own
+    image or neighbour."""
 
     def relevance(attribution: Tensor, pixels: Tensor) -> Tensor:
         return explained.stage(attribution, pixels, explained.percentile)
@@ -56,16 +133,115 @@ def _continuity(explained: Explained) -> Tensor:
         labels=explained.labels,
         neighbours=NEIGHBOURS,
         relevance=relevance,
-        pixels=explained.pixels_of,
+        pixels=explained.network.pixels_of,
     ).continuity
 
 
-NEIGHBOURS = 3
+def _region_perturbation(explained: Explained) -> Tensor:
+    """One draw of the noise, over all that a pixel can be."""
+    shape = (1, *explained.images.shape[1:])
+    device, dtype = explained.images.device, explained.images.dtype
+    low, high = (
+        explained.network.normalised(torch.full(shape, value, device=device, dtype=dtype)) for value in (0.0, 1.0)
+    )
+    result = region_perturbation(
+        explained.model,
+        explained.images,
+        explained.relevance,
+        labels=explained.labels,
+        repeats=1,
+        low=low,
+        high=high,
+        seed=explained.seed,
+        batch_size=explained.evaluator.options.batch_size,
+    )
+    explained.probes += result.probes
+    return result.area_over_curve
 
-MEASURES = {
-    "selectivity": Measure("area under the output as relevant features go (P2 Algorithm 1); low is good", _selectivity),
+
+def _flip_fraction(explained: Explained) -> Tensor:
+    result = flip_fractions(explained.evaluator, explained.relevance, imputation=explained.imputation)
+    explained.probes += result.probes
+    return result.fraction
+
+
+def _gain(explained: Explained) -> Tensor:
+    insertion_, deletion_ = (explained.curve(which, explained.imputation) for which in ("insertion", "deletion"))
+    return insertion_.area - deletion_.area
+
+
+MEASURES: dict[str, Measure] = {
+    "selectivity": Measure(
+        lambda e: e.curve("deletion", "constant").area,
+        "Selectivity",
+        "lower",
+        "the area under the network’s output while the most relevant features turn grey (P2 Algorithm 1)",
+        curves=1,
+    ),
     "continuity": Measure(
-        "the most a map changes around its image, for the distance (P2 section 2.3.1); low is good", _continuity
+        _continuity,
+        "Continuity",
+        "lower",
+        "how much a map changes at most where the photograph hardly does, to be compared at the same stage only (P2 "
+        "section 2.3.1)",
+        across_stages=False,
+        probes=4 * NEIGHBOURS,
+    ),
+    "deletion": Measure(
+        lambda e: e.curve("deletion", e.imputation).area,
+        "Deletion",
+        "lower",
+        "the area under the output while the most relevant features are replaced first",
+        curves=1,
+    ),
+    "insertion": Measure(
+        lambda e: e.curve("insertion", e.imputation).area,
+        "Insertion",
+        "higher",
+        "the area under the output as the most relevant features come back first",
+        curves=1,
+    ),
+    "relevance_gain": Measure(_gain, "Relevance gain", "higher", "insertion less deletion (SRG)", curves=2),
+    "region_perturbation": Measure(
+        _region_perturbation,
+        "Region perturbation",
+        "higher",
+        "by how much the output falls on the average while 100 blocks of 9 × 9 pixels turn into noise, the most "
+        "relevant first (AOPC)",
+        probes=101,
+    ),
+    "flip_fraction": Measure(
+        _flip_fraction,
+        "Flip fraction",
+        "lower",
+        "the least share of the most relevant features whose replacement changes the prediction",
+        probes=20,
+    ),
+    "robustness_s": Measure(
+        lambda e: e.robustness().area_relevant,
+        "Robustness-S",
+        "lower",
+        "how little perturbation of the most relevant features alone changes the prediction, an upper bound (l₂, the "
+        "mean over sets of 10 % to 90 %)",
+        probes=70,
+    ),
+    "robustness_complement": Measure(
+        lambda e: e.robustness().area_complement,
+        "Robustness of the rest",
+        "higher",
+        "the same of all other features",
+        probes=70,
+    ),
+    "adversarial_morf": Measure(
+        lambda e: e.adversarial().morf,
+        "Adversarial MoRF",
+        "lower",
+        "the area under the output as the features of the nearest image that is taken for something else come in, the "
+        "most relevant first",
+        curves=2,
+    ),
+    "adversarial_lerf": Measure(
+        lambda e: e.adversarial().lerf, "Adversarial LeRF", "higher", "the same, the least relevant first", curves=2
     ),
 }
 """By name, which is also the column's."""

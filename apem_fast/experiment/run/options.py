@@ -102,11 +102,18 @@ class RunOptions(Options):
     )
     measures: tuple[str, ...] = option(
         (),
-        "Measure also selectivity (how fast the output falls as relevant features go) or continuity (how much a map "
-        "changes where the image hardly does), for a column each.",
+        "Measure also, for a column each: selectivity, continuity, deletion, insertion, relevance_gain, "
+        "region_perturbation, flip_fraction, robustness_s, robustness_complement, adversarial_morf, adversarial_lerf; "
+        "or all. docs/measures.md says what each is and costs.",
         metavar="NAMES",
         shown="none",
     )
+    imputation: str = option(
+        "blur",
+        "What replaces a feature in deletion, insertion, relevance_gain and flip_fraction: constant, blur or mean.",
+        metavar="NAME",
+    )
+    parts: int = option(100, "In how many parts features are taken away for the curves of measures.", metavar="N")
     device: str = option("cpu", "cpu, cuda or cuda:N.", metavar="DEVICE")
     block: int | None = option(
         None,
@@ -151,6 +158,7 @@ class RunOptions(Options):
         if self.block is None:
             object.__setattr__(self, "block", USUAL_BLOCK.get(self.device.partition(":")[0], USUAL_BLOCK["cpu"]))
         validation.whole("block", self.block)
+        validation.whole("parts", self.parts)
         validation.whole("shuffles", self.shuffles, least=0)
         if self.pictures is not None:
             validation.whole("pictures", self.pictures, least=0)
@@ -164,9 +172,13 @@ class RunOptions(Options):
         from apem_fast import validation
         from apem_fast.experiment.run.columns import MEASURES
         from apem_fast.explain import explainer_from, key_of
+        from apem_fast.measures.imputation import IMPUTATIONS
         from apem_fast.relevance import STAGES
         from apem_fast.search import POLICIES
 
+        if "all" in self.measures:
+            object.__setattr__(self, "measures", tuple(MEASURES))
+        validation.choice("imputation", self.imputation, IMPUTATIONS)
         validation.choice("search", self.search, POLICIES)  # a policy of one's own has no name to be recorded by
         for name, known in (("measures", MEASURES), ("stages", STAGES)):
             for one in getattr(self, name):

@@ -79,8 +79,15 @@ SHUFFLED = (
         "number",
         "normalised score: epsilon_plus / shuffled_epsilon_plus - epsilon_minus / shuffled_epsilon_minus",
     ),
+    Column("shuffled_seconds", "number", "this row's share of the time that the shuffled maps took"),
 )
 """Further columns of a run with shuffles."""
+
+OF_MEASURES = (
+    Column("measure_probes", "integer", "model inputs that all of these measures took, explanations not counted"),
+    Column("measure_seconds", "number", "this row's share of the time that all of these measures took"),
+)
+"""Further columns of a run with measures, after one for each."""
 
 LEFT_OUT = (
     Column("path", "text", "the file that did not take part"),
@@ -100,12 +107,14 @@ def schema_of(columns: Iterable[Column]) -> pyarrow.Schema:
 
 def columns_of_results(shuffles: int, measures: Iterable[str]) -> tuple[Column, ...]:
     """The columns of a run's results, by its options."""
-    return (*RESULTS, *(SHUFFLED if shuffles else ()), *map(column_of, measures))
+    of_measures = [*map(column_of, measures)]
+    return (*RESULTS, *(SHUFFLED if shuffles else ()), *of_measures, *(OF_MEASURES if of_measures else ()))
 
 
 def column_of(measure: str) -> Column:
     """The further column of a run with this measure."""
-    return Column(measure, "number", MEASURES[measure].meaning)
+    good = "low" if MEASURES[measure].better == "lower" else "high"
+    return Column(measure, "number", f"{MEASURES[measure].meaning}; {good} is good")
 
 
 def empty_row(columns: Iterable[Column]) -> dict[str, Any]:

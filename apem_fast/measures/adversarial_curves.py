@@ -1,0 +1,135 @@
+"""Adversarial MoRF and LeRF: features are replaced by those of an image that the network takes for something else.
+
+A blurred or grey image lies far from what a network has seen, and its output may fall for that alone. An adversarial
+image looks as the original does (Nieradzik et al. 2024, arXiv:2411.14946; arXiv:2605.16905). Here it is the nearest one
+along the sign gradient, found by the engine of the metric: the same for every map of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from apem_fast.callers import said_by
+from apem_fast.extras import extra
+from apem_fast.measures.arguments import check_curve
+from apem_fast.measures.pixel_flipping import DeletionResult, InsertionResult, RelevanceGainResult
+from apem_fast.measures.removal import Output, outputs_while_removing, parts_of, ranks_of
+from apem_fast.metric import Evaluator
+from apem_fast.options import EngineOptions, documented
+from apem_fast.probing.engine import Progress
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class FlippedImages:
+    """The nearest image along the sign gradient of which the prediction is another."""
+
+    images: Tensor  # (N, C, H, W), on the images' device
+    flipped: Tensor  # (N,) bool, on the CPU; False: there is none up to max_epsilon
+    probes: Tensor  # (N,) int64, on the CPU: model inputs that were run to find it
+
+
+@dataclass(frozen=True)
+class AdversarialCurvesResult:
+    """The output of N images while their features are replaced by those of their adversarial images."""
+
+    curves: RelevanceGainResult  # MoRF as `deletion`, LeRF as `insertion`
+    flipped: Tensor  # (N,) bool; False: no adversarial image was found, and both areas are NaN
+    probes: Tensor  # (N,) int64: model inputs that were run, the search of the adversarial image among them
+
+    @property
+    def morf(self) -> Tensor:
+        """(N,) float64: the area under the output, the most relevant first; small is good."""
+        return self.curves.deletion.area.masked_fill(~self.flipped, torch.nan)
+
+    @property
+    def lerf(self) -> Tensor:
+        """(N,) float64: the area under the output, the least relevant first; large is good."""
+        return self.curves.insertion.area.masked_fill(~self.flipped, torch.nan)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image: label, adversarial_morf, adversarial_lerf and probes."""
+        with extra("experiment", "to_dataframe"):
+            import pandas
+
+        columns = {"adversarial_morf": self.morf, "adversarial_lerf": self.lerf, "probes": self.probes}
+        numbers = {name: values.numpy() for name, values in columns.items()}
+        return pandas.DataFrame({"label": self.curves.deletion.labels.numpy(), **numbers})
+
+
+def flipped_images(evaluator: Evaluator, progress: Progress | None = None) -> FlippedImages:
+    """The adversarial images of an evaluator's images; one ray each."""
+    sign = evaluator.sign_gradient.to(evaluator.images.dtype)
+    direction = sign / sign.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    found = evaluator.minimum_epsilon(direction, progress)
+    return FlippedImages(evaluator.at(direction, found.epsilon), found.flipped, found.probes)
+
+
+@documented()
+@said_by("adversarial_curves")
+def adversarial_curves(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    *,
+    labels: Tensor | None = None,
+    steps: int | None = 100,
+    output: Output = "probability",
+    progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
+) -> AdversarialCurvesResult:
+    """The areas under the output as features of the adversarial image take over: MoRF and LeRF.
+
+    The adversarial image is x + epsilon * sign / norm1(sign) at the least grid epsilon that changes the prediction.
+    Costs 2 (steps + 1) probes an image, and those of one ray.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
+        labels: (N,) int64, the predictions, if known; they are checked.
+        steps: in how many parts of (nearly) equal size the features go; None one by one.
+        output: the label's "probability", or its "logit".
+        progress: called with (rays decided, rays in all, probes so far) while the adversarial images are looked for.
+        options: see `apem_fast.options.Options`; of that search, and batch_size also of the curves.
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    steps, _ = check_curve(model, images, relevance, labels, steps, output, options.get("batch_size"))
+    evaluator = Evaluator(model, images, labels=labels, **options)
+    other = flipped_images(evaluator, progress)
+    return curves_towards(evaluator, other, relevance, steps=steps, output=output)
+
+
+def curves_towards(
+    evaluator: Evaluator,
+    other: FlippedImages,
+    relevance: Tensor,
+    *,
+    steps: int | None = 100,
+    output: Output = "probability",
+) -> AdversarialCurvesResult:
+    """The second half of `adversarial_curves`: many maps of the same images share their adversarial images."""
+    removed = parts_of(relevance[0].numel(), steps)
+    both = [
+        outputs_while_removing(
+            evaluator.model,
+            evaluator.images,
+            ranks_of(relevance, first),
+            removed,
+            other.images,
+            labels=evaluator.labels,
+            output=output,
+            batch_size=evaluator.options.batch_size,
+        )
+        for first in ("most", "least")
+    ]
+    curves = RelevanceGainResult(DeletionResult(removed, *both[0]), InsertionResult(removed, *both[1]))
+    return AdversarialCurvesResult(curves, other.flipped, other.probes + curves.probes)

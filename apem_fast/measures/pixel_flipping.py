@@ -1,0 +1,168 @@
+"""Deletion, insertion and the difference of the two: the output as features are replaced, from either end.
+
+Deletion replaces the most relevant features first (MoRF). Insertion begins with an image of which all is replaced and
+puts the most relevant features back first (Petsiuk et al. 2018, arXiv:1806.07421); read from its end, it replaces the
+least relevant first (LeRF), so with one imputation its curve is the LeRF curve, point by point. The symmetric relevance
+gain is the area under LeRF minus the area under MoRF (Bluecher et al. 2024, arXiv:2401.06654): it depends far less on
+the imputation than either of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+
+import numpy as np
+from torch import Tensor, nn
+
+from apem_fast.callers import said_by
+from apem_fast.extras import extra
+from apem_fast.measures.arguments import check_curve
+from apem_fast.measures.imputation import filling_of
+from apem_fast.measures.removal import Order, Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class CurveOptions(TypedDict, total=False):
+    """What `deletion`, `insertion` and `relevance_gain` take beside the maps.
+
+    labels: (N,) int64, the classes whose output is recorded; the predictions where it is not given.
+    imputation: what a removed feature becomes: "constant" (0), "blur" or "mean", a number, or a tensor that broadcasts
+        to the images; see `apem_fast.measures.imputation`. "blur" where it is not given.
+    steps: in how many parts of (nearly) equal size the features go; None one by one. 100 where it is not given.
+    output: the label's "probability", or its "logit".
+    batch_size, progress: as of `selectivity`.
+    """
+
+    labels: Tensor | None
+    imputation: str | float | Tensor
+    steps: int | None
+    output: Output
+    batch_size: int | None
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class DeletionResult(RemovalCurve):
+    """The output of N images while their most relevant features are replaced: a small area is good."""
+
+    called: ClassVar[str] = "deletion"
+
+
+@dataclass(frozen=True)
+class InsertionResult(RemovalCurve):
+    """The output of N images against how many features are still replaced, the least relevant ones: a large area is
+    good."""
+
+    called: ClassVar[str] = "insertion"
+
+
+@dataclass(frozen=True)
+class RelevanceGainResult:
+    """Both curves of N images."""
+
+    deletion: DeletionResult
+    insertion: InsertionResult
+
+    @property
+    def gain(self) -> Tensor:
+        """(N,) float64: the area under LeRF minus the area under MoRF; large is good, 0 is chance."""
+        return self.insertion.area - self.deletion.area
+
+    @property
+    def probes(self) -> int:
+        """Model inputs that were run for each image."""
+        return self.deletion.probes + self.insertion.probes
+
+    @property
+    def mean(self) -> float:
+        """The mean gain over the images."""
+        return float(self.gain.mean())
+
+    @property
+    def median(self) -> float:
+        """The median gain over the images."""
+        return float(np.median(self.gain.numpy()))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image: label, deletion, insertion and their difference."""
+        with extra("experiment", "to_dataframe"):
+            import pandas
+
+        columns = {"deletion": self.deletion.area, "insertion": self.insertion.area, "relevance_gain": self.gain}
+        numbers = {name: values.numpy() for name, values in columns.items()}
+        return pandas.DataFrame({"label": self.deletion.labels.numpy(), **numbers})
+
+
+@said_by("deletion")
+def deletion(model: nn.Module, images: Tensor, relevance: Tensor, **options: Unpack[CurveOptions]) -> DeletionResult:
+    """The output while the most relevant features are replaced first: MoRF, Petsiuk et al.'s deletion.
+
+    Costs steps + 1 probes an image.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes).
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
+        options: see `CurveOptions`.
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    return DeletionResult(*_curve(model, images, relevance, "most", **options))
+
+
+@said_by("insertion")
+def insertion(model: nn.Module, images: Tensor, relevance: Tensor, **options: Unpack[CurveOptions]) -> InsertionResult:
+    """The output as the most relevant features come back first, which is LeRF read from its end.
+
+    Costs steps + 1 probes an image. The arguments and the errors are those of `deletion`.
+    """
+    return InsertionResult(*_curve(model, images, relevance, "least", **options))
+
+
+@said_by("relevance_gain")
+def relevance_gain(
+    model: nn.Module, images: Tensor, relevance: Tensor, **options: Unpack[CurveOptions]
+) -> RelevanceGainResult:
+    """The symmetric relevance gain: the area under LeRF minus the area under MoRF.
+
+    Costs 2 (steps + 1) probes an image. The arguments and the errors are those of `deletion`.
+    """
+    return RelevanceGainResult(
+        DeletionResult(*_curve(model, images, relevance, "most", **options)),
+        InsertionResult(*_curve(model, images, relevance, "least", **options)),
+    )
+
+
+def _curve(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    first: Order,
+    *,
+    labels: Tensor | None = None,
+    imputation: str | float | Tensor = "blur",
+    steps: int | None = 100,
+    output: Output = "probability",
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch_size = check_curve(model, images, relevance, labels, steps, output, batch_size)
+    filling = filling_of(imputation, images)
+    removed = parts_of(relevance[0].numel(), steps)
+    outputs, of = outputs_while_removing(
+        model,
+        images,
+        ranks_of(relevance, first),
+        removed,
+        filling,
+        labels=labels,
+        output=output,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return removed, outputs, of

@@ -1,0 +1,165 @@
+"""The network's output while parts of an image are taken away in a given order: what several measures are made of.
+
+A part is what has one rank; taken away means replaced by a filling. Every point of every image's curve is an input of
+the model of its own, and all of them run through it in common batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apem_fast.callers import sentence
+from apem_fast.extras import extra
+from apem_fast.running.batching import in_batches
+from apem_fast.running.clean import logits_of
+from apem_fast.running.outputs import ModelOutputError
+from apem_fast.running.undisturbed import undisturbed
+
+if TYPE_CHECKING:
+    import pandas
+
+Output = Literal["probability", "logit"]
+Order = Literal["most", "least"]
+
+BATCH_SIZE = {"cpu": 8, "cuda": 128}  # a CPU's caches hold few images; larger batches are slower there
+
+
+@dataclass(frozen=True)
+class RemovalCurve:
+    """The output of N images while their features are removed (tensors are on the CPU)."""
+
+    removed: Tensor  # (K + 1,) int64: how many features are gone, from 0 on
+    output: Tensor  # (N, K + 1) float64: what is left of the evidence
+    labels: Tensor  # (N,) int64: the classes whose output it is
+
+    called: ClassVar[str] = "area"
+
+    @property
+    def removed_share(self) -> Tensor:
+        """(K + 1,) float64, from 0 to 1."""
+        return self.removed.double() / self.removed[-1]
+
+    @property
+    def area(self) -> Tensor:
+        """(N,) float64: the area under the output against the share that is removed."""
+        return torch.trapezoid(self.output, self.removed_share, dim=1)
+
+    @property
+    def probes(self) -> int:
+        """Model inputs that were run for each image."""
+        return len(self.removed)
+
+    @property
+    def mean(self) -> float:
+        """The mean area over the images."""
+        return float(self.area.mean())
+
+    @property
+    def median(self) -> float:
+        """The median area, the mean of the middle two for an even number of images."""
+        return float(np.median(self.area.numpy()))
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row an image: label, the area under the name of the measure, the output before and after all removals."""
+        with extra("experiment", "to_dataframe"):
+            import pandas
+
+        return pandas.DataFrame(
+            {
+                "label": self.labels.numpy(),
+                self.called: self.area.numpy(),
+                "output_before": self.output[:, 0].numpy(),
+                "output_after": self.output[:, -1].numpy(),
+            }
+        )
+
+
+def ranks_of(relevance: Tensor, first: Order = "most") -> Tensor:
+    """The rank of each feature, (N, 1 or C, H, W) int64: 0 for the one that goes first. Of features with equal
+    relevance the one earlier in memory counts as more relevant, so that one order is the other's reverse."""
+    order = relevance.detach().flatten(1).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, places).view(relevance.shape)
+    return ranks if first == "most" else relevance[0].numel() - 1 - ranks
+
+
+def parts_of(features: int, steps: int | None) -> Tensor:
+    """(K + 1,) int64 on the CPU, from 0 to `features` in `steps` (nearly) equal parts, at most one each; None: one by
+    one."""
+    parts = features if steps is None else min(steps, features)
+    return torch.arange(parts + 1, device="cpu") * features // parts
+
+
+def outputs_while_removing(
+    model: nn.Module,
+    images: Tensor,
+    rank: Tensor,
+    gone: Tensor,
+    filling: Tensor,
+    *,
+    labels: Tensor | None = None,
+    output: Output = "probability",
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The outputs (N, K + 1) float64, and the labels (N,), both on the CPU.
+
+    Args:
+        model: in eval mode; it returns logits (N, classes).
+        images: (N, C, H, W).
+        rank: (N, 1 or C, H, W) int64.
+        gone: (K + 1,) int64: at each point of the curve, everything of a lower rank is replaced.
+        filling: (N, C, H, W), what it is replaced by.
+        labels: whose output it is; None takes the predictions.
+        output: the label's "probability" or "logit".
+        batch_size: inputs in a batch, halved where memory runs out; None takes 8 on a CPU and 128 elsewhere.
+        progress: called as progress(inputs run, inputs in all).
+    """
+    images, points = images.detach(), len(gone)
+    until_of = gone.to(images.device)
+
+    def inputs(first: int, last: int) -> Tensor:
+        number = torch.arange(first, last, device=images.device)
+        image, until = number // points, until_of[number % points]
+        left = torch.where(rank[image] < until[:, None, None, None], filling[image], images[image])
+        return left.contiguous(memory_format=torch.channels_last)  # convolutions are fastest so
+
+    with undisturbed(model, images), torch.no_grad():
+        if labels is None:
+            labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
+        of_input = labels.to(images.device).repeat_interleave(points)
+        values: list[Tensor] = []
+        done, total = 0, len(images) * points
+        size = batch_size or BATCH_SIZE.get(images.device.type, BATCH_SIZE["cuda"])
+        finite = torch.ones((), dtype=torch.bool, device=images.device)
+        for _, logits in in_batches(lambda first, last: logits_of(model, inputs(first, last)), total, size):
+            if not values:
+                _check_labels(labels, logits.shape[1])
+            finite &= logits.isfinite().all()
+            values.append(_output(logits, of_input[done : done + len(logits)], output))
+            done += len(logits)
+            if progress is not None:
+                progress(done, total)
+    if not bool(finite):  # read once: a GPU is not to wait after every batch
+        raise ModelOutputError(
+            "model must return finite logits (got NaN or infinity for an image with features removed)"
+        )
+    return torch.cat(values).view(len(images), points).cpu(), labels.detach().cpu()
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(sentence(f"labels must lie in [0, {classes}) (got {int(wrong[0])})"))
+
+
+def _output(logits: Tensor, labels: Tensor, output: Output) -> Tensor:
+    values = logits.double()
+    values = values.softmax(dim=1) if output == "probability" else values
+    return values.gather(1, labels[:, None])[:, 0]
