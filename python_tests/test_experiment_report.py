@@ -7,6 +7,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from browser import CHROMIUM, in_browser
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 from apem_fast.cli.main import app
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
+from apem_fast.experiment.report import measure_sections
 from apem_fast.experiment.report.closeups import closeup_picture, missing_closeups, read_closeup
+from apem_fast.experiment.report.measure_reliability import agreements, ranks_by_measure, reliabilities
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.report import write_report
 from apem_fast.experiment.report.sections import sections_of
@@ -211,9 +214,42 @@ def test_other_measures_have_a_table(finished):
     rows, _ = scored_rows(finished)
     with_measure = rows.assign(selectivity=np.where(rows["stage"] == "1-channel", 0.25, 0.5))
     section = next(one for one in sections_of(finished, with_measure) if one.key == "measures")
-    (_, table) = section.tables[0]
-    assert table.columns == ("stage", "explanation", "mean selectivity", "median selectivity")
-    assert [cell.text for cell in table.rows[4]] == ["1-channel", "Gradient", "0.250", "0.250"]
+    (_, table), (_, means), (_, meanings) = section.tables
+    assert table.columns == means.columns == ("stage", "explanation", "Selectivity")
+    assert [cell.text for cell in table.rows[4]] == ["1-channel", "Gradient", "0.250"]
+    assert [cell.text for cell in meanings.rows[0]][:2] == ["Selectivity", "lower"]
+
+
+def made_up_rows(images: int = 12) -> pandas.DataFrame:
+    """Three methods that one measure ranks alike on every image, another one backwards, and APEM at random."""
+    generator = np.random.default_rng(0)
+    keys = ("gradient", "lrp", "grad-cam")
+    return pandas.DataFrame(
+        {
+            "image": f"{n:02d}",
+            "stage": "1-channel",
+            "explainer": key,
+            "score": generator.random(),
+            "deletion": k + 0.1 * generator.random(),
+            "insertion": k + 0.1 * generator.random(),
+        }
+        for n in range(images)
+        for k, key in enumerate(keys)
+    )
+
+
+def test_a_measure_that_ranks_alike_on_every_image_is_more_reliable_than_one_that_does_not():
+    rows = made_up_rows()
+    ranks = ranks_by_measure(rows, "1-channel", ["gradient", "lrp", "grad-cam"])
+    first, second, last = reliabilities(ranks)
+    assert {first.measure, second.measure} == {"deletion", "insertion"} and first.alpha == second.alpha == 1
+    assert last.measure == "score" and last.alpha < 0.5 and first.surely_better and first.images == 12
+    agreement = agreements(ranks)
+    assert agreement["deletion", "insertion"] == pytest.approx(-1) and agreement["score", "score"] == pytest.approx(1)
+    assert "chance does not explain it for Deletion and Insertion" in measure_sections._standing([first, second, last])
+    lacking = rows.assign(deletion=rows["deletion"].where(rows["image"] > "02"))
+    assert ranks_by_measure(lacking, "1-channel", ["gradient", "lrp"])["score"].shape == (9, 2)
+    assert ranks_by_measure(lacking, "1-channel", ["gradient"]) == {}
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------

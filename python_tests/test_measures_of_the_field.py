@@ -28,7 +28,7 @@ from apem_fast.measures import (
 )
 from apem_fast.measures.adversarial_curves import flipped_images
 from apem_fast.measures.imputation import filling_of
-from apem_fast.measures.reliability import alpha_interval
+from apem_fast.measures.reliability import interval_of, resampled_alphas
 from apem_fast.seeding import generator_for
 
 
@@ -273,9 +273,9 @@ def test_alpha_of_agreement_chance_and_nothing():
     assert krippendorff_alpha(reversed_half) < 0
     chance = np.random.default_rng(0).permuted(np.tile(np.arange(5.0), (2000, 1)), axis=1)
     assert abs(krippendorff_alpha(chance)) < 0.01
-    low, high = alpha_interval(chance[:50] + 1)
+    low, high = interval_of(resampled_alphas(chance[:50] + 1))
     assert low < 0 < high < 0.2
-    assert alpha_interval(same) == (1, 1)
+    assert interval_of(resampled_alphas(same)) == (1, 1)
     assert math.isnan(krippendorff_alpha([[1, 2, 3]])) and math.isnan(krippendorff_alpha([[1, 1], [1, 1]]))
     with pytest.raises(ValueError, match=r"ratings must have shape \(raters, units\)"):
         krippendorff_alpha([1, 2])

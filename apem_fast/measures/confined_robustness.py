@@ -122,7 +122,8 @@ def robustness_of_sets(
     sets = {repr(share): (rank < min(max(int(share * features), 1), features - 1)).to(images.dtype) for share in given}
     found = evaluator.apem(sets, progress)
     moved = (sign != 0).double()
-    relevant, complement = [], []
+    relevant: list[Tensor] = []
+    complement: list[Tensor] = []
     for name, inside in sets.items():
         for curve, within, epsilon in (
             (relevant, inside, found[name].epsilon_minus),

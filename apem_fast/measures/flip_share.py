@@ -8,7 +8,7 @@ here than along a perturbation, for features go one after the other; `FLIP_SEARC
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import numpy as np
 import torch
@@ -78,9 +78,10 @@ class RemovalRays(Rays):
         until = torch.div(epsilon.round().long() * features, self.parts, rounding_mode="floor")
         return torch.where(self.relevance[map] < until[:, None, None, None], self.filling[image], self.images[image])
 
-    def alone(self, ray: int) -> Rays:
+    def alone(self, ray: int) -> Self:
         assert self.filling is not None
-        return replace(super().alone(ray), filling=self.filling[self.image[ray]][None].contiguous())
+        one = super().alone(ray)
+        return replace(one, filling=self.filling[self.image[ray]][None].contiguous())
 
 
 @documented(SEARCHING)

@@ -69,13 +69,13 @@ def agreement_of_ranks(first: ArrayLike, second: ArrayLike) -> float:
     return float(((one * other).sum(axis=1)[ranked] / scale[ranked]).mean()) if ranked.any() else np.nan
 
 
-def alpha_interval(
-    ranks: NDArray[np.float64], seed: int = 0, repetitions: int = 500, share: float = 0.95
-) -> tuple[float, float]:
-    """A bootstrap interval of alpha over the images (raters) of a complete table of ranks (images, methods)."""
+def resampled_alphas(ranks: NDArray[np.float64], seed: int = 0, repetitions: int = 500) -> NDArray[np.float64]:
+    """(repetitions,): alpha of as many images drawn with replacement from a complete table of ranks (images, methods).
+
+    The same seed draws the same images of any table with as many, so that the alphas of two measures can be subtracted
+    draw by draw. NaN where a draw ranks nothing.
+    """
     values = np.unique(ranks)
-    if len(ranks) < 2 or len(values) < 2:
-        return np.nan, np.nan
     distance = _distance("ordinal", values)
     indicator = (ranks[:, :, None] == values).astype(np.float64)  # (images, methods, values)
     generator = np.random.default_rng(seed)
@@ -85,9 +85,15 @@ def alpha_interval(
         # An image that is drawn twice does not agree with itself: pairs are of different images.
         counts, squares = (np.tensordot(weight, indicator, axes=1) for weight in (drawn, drawn**2))
         found.append(_alpha(counts, squares, distance))
-    if np.isnan(found).all():
+    return np.array(found)
+
+
+def interval_of(draws: NDArray[np.float64], share: float = 0.95) -> tuple[float, float]:
+    """Between what this share of the draws lies, those that are NaN left out; NaN where there are none."""
+    known = draws[~np.isnan(draws)]
+    if not len(known):
         return np.nan, np.nan
-    low, high = np.nanpercentile(found, [50 * (1 - share), 50 * (1 + share)])
+    low, high = np.percentile(known, [50 * (1 - share), 50 * (1 + share)])
     return float(low), float(high)
 
 

@@ -6,6 +6,7 @@ Epsilon lives in the space of the tensors that the model receives (after normali
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -44,12 +45,12 @@ class Rays:
     def __len__(self) -> int:
         return len(self.image)
 
-    def only(self, ray: NDArray[np.int64]) -> Rays:
+    def only(self, ray: NDArray[np.int64]) -> Self:
         """Some of these rays, over the same images and maps."""
         names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
         return replace(self, **{name: getattr(self, name)[ray] for name in names})
 
-    def alone(self, ray: int) -> Rays:
+    def alone(self, ray: int) -> Self:
         """One of these rays by itself, over its own image and map alone, contiguous."""
         image, row = self.image[ray], self.map[ray]
         return replace(

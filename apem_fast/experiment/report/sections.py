@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pandas
 
-from apem_fast.experiment.report import method_sections, trust_sections
+from apem_fast.experiment.report import measure_sections, method_sections, trust_sections
 from apem_fast.experiment.report.section import Section
 from apem_fast.experiment.report.subject import Subject
 from apem_fast.experiment.run.store import RunStore
@@ -21,7 +21,8 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     trust_sections.loss,
     trust_sections.shuffles,
     trust_sections.trust,
-    trust_sections.other_measures,
+    measure_sections.other_measures,
+    measure_sections.reliability,
 )
 """A section is None where the run has no numbers for it."""
 

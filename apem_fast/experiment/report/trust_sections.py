@@ -169,24 +169,3 @@ def trust(run: Subject) -> Section | None:
         "photograph knows the photograph, as do edges and the middle of the picture: of these nothing is asked.",
         tables=tuple(tables),
     )
-
-
-def other_measures(run: Subject) -> Section | None:
-    """Selectivity and continuity; None where the run has neither."""
-    present = [name for name in ("selectivity", "continuity") if name in run.rows and run.rows[name].notna().any()]
-    if not present:
-        return None
-    lines = []
-    for stage, explainer, part in st.groups(run.rows):
-        cells = [(part[name].mean(), part[name].median()) for name in present]
-        row = {"stage": stage, "explainer": explainer}
-        lines.append((*run.named(row), *(Cell(number(v, 3), v) for pair in cells for v in pair)))
-    columns = ("stage", "explanation", *(f"{which} {name}" for name in present for which in ("mean", "median")))
-    return Section(
-        "measures",
-        "Other measures",
-        "Selectivity: the area under the network’s output while the most relevant features are taken away, the "
-        "lower the better (P2 Algorithm 1). Continuity: how much a map changes at most where the photograph hardly "
-        "does, the lower the better, to be compared at the same stage only (P2 section 2.3.1).",
-        tables=(("", Table(columns, tuple(lines))),),
-    )
