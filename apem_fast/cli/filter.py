@@ -13,7 +13,7 @@ from apem_fast.experiment.filter.options import OF_RUN, FilterOptions
 
 
 # The filter probes levels, in float32 alone; the percentile is the run's, or the papers'.
-@options_of(FilterOptions, without=("precision", "percentile"))
+@options_of(FilterOptions, without=("precision",))
 def filter_maps(
     context: typer.Context,
     photographs: Annotated[
@@ -44,9 +44,9 @@ def filter_maps(
     """Take away from explanations what does not matter to the network.
 
     Sets the least values of each map to zero, one after the other, for as long as the map's score (APEM) does not
-    drop. Writes each map before and after, alone and times the photograph, and a table.
+    drop. Takes any number of methods and stages at once, and writes each map before and after, and a table.
 
-    A filter that is stopped goes on with the next photograph when the same command is given again.
+    A filter that is stopped goes on with the next map when the same command is given again.
     """
     from rich.console import Console
 
@@ -75,7 +75,7 @@ def filter_maps(
             own = {name: value for name, value in chosen.items() if name not in OF_RUN}
             filter_options = FilterOptions.of_run(store, **own)
         bar = Progress(
-            TextColumn("[bold]{task.description:<14}"),
+            TextColumn("[bold]{task.description:<34}"),
             BarColumn(bar_width=28),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} levels, {task.fields[probes]:,} probes"),
             TimeElapsedColumn(),
@@ -103,8 +103,9 @@ def filter_maps(
     for one in done:
         numbers = one.numbers
         console.print(
-            f"[bold]{one.name}[/bold] ({one.prediction}): score {numbers['score_before']:g} -> "
-            f"{numbers['score_after']:g}, {numbers['levels_removed']:,} of {numbers['levels']:,} levels and "
+            f"[bold]{one.name}[/bold] ({one.prediction}), {one.method} at {one.stage}: "
+            f"score {numbers['score_before']:g} -> {numbers['score_after']:g}, "
+            f"{numbers['levels_removed']:,} of {numbers['levels']:,} levels and "
             f"{100 * numbers['removed_share']:.1f} % of the relevance gone, {numbers['probes']:,} probes. "
             f"{numbers['stopped']}",
             highlight=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,36 +14,52 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = ("photograph", "map", "filtered", "map × image", "filtered × image", "score as values go")
 PANEL = 1.9  # inches
 
 
 def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
-    """One row a photograph: it, its map, the filtered map, both multiplied by the photograph (P1 Figure 7), and the
-    score over the share of the map that is gone, where the filter stopped marked.
+    """One row for each photograph and method: the photograph, and for each stage its map, the filtered map, and the
+    score over the share of the map that is gone, where the filter stopped marked (P1 Figure 7, P2 Figure 4.9).
 
     A map and its filtered one share their scale, so what is left looks as it did. Both are shown by the square root of
     their values: on a linear scale the least values, which are what the filter takes, would all look black.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL * len(COLUMNS) + 0.2, (PANEL + 0.32) * len(done) + 0.3), layout="constrained")
-    axes = figure.subplots(len(done), len(COLUMNS), squeeze=False)
-    for row, one in zip(axes, done):
-        before, after = one.relevance, one.filtered
-        products = [times_image(values, one.pixels) for values in (before, after)]
-        brightest = products[0].max().clamp(min=1e-12)
-        panels = (one.pixels, before, after, *(product / brightest for product in products))
-        for axis, panel in zip(row, panels):
-            _show(axis, panel, photograph=panel is one.pixels)
-        _draw_curve(row[-1], one)
-        score_before, score_after, share = (one.numbers[n] for n in ("score_before", "score_after", "removed_share"))
-        row[0].set_xlabel(f"{one.subject} ({one.prediction})", fontsize=8)
-        row[1].set_xlabel(f"score {score_before:g}", fontsize=8)
-        row[2].set_xlabel(f"score {score_after:g}, {100 * share:.0f} % of it gone", fontsize=8)
-    for axis, title in zip(axes[0], COLUMNS):
+    stages = list(dict.fromkeys(one.stage for one in done))
+    by_row: dict[tuple[str, str, int], dict[str, FilteredPhotograph]] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for one in done:  # two files of one name are two photographs
+        key = one.name, one.explainer, one.stage
+        by_row.setdefault((*key[:2], seen[key]), {})[one.stage] = one
+        seen[key] += 1
+    titles = ["photograph", *(title for stage in stages for title in (stage, "filtered", "score as values go"))]
+    figure = Figure(figsize=(PANEL * len(titles) + 0.2, (PANEL + 0.32) * len(by_row) + 0.3), layout="constrained")
+    axes = figure.subplots(len(by_row), len(titles), squeeze=False)
+    for row, of_row in zip(axes, by_row.values()):
+        first = next(iter(of_row.values()))
+        _show(row[0], first.pixels, photograph=True)
+        row[0].set_xlabel(f"{first.subject} ({first.prediction})", fontsize=8)
+        row[0].set_ylabel(first.method, fontsize=9)
+        for number, stage in enumerate(stages):
+            before, after, curve = row[3 * number + 1 : 3 * number + 4]
+            if stage not in of_row:
+                for axis in (before, after, curve):
+                    axis.set_axis_off()
+                continue
+            _show_filtered(before, after, of_row[stage])
+            _draw_curve(curve, of_row[stage])
+    for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
     return figure
+
+
+def _show_filtered(before: Axes, after: Axes, one: FilteredPhotograph) -> None:
+    _show(before, one.relevance, photograph=False)
+    _show(after, one.filtered, photograph=False)
+    before.set_xlabel(f"score {one.numbers['score_before']:g}", fontsize=8)
+    gone = f"{100 * one.numbers['removed_share']:.0f} % of it gone"
+    after.set_xlabel(f"score {one.numbers['score_after']:g}, {gone}", fontsize=8)
 
 
 def _draw_curve(axis: Axes, one: FilteredPhotograph) -> None:
@@ -55,11 +72,6 @@ def _draw_curve(axis: Axes, one: FilteredPhotograph) -> None:
     axis.set_xlabel("% of the map gone; • where it stops", fontsize=7)
     axis.tick_params(labelsize=6)
     axis.set_box_aspect(0.8)
-
-
-def times_image(relevance: Tensor, pixels: Tensor) -> Tensor:
-    """The map (1 or C, H, W) times the photograph (C, H, W), colours summed: (1, H, W) (P1 section IV-A)."""
-    return (relevance * pixels).sum(dim=0, keepdim=True)
 
 
 def _show(axis: Axes, values: Tensor, photograph: bool) -> None:

@@ -22,6 +22,9 @@ class FilteredPhotograph:
         name: as in `Photograph`.
         subject: what a person would call it.
         prediction: what the network calls it.
+        explainer: the key of the explanation.
+        method: what the explanation is called.
+        stage: what its map looks like, by its name.
         pixels: (3, H, W) in [0, 1].
         relevance, filtered: the map before and after, (1 or C, H, W) in [0, 1].
         numbers: by column of the table; see `FilterResult`.
@@ -31,6 +34,9 @@ class FilteredPhotograph:
     name: str
     subject: str
     prediction: str
+    explainer: str
+    method: str
+    stage: str
     pixels: Tensor
     relevance: Tensor
     filtered: Tensor
@@ -38,15 +44,13 @@ class FilteredPhotograph:
     curve: Tensor
 
     @classmethod
-    def of(
-        cls, result: FilterResult, *, name: str, subject: str, prediction: str, pixels: Tensor, relevance: Tensor
-    ) -> FilteredPhotograph:
-        """From the result of this photograph alone, and its pixels and map, (1, C, H, W)."""
+    def of(cls, result: FilterResult, *, pixels: Tensor, relevance: Tensor, **names: str) -> FilteredPhotograph:
+        """From the result of this photograph alone, its pixels and map, (1, C, H, W), and the fields that are names."""
         numbers = result.to_dataframe().iloc[0].to_dict()
         plain = {key: value.item() if hasattr(value, "item") else value for key, value in numbers.items()}
         curve = torch.stack([result.curves[0].removed_share, result.curves[0].score])
-        maps = relevance[0].cpu(), result.relevance[0].cpu()
-        return cls(name, subject, prediction, pixels[0].cpu(), *maps, plain, curve)
+        relevance, filtered = relevance[0].cpu(), result.relevance[0].cpu()
+        return cls(**names, pixels=pixels[0].cpu(), relevance=relevance, filtered=filtered, numbers=plain, curve=curve)
 
     def save(self, path: Path) -> None:
         """Write the file whole: whoever reads it finds all or nothing."""

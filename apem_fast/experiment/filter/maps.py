@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from apem_fast.extras import extra
@@ -24,13 +24,13 @@ from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.networks import Network, imported_by_network, load_network
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
 from apem_fast.experiment.run.inputs import inputs_of
-from apem_fast.experiment.run.store import RunStore
+from apem_fast.experiment.run.store import RunStore, claimed, file_name_of
 from apem_fast.explain import explainer_from, imported_by
 from apem_fast.filter.filtering import filter_relevance
 from apem_fast.relevance import STAGES
 
 FilterProgress = Callable[[str, int, int, int], None]
-"""Called with (photograph, levels settled, levels in all, probes so far)."""
+"""Called with (which map, levels settled, levels in all, probes so far)."""
 
 FOLDER_IN_RUN = "filter"
 
@@ -56,11 +56,12 @@ def filter_photographs(
     folder: str | Path,
     progress: FilterProgress | None = None,
 ) -> list[FilteredPhotograph]:
-    """Explains and filters each photograph that `folder` does not hold yet.
+    """Explains each photograph by each method and filters its map at each stage, those that `folder` does not hold yet.
 
-    Writes `NAME.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps before and after, and
-    `filtered.csv`, a row for each photograph, and `filtered.json`, the same for a run's
-    report; `options.json` before all.
+    Writes `NAME.EXPLAINER.STAGE.DIGEST.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps
+    before and after, and `filtered.csv`, a row for each map, and `filtered.json`, the same for a run's report;
+    `options.json` before all. A folder can be given more photographs, methods and stages later; picture and table are
+    of what was asked for last.
 
     Raises:
         ValueError: `folder` holds maps that were filtered with other options.
@@ -86,16 +87,18 @@ def filter_run(
             it such a run is refused, because it may be somebody else's.
 
     Raises:
-        ValueError: the run has no image of a name, or did not measure this explainer at this stage.
+        ValueError: the run has no image of a name, or did not measure one of the explainers or stages.
     """
-    for name, known in (("explainer", store.options.explainers), ("stage", store.options.stages)):
-        if getattr(options, name) not in known:
-            raise ValueError(f"{store.folder} has no {name} {getattr(options, name)} (it has {', '.join(known)})")
+    for name, known in (("explainers", store.options.explainers), ("stages", store.options.stages)):
+        for one in getattr(options, name):
+            if one not in known:
+                raise ValueError(f"{store.folder} has no {name.removesuffix('s')} {one} (it has {', '.join(known)})")
     images = list(store.images()["image"])
     for name in names:
         if name not in images:
             raise ValueError(f"{store.folder} has no image {name} (it has {', '.join(images[:20])})")
-    foreign = [*imported_by_network(store.options.network), *imported_by(options.explainer)]
+    of_explainers = [one for explainer in options.explainers for one in imported_by(explainer)]
+    foreign = [*imported_by_network(store.options.network), *of_explainers]
     if foreign and not trust:
         raise ValueError(
             f"{store.folder} names code of somebody's own ({', '.join(foreign)}), which filtering would run; "
@@ -115,28 +118,35 @@ def _filter_all(
     progress: FilterProgress | None,
 ) -> list[FilteredPhotograph]:
     done = []
-    with RunStore.claimed(folder):
+    with claimed(folder):
         _require_options(folder, options)
         for photograph in photographs:
-
-            def report(settled: int, total: int, probes: int, name: str = photograph.name) -> None:
-                if progress is not None:
-                    progress(name, settled, total, probes)
-
-            # By its contents as well: two files of one name in different folders are two photographs.
-            path = folder / f"{photograph.name}.{photograph.digest}.pt"
-            if not path.exists():
-                _filtered(options, network, photograph, report).save(path)
-            try:
-                done.append(FilteredPhotograph.load(path))
-            except (Damaged, OSError) as error:
-                raise ValueError(f"{path} is damaged ({error}); remove it to filter that map again") from None
+            for explainer in options.explainers:
+                # By its contents as well: two files of one name in different folders are two photographs.
+                paths = {
+                    stage: folder / f"{photograph.name}.{file_name_of(explainer)}.{stage}.{photograph.digest}.pt"
+                    for stage in options.stages
+                }
+                missing = {stage: path for stage, path in paths.items() if not path.exists()}
+                if missing:
+                    _filter_stages(options, network, photograph, explainer, missing, progress)
+                done += [_loaded(path) for path in paths.values()]
         _write_overview(folder, done)
     return done
 
 
+def _loaded(path: Path) -> FilteredPhotograph:
+    try:
+        return FilteredPhotograph.load(path)
+    except (Damaged, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to filter that map again") from None
+
+
 def _write_overview(folder: Path, done: Sequence[FilteredPhotograph]) -> None:
-    rows = [{"image": one.name, "prediction": one.prediction, **one.numbers} for one in done]
+    rows = [
+        {"image": one.name, "explainer": one.explainer, "stage": one.stage, "prediction": one.prediction, **one.numbers}
+        for one in done
+    ]
     picture = io.BytesIO()
     before_and_after(done).savefig(picture, format="png", dpi=120)
     table = pandas.DataFrame(rows).to_csv(index=False)
@@ -165,32 +175,48 @@ def _require_options(folder: Path, options: FilterOptions) -> None:
         raise ValueError(f"{folder} cannot be used for results ({error.strerror})") from None
 
 
-def _filtered(
-    options: FilterOptions, network: Network, photograph: Photograph, report: Callable[[int, int, int], None]
-) -> FilteredPhotograph:
+def _filter_stages(
+    options: FilterOptions,
+    network: Network,
+    photograph: Photograph,
+    explainer: str,
+    paths: Mapping[str, Path],
+    progress: FilterProgress | None,
+) -> None:
+    """One explanation of one photograph, filtered at each of these stages and saved."""
     try:
         pixels = network.pixels(photograph.open())[None].to(options.device)
     except OSError as error:
         raise ValueError(f"{photograph.path} cannot be read as an image ({error})") from None
     images = network.normalised(pixels)
-    attribution = explainer_from(options.explainer).for_images([photograph.name])(network.model, images)
-    relevance = STAGES[options.stage](attribution, pixels, options.percentile)
-    result = filter_relevance(
-        network.model,
-        images,
-        relevance,
-        levels=options.levels,
-        min_drop=options.min_drop,
-        patience=options.patience,
-        against=options.against,
-        progress=report,
-        **options.of_engine(),
-    )
-    return FilteredPhotograph.of(
-        result,
-        name=photograph.name,
-        subject=photograph.subject,
-        prediction=network.categories[int(result.labels[0])],
-        pixels=pixels,
-        relevance=relevance,
-    )
+    method = explainer_from(explainer)
+    attribution = method.for_images([photograph.name])(network.model, images)
+    for stage, path in paths.items():
+
+        def report(settled: int, total: int, probes: int, stage: str = stage) -> None:
+            if progress is not None:
+                progress(f"{photograph.name}, {explainer}, {stage}", settled, total, probes)
+
+        relevance = STAGES[stage](attribution, pixels, options.percentile)
+        result = filter_relevance(
+            network.model,
+            images,
+            relevance,
+            levels=options.levels,
+            min_drop=options.min_drop,
+            patience=options.patience,
+            against=options.against,
+            progress=report,
+            **options.of_engine(),
+        )
+        FilteredPhotograph.of(
+            result,
+            name=photograph.name,
+            subject=photograph.subject,
+            prediction=network.categories[int(result.labels[0])],
+            explainer=explainer,
+            method=method.name,
+            stage=stage,
+            pixels=pixels,
+            relevance=relevance,
+        ).save(path)

@@ -20,11 +20,19 @@ class FilterOptions(Options):
 
     network: str = field_of(RunOptions, "network")
     weights: str | None = field_of(RunOptions, "weights")
-    explainer: str = option("gradient", "The explanation to filter.", metavar="NAME")
-    stage: str = option(
-        "1-channel",
-        "What a map looks like: 3-channel, 1-channel, times-image; P2 section 4.5 filters 1-channel.",
-        metavar="NAME",
+    explainers: tuple[str, ...] = option(
+        lambda: ("gradient",),
+        "The explanations to filter, separated by commas, as for evaluate.",
+        metavar="NAMES",
+        shown="gradient",
+        resumable=True,
+    )
+    stages: tuple[str, ...] = option(
+        lambda: ("1-channel", "times-image"),
+        "What the maps look like: 3-channel, 1-channel, times-image; P1 Figure 7 has the last two.",
+        metavar="NAMES",
+        shown="1-channel,times-image",
+        resumable=True,
     )
     percentile: float | None = field_of(RunOptions, "percentile")
     levels: int | None = option(None, "Take a map's values away in N steps.", metavar="N", shown="one value at a time")
@@ -40,10 +48,18 @@ class FilterOptions(Options):
     @said_by("")  # as a run's options
     def __post_init__(self) -> None:
         from apem_fast import validation
+        from apem_fast.explain import explainer_from, key_of
         from apem_fast.relevance import STAGES
 
         super().__post_init__()
-        validation.choice("stage", self.stage, STAGES)
+        for name in ("explainers", "stages"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one (got none)")
+        for stage in self.stages:
+            validation.choice("stages", stage, STAGES)
+        object.__setattr__(self, "stages", tuple(stage for stage in STAGES if stage in self.stages))
+        keys = [key_of(explainer_from(specification)) for specification in self.explainers]
+        object.__setattr__(self, "explainers", tuple(dict.fromkeys(keys)))
         validation.whole("patience", self.patience, least=0)
         validation.choice("against", self.against, validation.AGAINST)
 
