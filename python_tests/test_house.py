@@ -81,10 +81,10 @@ def test_one_file_runs_the_model_on_points_of_rays():
     making = {str(path.relative_to(PACKAGE)) for path in searching if {"perturb_probes", "perturb"} & calls_in(path)}
     assert making == {"probing/rays.py"}
     asking = {str(path.relative_to(PACKAGE)) for path in searching if "inputs" in calls_in(path)}
-    looking = "margin_curve.py"  # hands the images out
-    assert asking - {"measures/selectivity_curve.py"} == {"probing/batch_prober.py", looking}  # whose inputs are others
+    looking = {"margin_curve.py", "metric.py"}  # hand the images out
+    assert asking - {"measures/removal.py"} == {"probing/batch_prober.py", *looking}  # whose inputs are others
     runs_a_model = {"model", "_model", "logits_of", "checked_logits"}
-    for path in [PACKAGE / looking, *(path for path in searching if room_of(path) == "probing")]:
+    for path in [PACKAGE / "margin_curve.py", *(path for path in searching if room_of(path) == "probing")]:
         assert path.name == "batch_prober.py" or not runs_a_model & calls_in(path), path
     shows = [path for path in (PACKAGE / "experiment").rglob("*.py") if path.parent.name != "inputs"]
     assert not [path for path in shows if {"logits_of", "checked_logits"} & calls_in(path) or "model" in calls_in(path)]
