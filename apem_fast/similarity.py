@@ -39,3 +39,20 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     pairs = zip(*(maps.detach().cpu().double().numpy() for maps in (first, second)))
     values = [of_pair(a, b, win_size=window, data_range=1.0, channel_axis=0) for a, b in pairs]
     return torch.tensor(values, dtype=torch.float64, device="cpu")
+
+
+def gradient_histogram_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """(N, C, H, W), (N, C, H, W) -> (N,) float64: Pearson's correlation of the histograms of oriented gradients of each
+    pair of maps, channels summed; NaN where a map has no gradient, or is smaller than a block.
+
+    scikit-image's, with its usual blocks of 3 x 3 cells of 8 x 8 pixels.
+    """
+    with extra("explain", "HOG"):
+        from skimage.feature import hog
+
+    if min(first.shape[2:]) < 3 * 8:
+        return torch.full((len(first),), torch.nan, dtype=torch.float64, device="cpu")
+    pairs = zip(*(maps.detach().cpu().double().sum(dim=1).numpy() for maps in (first, second)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = [np.corrcoef(hog(a), hog(b))[0, 1] for a, b in pairs]
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

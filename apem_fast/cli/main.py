@@ -13,6 +13,7 @@ from apem_fast.cli.audit import audit
 from apem_fast.cli.compare import compare
 from apem_fast.cli.evaluate import evaluate
 from apem_fast.cli.filter import filter_maps
+from apem_fast.cli.randomise import randomise
 from apem_fast.cli.report import report
 from apem_fast.cli.study import study
 
@@ -47,6 +48,7 @@ app.command()(evaluate)
 app.command()(audit)
 app.command("filter")(filter_maps)
 app.command()(report)
+app.command()(randomise)
 app.command()(study)
 app.command()(compare)
 

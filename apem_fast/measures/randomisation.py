@@ -30,11 +30,14 @@ from apem_fast.relevance import relevance_map
 from apem_fast.running.clean import logits_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
-from apem_fast.similarity import rank_correlation, structural_similarity
+from apem_fast.similarity import gradient_histogram_correlation, rank_correlation, structural_similarity
 from apem_fast.validation import without_ray
 
 if TYPE_CHECKING:
     import pandas
+
+
+SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "structural_similarity", "gradient_histograms")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class RandomisationResult:
     rank_correlation: Tensor  # (S, N) float64: Spearman's, of the signed attributions; NaN where one is constant
     absolute_rank_correlation: Tensor  # (S, N) float64: the same of their absolute values
     structural_similarity: Tensor  # (S, N) float64: SSIM of the relevance maps, in [-1, 1]
+    gradient_histograms: Tensor  # (S, N) float64: Pearson's correlation of the maps' HOG; NaN where one has none
     labels: Tensor  # (N,) int64: the classes that were explained: the original network's predictions, or yours
     score: Tensor | None = None  # (S, N) float64: APEM of the stage's maps for the original network; NaN: no ray
     original_score: Tensor | None = None  # (N,) float64: APEM of the original maps
@@ -63,7 +67,7 @@ class RandomisationResult:
             "image": list(range(images)) * stages,
             "label": self.labels.repeat(stages).numpy(),
         }
-        for name in ("rank_correlation", "absolute_rank_correlation", "structural_similarity", "score"):
+        for name in (*SIMILARITIES, "score"):
             values = getattr(self, name)
             if values is not None:
                 columns[name] = values.flatten().numpy()
@@ -167,6 +171,7 @@ class _Row:
     rank: Tensor
     absolute_rank: Tensor
     structural: Tensor
+    histograms: Tensor
     score: Tensor | None
 
 
@@ -206,6 +211,7 @@ class _Original:
             rank_correlation(self.attribution, other),
             rank_correlation(self.attribution.abs(), other.abs()),
             structural_similarity(self.map, map_),
+            gradient_histogram_correlation(self.map, map_),
             self._score(map_),
         )
 
@@ -216,6 +222,7 @@ class _Original:
             torch.stack([row.rank for row in rows]),
             torch.stack([row.absolute_rank for row in rows]),
             torch.stack([row.structural for row in rows]),
+            torch.stack([row.histograms for row in rows]),
             self.labels.detach().cpu(),
             torch.stack([row.score for row in rows if row.score is not None]) if measured else None,
             self.score,

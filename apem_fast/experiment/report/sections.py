@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 import pandas
 
-from apem_fast.experiment.report import measure_sections, method_sections, trust_sections
+from apem_fast.experiment.report import (
+    measure_sections,
+    method_sections,
+    randomisation_section,
+    trust_sections,
+)
 from apem_fast.experiment.report.section import Section
 from apem_fast.experiment.report.subject import Subject
 from apem_fast.experiment.run.store import RunStore
@@ -23,6 +28,7 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     trust_sections.trust,
     measure_sections.other_measures,
     measure_sections.reliability,
+    randomisation_section.randomisation,
 )
 """A section is None where the run has no numbers for it."""
 
