@@ -24,7 +24,7 @@ from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.networks import Network, imported_by_network, load_network
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
 from apem_fast.experiment.run.inputs import inputs_of
-from apem_fast.experiment.run.store import RunStore, claimed, file_name_of
+from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from, imported_by
 from apem_fast.filter.filtering import filter_relevance
 from apem_fast.relevance import STAGES
@@ -118,7 +118,7 @@ def _filter_all(
     progress: FilterProgress | None,
 ) -> list[FilteredPhotograph]:
     done = []
-    with claimed(folder):
+    with RunStore.claimed(folder):
         _require_options(folder, options)
         for photograph in photographs:
             for explainer in options.explainers:
