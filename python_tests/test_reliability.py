@@ -132,7 +132,7 @@ def test_filtered_maps_of_two_files_of_one_name_are_two(tmp_path):
     for place, number in (("a", 0), ("b", 1)):
         folder = class_tree(tmp_path / place, each=1)
         files.append(sorted(folder.rglob("*.JPEG"))[number].rename(tmp_path / place / "img.JPEG"))
-    options = FilterOptions(network="tiny_networks:tiny", levels=4, max_epsilon=30.0)
+    options = FilterOptions(network="tiny_networks:tiny", stages=("1-channel",), levels=4, max_epsilon=30.0)
     one, other = filter_photographs(options, photographs_named(list(map(str, files))), tmp_path / "out")
     assert not torch.equal(one.pixels, other.pixels)
     alone = filter_photographs(options, photographs_named([str(files[1])]), tmp_path / "other")
