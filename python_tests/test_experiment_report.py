@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from apem_fast.checksums import json_with_checksum
 from apem_fast.cli.main import app
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
@@ -199,9 +200,8 @@ def test_filtered_maps_are_shown(finished, tmp_path, without_sections):
     shutil.copytree(finished.folder, tmp_path / "copy")
     (tmp_path / "copy" / "filter").mkdir()
     Image.new("RGB", (40, 20), "red").save(tmp_path / "copy" / "filter" / "filtered.png")
-    (tmp_path / "copy" / "filter" / "filtered.csv").write_text(
-        "image,score_after,stopped\ncat,12.5,<i>\nrocket,1234,x\n"
-    )
+    table = "image,score_after,stopped\ncat,12.5,<i>\nrocket,1234,x\n"
+    (tmp_path / "copy" / "filter" / "filtered.json").write_bytes(json_with_checksum({"table": table}))
     page = write_page(RunStore(tmp_path / "copy")).read_text("utf-8")
     section = page[page.index('id="filter"') :]
     section = section[: section.index("</section>")]
