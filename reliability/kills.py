@@ -75,8 +75,8 @@ def run(folder: Path, seconds: float, seed: int, most: int = 200, commands: tupl
     rows: list[tuple[Any, ...]] = []
     bad = 0
     for command in commands:
-        until = time.monotonic() + seconds / len(commands)
         bench = _Bench(command, folder / command.name)
+        until = time.monotonic() + seconds / len(commands)
         for how in ("a random moment", "a file operation"):
             share = time.monotonic() + (until - time.monotonic()) / (2 if how == "a random moment" else 1)
             kills = restarts = stuck = 0
@@ -117,8 +117,8 @@ def run_faults(
     rows: list[tuple[Any, ...]] = []
     bad = 0
     for command in commands:
-        until = time.monotonic() + seconds / len(commands)
         bench = _Bench(command, folder / command.name)
+        until = time.monotonic() + seconds / len(commands)
         for number, kind in enumerate(("ENOSPC", "EROFS", "vanish")):
             share = time.monotonic() + (until - time.monotonic()) / (3 - number)
             counts, wrong, stuck = Counter[int](), [0, 0, 0], 0
