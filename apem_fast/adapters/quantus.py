@@ -20,7 +20,7 @@ from apem_fast.metric import Evaluator
 from apem_fast.options import Options, documented
 from apem_fast.papers import PERCENTILE
 from apem_fast.relevance import relevance_map
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.validation import without_ray
 
@@ -177,4 +177,4 @@ class Apem:
 
 def _predictions(model: nn.Module, images: Tensor) -> Tensor:
     with undisturbed(model, images), torch.no_grad():
-        return torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
+        return predictions_of(model, images)

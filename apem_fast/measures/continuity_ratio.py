@@ -20,7 +20,7 @@ from apem_fast.measures.arguments import (
     explainer_of,
 )
 from apem_fast.relevance import relevance_map
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import generators_for
 
@@ -130,7 +130,7 @@ def continuity(
     images = images.detach()
     with undisturbed(model, images), torch.no_grad():
         if labels is None:
-            labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
+            labels = predictions_of(model, images)
         change, apart = [], []
         for n, image in enumerate(images):  # a few neighbours in memory at a time
             around = _drawn(image, int(neighbours), distance, seed) if given is None else given[n]

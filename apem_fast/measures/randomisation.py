@@ -27,7 +27,7 @@ from apem_fast.measures.arguments import (
 from apem_fast.metric import Evaluator
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
 from apem_fast.similarity import gradient_histogram_correlation, rank_correlation, structural_similarity
@@ -196,7 +196,7 @@ class _Original:
         self.images = images.detach()
         with undisturbed(model, images):
             with torch.no_grad():
-                predictions = torch.cat([logits_of(model, image) for image in self.images.split(1)]).argmax(dim=1)
+                predictions = predictions_of(model, self.images)
             self.labels = predictions if labels is None else labels.to(self.images.device)
             self.attribution = self.explainer(model, self.images, self.labels)
         self.map = relevance(self.attribution)

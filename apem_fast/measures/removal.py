@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apem_fast.callers import sentence
 from apem_fast.extras import extra
 from apem_fast.running.batching import in_batches
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import logits_of, predictions_of
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.undisturbed import undisturbed
 
@@ -132,7 +132,7 @@ def outputs_while_removing(
 
     with undisturbed(model, images), torch.no_grad():
         if labels is None:
-            labels = torch.cat([logits_of(model, image) for image in images.split(1)]).argmax(dim=1)
+            labels = predictions_of(model, images)
         of_input = labels.to(images.device).repeat_interleave(points)
         values: list[Tensor] = []
         done, total = 0, len(images) * points

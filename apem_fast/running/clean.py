@@ -30,6 +30,18 @@ def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     return as_logits(model(inputs), len(inputs))
 
 
+def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
+    """(N,) int64: the classes of images, each alone.
+
+    Raises:
+        ModelOutputError: NaN, whose index would be taken for the greatest logit's.
+    """
+    logits = torch.cat([logits_of(model, image) for image in images.split(1)])
+    if bool(logits.isnan().any()):
+        raise ModelOutputError("model must not return NaN (got such logits of an unperturbed image)")
+    return logits.argmax(dim=1)
+
+
 @dataclass(frozen=True)
 class Clean:
     """What the model says of N unperturbed images."""

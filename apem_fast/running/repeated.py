@@ -22,7 +22,7 @@ def require_repeatable(model: nn.Module, images: Tensor) -> None:
     with undisturbed(model, image), torch.no_grad():
         first, again = (logits_of(model, image.clone()).double() for _ in range(2))
         off = float((first - again).abs().max() / first.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
-    if off > ROUNDING:
+    if off > ROUNDING or bool((first.isnan() != again.isnan()).any()):  # what is NaN both times is refused elsewhere
         raise ModelOutputError(
             f"model must answer the same image in the same way each time (its logits differ by {off:.2g} of the "
             "greatest between two runs; is dropout, or another random layer, still on?)"

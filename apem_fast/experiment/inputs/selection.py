@@ -16,7 +16,7 @@ import torch
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.inputs.photographs import Photograph
-from apem_fast.running.clean import logits_of
+from apem_fast.running.clean import predictions_of
 
 _KINDS: dict[str, tuple[str, ...]] = {
     "all": ("readable",),
@@ -102,5 +102,5 @@ def _kind(one: Photograph, network: Network, device: str | torch.device, selecti
         return "readable"
     images = network.normalised(pixels[None].to(device))
     with torch.no_grad():
-        label = int(logits_of(network.model, images).argmax())
+        label = int(predictions_of(network.model, images))
     return "correct" if label in network.accepted(one) else "misclassified"
