@@ -50,7 +50,7 @@ ARGUMENTS = [
     "--shuffles",
     "1",
 ]
-TIMES = ["attribution_seconds", "search_seconds"]
+TIMES = ["attribution_seconds", "search_seconds", "shuffled_seconds"]
 
 
 @pytest.fixture(scope="module")
