@@ -54,6 +54,20 @@ def test_a_file_that_cannot_be_read_is_an_error_when_it_is_asked_for(tmp_path: P
             reader.read(damaged)
 
 
+def test_beside_a_cpu_pictures_are_read_by_the_caller(tmp_path: Path) -> None:
+    (photograph,), readers = photographs(tmp_path, 1), []
+
+    def pixels(picture: Image.Image) -> Tensor:
+        readers.append(threading.current_thread())
+        return pil_to_tensor(picture)
+
+    with Reader.beside("cpu", pixels) as reader:
+        reader.ahead([photograph])
+        assert readers == []
+        assert torch.equal(reader.read(photograph), pil_to_tensor(photograph.open()))
+    assert readers == [threading.current_thread()]
+
+
 def test_no_thread_outlives_the_run(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     names: list[str] = []

@@ -389,7 +389,7 @@ class _Auditor:
             for name in together:
                 if name not in photographs:
                     raise ValueError(f"{store.folder} holds a run with an image {name!r} that is not there any more")
-            with Reader(network.pixels) as reader:
+            with Reader.beside(self.device, network.pixels) as reader:
                 these = [photographs[name] for name in together]
                 block = Block(part.block, these, store.options, network, store, self.device, self.progress, reader)
             labels = torch.tensor([label_of[name] for name in together], device=block.images.device)

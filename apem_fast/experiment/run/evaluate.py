@@ -180,7 +180,7 @@ class _Share:
         )
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
         evaluator: Evaluator | None = None
-        with Reader(network.pixels) as reader:
+        with Reader.beside(self.device, network.pixels) as reader:
             # A program's own data set is asked in this thread alone: it need not bear several.
             source = reader if self.given is None else network
             for at, (number, keys) in enumerate(missing):
