@@ -89,6 +89,8 @@ def compile_options(cuda: bool) -> dict[str, list[str]]:
     debug = [] if flag("DEBUG") else ["-g0"]
     # No contraction and no fast-math: every backend rounds alike. No errno: square roots in vectors.
     shared = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", *(["-DUSE_CUDA"] if cuda else [])]
+    vectors = os.environ.get("APEM_FAST_VECTORS")  # csrc/compat.h
+    shared += [f"-DAPEM_FAST_VECTORS={vectors}"] if vectors else []
     host = [*shared, *debug, "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
     device = [*shared, "--fmad=false", "-Xcompiler=-ffp-contract=off,-fvisibility=hidden", "--expt-relaxed-constexpr"]
     return {"cxx": host, "nvcc": [*device, *smallest_binary()]} if cuda else {"cxx": host}

@@ -2,8 +2,9 @@
 
     python -m bench.matrix [--only "oneDNN: SSE4.1"] [--pythons /path/to/python ...] [--tests test_x.py]
 
-Settings are those of bench.settings; then other interpreters, each with a torch and the packages of the tests of its
-own, which load the operators of this build. Each row runs in a copy of the tree, so nothing here is changed. Prints a
+Settings are those of bench.settings; then the operators built with one version of their vector loops (bench.vectors), as
+far as this processor can run them; then other interpreters, each with a torch and the packages of the tests of its own,
+which load the operators of this build. Each row runs in a copy of the tree, so nothing here is changed. Prints a
 table in Markdown, as docs/same-answers.md has it; ends with an error where a row has failures.
 """
 
@@ -19,6 +20,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import vectors
 from bench.settings import ROOT, SETTINGS
 
 OPERATORS = "directed_relevance perturb perturb_probes label_margin first_flip relevance_map attack_penalty attack_step"
@@ -35,13 +37,15 @@ class Row:
     name: str
     python: str = sys.executable
     variables: dict[str, str] = field(default_factory=dict)
+    loops: str | None = None  # one of vectors.VERSIONS
 
 
 def rows(pythons: list[str]) -> list[Row]:
     settings = [
         Row(s.name, variables=s.variables | {"OMP_NUM_THREADS": str(s.threads)}) for s in SETTINGS if not s.options
     ]
-    return [*settings, *(Row(_described(python), python) for python in pythons)]
+    loops = [Row(f"our loops: {version}", loops=version) for version in vectors.versions_here()]
+    return [*settings, *loops, *(Row(_described(python), python) for python in pythons)]
 
 
 def _described(python: str) -> str:
@@ -56,6 +60,8 @@ def run(row: Row, tests: list[str], folder: Path) -> tuple[str, bool]:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         tree.mkdir(exist_ok=True)
         copy(ROOT / name, tree / name)
+    if row.loops:
+        vectors.built(row.loops, tree)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **row.variables, "PYTHONPATH": str(tree)}
     command = [row.python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=tree, env=environment, check=False, capture_output=True, text=True)

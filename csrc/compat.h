@@ -22,8 +22,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Compiles a loop several times and picks the widest vectors that the running machine has. With contraction off
-// (setup.py) every version rounds alike.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+// (setup.py) every version rounds alike, which is tested by builds with one alone: APEM_FAST_VECTORS, say avx2.
+#define APEM_FAST_QUOTED(text) #text
+#define APEM_FAST_TARGET(name) __attribute__((target(APEM_FAST_QUOTED(name))))
+#ifdef APEM_FAST_VECTORS
+#define APEM_FAST_VECTOR_VERSIONS APEM_FAST_TARGET(APEM_FAST_VECTORS)
+#elif defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__) && !defined(__CUDACC__)
 #define APEM_FAST_VECTOR_VERSIONS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
