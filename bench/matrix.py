@@ -2,9 +2,9 @@
 
     python -m bench.matrix [--only "oneDNN: SSE4.1"] [--pythons /path/to/python ...] [--tests test_x.py]
 
-Settings are those of bench.settings; then the operators built with one version of their vector loops (bench.vectors), as
-far as this processor can run them; then other interpreters, each with a torch and the packages of the tests of its own,
-which load the operators of this build. Each row runs in a copy of the tree, so nothing here is changed. Prints a
+Settings are those of bench.settings; then the operators built with one version of their vector loops (bench.vectors),
+as far as this processor can run them; then other interpreters, each with a torch and the packages of the tests of its
+own, which load the operators of this build. Each row runs in a copy of the tree, so nothing here is changed. Prints a
 table in Markdown, as docs/same-answers.md has it; ends with an error where a row has failures.
 """
 

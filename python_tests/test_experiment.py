@@ -16,7 +16,6 @@ from browser import CHROMIUM, in_browser
 from PIL import Image
 from torch import nn
 
-from apem_fast.checksums import json_with_checksum
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report.page import write_page
@@ -25,6 +24,7 @@ from apem_fast.experiment.run.evaluate import RunProgress, evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from
+from apem_fast.files.checksums import json_with_checksum
 
 
 def tiny_network() -> networks.Network:

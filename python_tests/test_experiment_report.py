@@ -15,7 +15,6 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from apem_fast.checksums import json_with_checksum
 from apem_fast.cli.main import app
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.photographs import bundled_photographs
@@ -30,6 +29,7 @@ from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import explainer_from
+from apem_fast.files.checksums import json_with_checksum
 
 
 def tiny_network() -> networks.Network:

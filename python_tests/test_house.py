@@ -15,8 +15,8 @@ PACKAGE = ROOT / "apem_fast"
 
 # From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
-    ("callers", "extras", "papers", "pictures", "whole_files"),
-    ("search", "checksums", "picture_size", "importing", "seeding", "similarity", "ops", "cmake"),
+    ("callers", "extras", "papers", "files"),
+    ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),
     ("probing",),
@@ -134,4 +134,4 @@ def test_the_percentile_of_the_papers_is_written_once():
 def test_files_are_renamed_into_their_place_by_one_room():
     for path in PACKAGE.rglob("*.py"):
         renames = re.search(r"(part|partial|neighbour)\.replace\(", path.read_text(encoding="utf-8"))
-        assert path.name == "whole_files.py" or not renames, path
+        assert path.parts[-2:] == ("files", "whole.py") or not renames, path

@@ -18,7 +18,6 @@ from torch import nn
 from typer.testing import CliRunner
 
 import apem_fast as af
-from apem_fast.checksums import json_with_checksum
 from apem_fast.cli.main import app
 from apem_fast.experiment.filter.maps import FilterOptions, filter_photographs, photographs_named
 from apem_fast.experiment.report.report import foreign_code, write_report
@@ -26,6 +25,7 @@ from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import DamagedShard, RunStore
 from apem_fast.explain import imported_by
+from apem_fast.files.checksums import json_with_checksum
 from apem_fast.validation import grid_steps
 
 OPTIONS = RunOptions(network="tiny_networks:tiny", limit=3, explainers=("gradient",), max_epsilon=30, batch_size=8)

@@ -16,15 +16,6 @@ from PIL import Image
 from tiny_networks import tiny
 from typer.testing import CliRunner
 
-from apem_fast.checksums import (
-    Damaged,
-    checked_json,
-    checked_parquet,
-    checked_tensors,
-    json_with_checksum,
-    parquet_of,
-    tensors_with_checksum,
-)
 from apem_fast.cli.main import app
 from apem_fast.experiment.inputs import ground_truth
 from apem_fast.experiment.inputs.image_folders import image_set, shown, unique_names
@@ -33,6 +24,15 @@ from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import DamagedShard, RunStore
+from apem_fast.files.checksums import (
+    Damaged,
+    checked_json,
+    checked_parquet,
+    checked_tensors,
+    json_with_checksum,
+    parquet_of,
+    tensors_with_checksum,
+)
 from apem_fast.siamese.folders import image_file
 
 
@@ -270,7 +270,7 @@ def test_a_busy_folder_keeps_its_record(copied):
 def test_pictures_have_a_limit_that_can_be_raised(tmp_path, monkeypatch):
     path = a_folder_of_images(tmp_path / "images", 1) / "0.png"
     photograph = Photograph("0", "0", (), "0.png", path)
-    monkeypatch.setattr("apem_fast.picture_size.MOST_PIXELS", 24 * 24 - 1)
+    monkeypatch.setattr("apem_fast.files.picture_size.MOST_PIXELS", 24 * 24 - 1)
     for read in (photograph.open, lambda: image_file(path)):
         with pytest.raises((OSError, ValueError), match="APEM_FAST_MOST_PIXELS raises this"):
             read()

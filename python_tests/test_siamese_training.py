@@ -13,7 +13,7 @@ import torch
 from rankers import PIXELS, small_ranker, stripes
 from torch import Tensor, nn
 
-from apem_fast.checksums import tensors_with_checksum
+from apem_fast.files.checksums import tensors_with_checksum
 from apem_fast.siamese import (
     ScoreRanker,
     SiameseRanker,

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas
 
-from apem_fast.checksums import checked_json
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.report.report import write_report
 from apem_fast.experiment.run.pictures import kept_picture
 from apem_fast.experiment.run.store import IMAGES, RunStore
+from apem_fast.files.checksums import checked_json
 from apem_fast.siamese import checkpoints
 from reliability import children
 from reliability.commands import COMMANDS, write_images

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from apem_fast.checksums import Damaged, checked_tensors, tensors_with_checksum
+from apem_fast.files.checksums import Damaged, checked_tensors, tensors_with_checksum
+from apem_fast.files.whole import write_whole
 from apem_fast.siamese.networks import RANKERS, SiameseRanker
-from apem_fast.whole_files import write_whole
 
 __all__ = ["load_ranker", "save_ranker"]
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from apem_fast.picture_size import most_pixels, require_size
+from apem_fast.files.picture_size import most_pixels, require_size
 from apem_fast.siamese.pairs import RankedImages
 
 __all__ = ["image_file", "mask_file", "table_of_images", "utkface"]

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from apem_fast.extras import extra
-from apem_fast.whole_files import write_whole
+from apem_fast.files.whole import write_whole
 
 with extra("experiment", "the command filter"):
     import pandas
 
-from apem_fast.checksums import Damaged, checked_json, json_with_checksum
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.filter.options import FilterOptions
@@ -26,6 +25,7 @@ from apem_fast.experiment.inputs.photographs import Photograph, bundled_photogra
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from, imported_by
+from apem_fast.files.checksums import Damaged, checked_json, json_with_checksum
 from apem_fast.filter.filtering import filter_relevance
 from apem_fast.relevance import STAGES
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from apem_fast.picture_size import most_pixels, require_size
+from apem_fast.files.picture_size import most_pixels, require_size
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import pandas
 import torch
 from torch import Tensor
 
-from apem_fast.checksums import Damaged, checked_json, json_with_checksum
 from apem_fast.experiment.inputs.networks import Network
 from apem_fast.experiment.run.pictures import kept_picture
 from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from
+from apem_fast.files.checksums import Damaged, checked_json, json_with_checksum
+from apem_fast.files.pictures import png_of
 from apem_fast.margin_curve import RayView
-from apem_fast.pictures import png_of
 from apem_fast.relevance import STAGES
 
 RAYS = ("minus", "plus")

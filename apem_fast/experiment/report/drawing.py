@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from apem_fast.pictures import svg_of
+from apem_fast.files.pictures import svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

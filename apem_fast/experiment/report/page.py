@@ -11,7 +11,6 @@ from typing import Any
 import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from apem_fast.checksums import Damaged, checked_json
 from apem_fast.experiment.report.audited import audit_section, audit_sentence
 from apem_fast.experiment.report.claims import claims, claims_section
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
@@ -25,6 +24,7 @@ from apem_fast.experiment.report.subject import explainer_names, is_baseline
 from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, interval, marked, summary, totals
 from apem_fast.experiment.run.pictures import coloured, kept_picture, small_picture
 from apem_fast.experiment.run.store import RunStore
+from apem_fast.files.checksums import Damaged, checked_json
 from apem_fast.relevance import STAGES
 
 MAP_SIDE, PHOTOGRAPH_SIDE, FILTER_SIDE = 160, 224, 1400

@@ -11,8 +11,8 @@ from apem_fast.experiment.randomising import EDGES, FILE
 from apem_fast.experiment.report.drawing import INK, METHODS, page_style, panels, quiet
 from apem_fast.experiment.report.section import Cell, Section, Table, number
 from apem_fast.explain import explainer_from, imported_by
+from apem_fast.files.pictures import svg_of
 from apem_fast.measures.randomisation import SIMILARITIES
-from apem_fast.pictures import svg_of
 
 if TYPE_CHECKING:
     from apem_fast.experiment.report.subject import Subject

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from apem_fast import validation
 from apem_fast.auditing import CONFIDENCE, Audit, Difference, drawn, most_wrong_of, scanned
-from apem_fast.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
 from apem_fast.experiment.inputs.networks import Network, imported_by_network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.block import Block
@@ -44,6 +43,7 @@ from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
 from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, RunStore, file_name_of
 from apem_fast.explain import Explainer, explainer_from, imported_by
+from apem_fast.files.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
 from apem_fast.metric import Evaluator
 
 KEY = ["image", "explainer", "stage", "irrelevance"]

@@ -25,10 +25,10 @@ from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
+from apem_fast.files.pictures import png_of
 from apem_fast.measures.adversarial_curves import FlippedImages, flipped_images
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
-from apem_fast.pictures import png_of
 from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from apem_fast.pictures import data_uri
+from apem_fast.files.pictures import data_uri
 
 
 def coloured(picture: Image.Image) -> Image.Image:

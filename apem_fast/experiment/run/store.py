@@ -28,25 +28,25 @@ from pathlib import Path
 from typing import Any
 
 from apem_fast.extras import extra
-from apem_fast.whole_files import part_of, write_whole
+from apem_fast.files.whole import part_of, write_whole
 
 with extra("experiment", "a run"):
     import pandas
     import pyarrow
 
-from apem_fast.checksums import (
-    Damaged,
-    checked_json,
-    checked_parquet,
-    json_with_checksum,
-    parquet_of,
-)
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.selection import Selection
 from apem_fast.experiment.run import tables
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.explain import explainer_from
+from apem_fast.files.checksums import (
+    Damaged,
+    checked_json,
+    checked_parquet,
+    json_with_checksum,
+    parquet_of,
+)
 
 IMAGES, LEFT_OUT = "images", "left-out"
 TABLES = {IMAGES: tables.IMAGES, LEFT_OUT: tables.LEFT_OUT}

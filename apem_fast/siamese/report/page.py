@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, select_autoescape
 from torch import Tensor
 
-from apem_fast.pictures import data_uri, png_of, svg_of
+from apem_fast.files.pictures import data_uri, png_of, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apem_fast.pictures import png_of
+from apem_fast.files.pictures import png_of
 from apem_fast.siamese.explaining import PairExplanation
 from apem_fast.siamese.report.page import RankerSection, RankerTable, Row, Tile, write_page
 
