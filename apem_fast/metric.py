@@ -234,8 +234,12 @@ class Evaluator:
             relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
             progress: called with (rays decided, rays in all, probes so far) after every round.
             on_bad_map: see the function `apem`.
+
+        Raises:
+            TypeError: `relevance` is a tensor and no dictionary; the function `apem` takes a tensor.
         """
         validation.on_bad_map(on_bad_map)
+        validation.maps_by_name(relevance)
         bad: dict[str, Tensor] = {}
         if on_bad_map == "flag":
             bad = {name: validation.maps_without_rays(maps, self._images) for name, maps in relevance.items()}

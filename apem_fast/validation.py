@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -94,6 +94,14 @@ def choice(name: str, value: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
         raise ValueError(sentence(f"{name} must be one of {', '.join(known)} (got {value!r})"))
+
+
+def maps_by_name(relevance: object) -> None:
+    """What an evaluator takes: several sets of maps, each under a name."""
+    if not isinstance(relevance, Mapping):
+        raise TypeError(
+            sentence(f'relevance must be maps by name, such as {{"mine": relevance}} (got {_name(relevance)})')
+        )
 
 
 PRECISIONS = ("float32", "bfloat16", "float16", "tf32")

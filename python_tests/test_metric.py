@@ -94,6 +94,12 @@ def test_epsilon_is_a_whole_multiple_of_step():
         assert value == round(value / 0.1) * 0.1
 
 
+def test_an_evaluator_takes_maps_by_name():
+    evaluator = af.Evaluator(small_network(), images_and_maps(2)[0], **GRID)
+    with pytest.raises(TypeError, match=r"Evaluator.apem: relevance must be maps by name, .* \(got Tensor\)"):
+        evaluator.apem(images_and_maps(2)[1])
+
+
 def test_minimum_epsilon_along_any_direction():
     model = small_network()
     images, relevance = images_and_maps(4)
