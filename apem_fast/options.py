@@ -101,8 +101,8 @@ class Options:
     compile: bool = option(
         False,
         "Run perturbed images through `torch.compile` of the model; margins close to 0 are still decided by the model "
-        "itself. Compiling EfficientNet-Lite0 on two cores takes some 18 s, and a second or two in every later call of the "
-        "process: this is for hours of work.",
+        "itself. Compiling EfficientNet-Lite0 on two cores takes some 18 s, and a second or two in every later call "
+        "of the process: this is for hours of work.",
         metavar="",
         resumable=True,
     )
