@@ -109,7 +109,7 @@ check: $(INSTALLED)
 # The documentation's site, into build/site: open build/site/index.html. A warning is an error.
 docs: $(DOCUMENTING)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
-	@echo "build/site/index.html"
+	@echo "build/site/index.html; its search box wants a server: python3 -m http.server -d build/site"
 
 $(DOCUMENTING): pyproject.toml | $(BUILT)
 	@$(PIP) install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
