@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
     from apem_fast.normalised import ApemNormResult, apem_norm
     from apem_fast.ops import backend
+    from apem_fast.overlaying import overlay
     from apem_fast.relevance import relevance_map
     from apem_fast.running.outputs import Classifier
 
@@ -51,6 +52,7 @@ __all__ = [
     "measures",
     "minimum_epsilon",
     "ops",
+    "overlay",
     "parameter_randomisation",
     "relevance_map",
     "report",
@@ -79,11 +81,15 @@ _HOMES = {
     "evaluate": "experiment.functions",
     "filter_relevance": "filter.filtering",
     "minimum_epsilon": "metric",
+    "overlay": "overlaying",
     "parameter_randomisation": "measures",
     "relevance_map": "relevance",
     "report": "experiment.functions",
     "selectivity": "measures",
 }
+
+_MODULES = ("adapters", "experiment", "margin_curve", "options", "relevance", "search")
+"""Further modules that are for users."""
 
 
 def __getattr__(name: str) -> Any:
@@ -98,7 +104,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})
 
 
 def _is_the_command() -> bool:

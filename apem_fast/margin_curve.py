@@ -7,7 +7,7 @@ back, and what the model sees there. All epsilons live in the space of the model
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -17,11 +17,16 @@ from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import Evaluator
 from apem_fast.options import RUNNING, Options, RunningOptions, documented
+from apem_fast.plots import COLOURS, GREY, axes_or_new, quiet
 from apem_fast.probing.prober import answered
+from apem_fast.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class MarginCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class MarginCurve(Result):
     """Margins along both rays of M maps at K epsilons each; float64, on the CPU.
 
     The margin is the logit of the prediction less the best other logit: the prediction has changed where it is below 0.
@@ -31,6 +36,19 @@ class MarginCurve:
     margin_minus: Tensor  # (M, K), along the relevance
     epsilon_plus: Tensor  # (M, K)
     margin_plus: Tensor  # (M, K), along the irrelevance
+
+    def plot(self, ax: Axes | None = None, map: int = 0) -> Axes:
+        """The margins along both rays of one map, 0 where the prediction changes; into new matplotlib axes if none are
+        given."""
+        ax = axes_or_new(ax)
+        for name, way in (("minus", "along the relevance"), ("plus", "along the irrelevance")):
+            epsilon, margin = getattr(self, f"epsilon_{name}")[map], getattr(self, f"margin_{name}")[map]
+            ax.plot(epsilon.numpy(), margin.numpy(), color=COLOURS[f"epsilon_{name}"], label=way)
+        ax.axhline(0, color=GREY, linewidth=1)
+        ax.set_xlabel("ε, in l1 of the model's input")
+        ax.set_ylabel("margin")
+        ax.legend(frameon=False, fontsize="small")
+        return quiet(ax, "both")
 
 
 @documented(RUNNING)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
-from apem_fast.extras import extra
 from apem_fast.options import BoundOf, EngineOptions, Options, documented
+from apem_fast.plots import COLOURS, draw_epsilons, draw_values
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
+from apem_fast.results import TableResult, censored, counted
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
@@ -37,14 +38,14 @@ from apem_fast.running.runners import runner_for
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 
 # -- results -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EpsilonResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class EpsilonResult(TableResult):
     """The least epsilon of each image along one direction (all tensors are (N,), on the CPU)."""
 
     epsilon: Tensor  # float64; max_epsilon where censored
@@ -53,9 +54,21 @@ class EpsilonResult:
     probes: Tensor  # int64: model inputs that were run
     record: str  # "float64" or "float32": what decided where margins are close to 0
 
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        names = ("labels", "epsilon", "flipped", "probes")
+        return {name.replace("labels", "label"): getattr(self, name) for name in names}
 
-@dataclass(frozen=True)
-class ApemResult:
+    def _said(self) -> list[str]:
+        median = f"median epsilon {np.median(self.epsilon.numpy()):g}" if len(self.epsilon) else "no epsilon"
+        return [counted(len(self.epsilon), "image"), median, censored(self.flipped), f"record={self.record}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The epsilon of each image, a hollow dot where it is censored; into new matplotlib axes if none are given."""
+        return draw_values(ax, self.epsilon, self.flipped, xlabel="ε", label="least ε")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ApemResult(TableResult):
     """The metric of N images (all tensors are (N,), on the CPU).
 
     A ray without a flip is censored: its epsilon is `max_epsilon`, its `flipped_*` is False, and so the score is
@@ -93,13 +106,29 @@ class ApemResult:
         scores = self.score[self.measured]
         return float(np.median(scores.numpy())) if len(scores) else math.nan
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image, one column a quantity."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
-
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
         names = ("labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
-        return pandas.DataFrame({name.replace("labels", "label"): getattr(self, name).numpy() for name in names})
+        return {name.replace("labels", "label"): getattr(self, name) for name in names}
+
+    def _said(self) -> list[str]:
+        said = [counted(len(self.score), "image"), f"mean score {self.mean:.5g}", f"median {self.median:.5g}"]
+        measured = self.measured
+        said.append(censored(self.flipped_minus[measured], self.flipped_plus[measured]))
+        if not bool(measured.all()):
+            said.append(f"{counted(int((~measured).sum()), 'map')} without a ray")
+        return [*said, f"max_epsilon={self.max_epsilon:g}", f"step={self.step:g}", f"record={self.record}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Both epsilons of each image, hollow dots where they are censored; into new matplotlib axes if none are given.
+
+        A good map has its epsilon_minus far to the left of its epsilon_plus. More than 30 images are sorted by their
+        score.
+        """
+        rays = (
+            ("ε⁻, along the relevance", COLOURS["epsilon_minus"], self.epsilon_minus, self.flipped_minus),
+            ("ε⁺, along the irrelevance", COLOURS["epsilon_plus"], self.epsilon_plus, self.flipped_plus),
+        )
+        return draw_epsilons(ax, rays, order=self.score)
 
 
 # -- the metric --------------------------------------------------------------------------------------------------

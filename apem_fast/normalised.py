@@ -6,9 +6,9 @@ image itself flips. Divided by them, scores of images, models and methods can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.options import EngineOptions, documented
+from apem_fast.plots import COLOURS, draw_ticks
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
+from apem_fast.results import TableResult, censored, counted
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 MAPS_AT_ONCE = 64  # shuffled maps in memory: 40 MB of 3 x 224 x 224
 
@@ -31,8 +33,8 @@ MAPS_AT_ONCE = 64  # shuffled maps in memory: 40 MB of 3 x 224 x 224
 # -- results -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ShuffledEpsilons:
+@dataclass(frozen=True, eq=False, repr=False)
+class ShuffledEpsilons(TableResult):
     """The least epsilons over the shuffles of each map (all tensors are (N,), on the CPU)."""
 
     epsilon_minus: Tensor  # float64: the least at which one of the shuffled maps flips the image
@@ -42,14 +44,22 @@ class ShuffledEpsilons:
     probes: Tensor  # int64: model inputs that were run for all of the image's shuffles
     shuffles: int
 
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        names = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
+        return {name: getattr(self, name) for name in names}
+
+    def _said(self) -> list[str]:
+        rays = censored(self.flipped_minus, self.flipped_plus)
+        return [counted(len(self.probes), "image"), counted(self.shuffles, "shuffle"), rays]
+
     def normalised_score(self, result: ApemResult) -> Tensor:
         """epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus, (N,) float64, of the maps that
         were shuffled."""
         return result.epsilon_plus / self.epsilon_plus - result.epsilon_minus / self.epsilon_minus
 
 
-@dataclass(frozen=True)
-class ApemNormResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class ApemNormResult(TableResult):
     """The metric of N images, and of shuffles of their maps."""
 
     apem: ApemResult  # of the maps as they are
@@ -76,11 +86,23 @@ class ApemNormResult:
         """The median score, the mean of the middle two for an even number of images."""
         return float(np.median(self.score.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: the columns of `ApemResult.to_dataframe`, shuffled_* and score_norm."""
-        names = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
-        shuffles = {f"shuffled_{name}": getattr(self.shuffled, name).numpy() for name in names}
-        return self.apem.to_dataframe().assign(**shuffles, score_norm=self.score.numpy())
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        shuffles = {f"shuffled_{name}": values for name, values in self.shuffled._columns().items()}
+        return {**self.apem._columns(), **shuffles, "score_norm": self.score}
+
+    def _said(self) -> list[str]:
+        said = [counted(len(self.score), "image"), f"mean score_norm {self.mean:.5g}", f"median {self.median:.5g}"]
+        inexact = f"{int(self.censored.sum()):,} not exact"
+        return [*said, inexact, counted(self.shuffled.shuffles, "shuffle"), f"max_epsilon={self.apem.max_epsilon:g}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Both epsilons of each image, and the least ones of its shuffled maps as ticks of the same colours; into new
+        matplotlib axes if none are given."""
+        chance = (
+            ("ε⁻ of shuffled maps", COLOURS["epsilon_minus"], self.shuffled.epsilon_minus),
+            ("ε⁺ of shuffled maps", COLOURS["epsilon_plus"], self.shuffled.epsilon_plus),
+        )
+        return self.apem.plot(draw_ticks(ax, chance, order=self.apem.score))
 
 
 # -- the measure -------------------------------------------------------------------------------------------------

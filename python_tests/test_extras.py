@@ -70,6 +70,8 @@ REFUSED = {
     "a rank correlation needs scipy, which the extra explain brings": (
         "af.parameter_randomisation(model, images, af.explain.Random())"
     ),
+    "plot needs matplotlib, which the extra experiment brings": "result.plot()",
+    "overlay needs [a-z]*, which the extra experiment brings": "af.overlay(maps, images)",
     "to_dataframe needs pandas, which the extra experiment brings": "result.to_dataframe()",
     "a run needs .*, which the extra experiment brings": "import apem_fast.experiment.run.evaluate",
     "a run needs [a-z]*, which the extra experiment brings": "import apem_fast.experiment.run.store",

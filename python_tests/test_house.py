@@ -15,7 +15,7 @@ PACKAGE = ROOT / "apem_fast"
 
 # From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
-    ("callers", "extras", "papers", "files"),
+    ("callers", "extras", "papers", "files", "results"),
     ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),

@@ -13,13 +13,14 @@ from apem_fast.explain.explainer import Explainer, checked_logits, explainable_l
 from apem_fast.explain.intercepted import require_visible, running_under
 from apem_fast.explain.lrp_layers import LayerRules
 from apem_fast.explain.lrp_rules import AlphaBetaRule, EpsilonRule, Rule
+from apem_fast.results import Result, counted, short
 from apem_fast.validation import make_numbers_plain
 
 _READ_BY = {"epsilon": ("epsilon", "relative"), "alpha-beta": ("alpha", "beta"), "naive": ()}
 
 
-@dataclass(frozen=True)
-class LrpResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class LrpResult(Result):
     """What LRP found, and how much of the logit it accounts for.
 
     Args:
@@ -31,6 +32,11 @@ class LrpResult:
     attribution: Tensor
     logit: Tensor
     kept_by_biases: Tensor
+
+    def _said(self) -> list[str]:
+        shares = self.conservation, self.bias_share
+        named = zip(("conservation", "bias share"), (short(share) for share in shares))
+        return [counted(len(self.logit), "image"), *(f"{name} {share}" for name, share in named)]
 
     @property
     def conservation(self) -> Tensor:

@@ -7,27 +7,28 @@ along the sign gradient, found by the engine of the metric: the same for every m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from apem_fast.callers import said_by
-from apem_fast.extras import extra
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.pixel_flipping import DeletionResult, InsertionResult, RelevanceGainResult
 from apem_fast.measures.removal import Output, outputs_while_removing, parts_of, ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
 from apem_fast.probing.engine import Progress
+from apem_fast.results import Result, TableResult, counted
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class FlippedImages:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlippedImages(Result):
     """The nearest image along the sign gradient of which the prediction is another."""
 
     images: Tensor  # (N, C, H, W), on the images' device
@@ -35,8 +36,8 @@ class FlippedImages:
     probes: Tensor  # (N,) int64, on the CPU: model inputs that were run to find it
 
 
-@dataclass(frozen=True)
-class AdversarialCurvesResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AdversarialCurvesResult(TableResult):
     """The output of N images while their features are replaced by those of their adversarial images."""
 
     curves: RelevanceGainResult  # MoRF as `deletion`, LeRF as `insertion`
@@ -53,14 +54,18 @@ class AdversarialCurvesResult:
         """(N,) float64: the area under the output, the least relevant first; large is good."""
         return self.curves.insertion.area.masked_fill(~self.flipped, torch.nan)
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, adversarial_morf, adversarial_lerf and probes."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, adversarial_morf, adversarial_lerf and probes."""
+        areas = {"adversarial_morf": self.morf, "adversarial_lerf": self.lerf}
+        return {"label": self.curves.deletion.labels, **areas, "probes": self.probes}
 
-        columns = {"adversarial_morf": self.morf, "adversarial_lerf": self.lerf, "probes": self.probes}
-        numbers = {name: values.numpy() for name, values in columns.items()}
-        return pandas.DataFrame({"label": self.curves.deletion.labels.numpy(), **numbers})
+    def _said(self) -> list[str]:
+        means = f"mean areas {self.morf.nanmean():.4g} (MoRF) and {self.lerf.nanmean():.4g} (LeRF)"
+        return [counted(len(self.flipped), "image"), means, f"{int((~self.flipped).sum())} without an adversarial image"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Both curves, as of `relevance_gain`; into new matplotlib axes if none are given."""
+        return self.curves.plot(ax)
 
 
 def flipped_images(evaluator: Evaluator, progress: Progress | None = None) -> FlippedImages:

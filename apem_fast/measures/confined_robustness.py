@@ -9,27 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
-from apem_fast.extras import extra
 from apem_fast.measures.removal import ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
+from apem_fast.plots import COLOURS, draw_curves
 from apem_fast.probing.engine import Progress
+from apem_fast.results import TableResult, censored, counted
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-@dataclass(frozen=True)
-class RobustnessResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RobustnessResult(TableResult):
     """Upper bounds of the least perturbations of N images, for K sizes of the set (tensors are on the CPU)."""
 
     shares: Tensor  # (K,) float64: how much of the image the set holds, ascending
@@ -55,20 +56,29 @@ class RobustnessResult:
             return curve[:, 0]
         return torch.trapezoid(curve, self.shares, dim=1) / (self.shares[-1] - self.shares[0])
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, both areas, how many of its rays are censored, and probes."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
-
-        censored = (~self.flipped_relevant).sum(dim=1) + (~self.flipped_complement).sum(dim=1)
-        columns = {
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, both areas, how many of its rays are censored, and probes."""
+        return {
             "label": self.labels,
             "robustness_s": self.area_relevant,
             "robustness_complement": self.area_complement,
-            "censored": censored,
+            "censored": (~self.flipped_relevant).sum(dim=1) + (~self.flipped_complement).sum(dim=1),
             "probes": self.probes,
         }
-        return pandas.DataFrame({name: values.numpy() for name, values in columns.items()})
+
+    def _said(self) -> list[str]:
+        means = f"{self.area_relevant.mean():.4g} of the set, {self.area_complement.mean():.4g} of the rest"
+        rays = censored(self.flipped_relevant, self.flipped_complement)
+        return [counted(len(self.labels), "image"), f"mean areas {means}", rays]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The perturbation of the most relevant features that changes each image, and that of all others, against the
+        share of the image that they are; and the means; into new matplotlib axes if none are given."""
+        axes = {"xlabel": "share of the image that the set holds", "ylabel": "l2 norm of the perturbation"}
+        ax = draw_curves(ax, self.shares, self.relevant, label="the set", colour=COLOURS["epsilon_minus"], **axes)
+        draw_curves(ax, self.shares, self.complement, label="the rest", colour=COLOURS["epsilon_plus"], **axes)
+        ax.legend(frameon=False, fontsize="small")
+        return ax
 
 
 @documented()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,24 +12,25 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
-from apem_fast.extras import extra
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
     check_model_and_images,
     explainer_of,
 )
+from apem_fast.plots import draw_values
 from apem_fast.relevance import relevance_map
+from apem_fast.results import TableResult, counted
 from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import generators_for
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 
-@dataclass(frozen=True)
-class ContinuityResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class ContinuityResult(TableResult):
     """How the explanations of N images differ from those of K neighbours each (tensors are on the CPU)."""
 
     change: Tensor  # (N, K) float64: norm1(R(x) - R(x'))
@@ -61,18 +62,19 @@ class ContinuityResult:
         """The median over the images, the mean of the middle two for an even number of images."""
         return float(np.median(self.continuity.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, continuity, and the mean ratio over its neighbours."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, continuity, and the mean ratio over its neighbours."""
+        return {"label": self.labels, "continuity": self.continuity, "mean_ratio": self.ratio.mean(dim=1)}
 
-        return pandas.DataFrame(
-            {
-                "label": self.labels.numpy(),
-                "continuity": self.continuity.numpy(),
-                "mean_ratio": self.ratio.mean(dim=1).numpy(),
-            }
-        )
+    def _said(self) -> list[str]:
+        sizes = counted(len(self.labels), "image"), counted(self.change.shape[1], "neighbour")
+        return [*sizes, f"greatest ratio {self.maximum:.4g}", f"mean {self.mean:.4g}", f"median {self.median:.4g}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The greatest ratio of each image; into new matplotlib axes if none are given."""
+        exact = torch.ones(len(self.labels), dtype=torch.bool)
+        what = "greatest l1 change of the map per l2 change of the image"
+        return draw_values(ax, self.continuity, exact, xlabel=what, label="continuity")
 
 
 @said_by("continuity")

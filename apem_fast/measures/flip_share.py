@@ -7,8 +7,9 @@ here than along a perturbation, for features go one after the other; `FLIP_SEARC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -16,25 +17,26 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by
-from apem_fast.extras import extra
 from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.removal import ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, Options, documented
+from apem_fast.plots import draw_values
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.probing.rays import Rays
+from apem_fast.results import TableResult, censored, counted
 from apem_fast.search import Isolate, Search
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 SEARCHING = ("search", "batch_size", "compile", "record")  # the options that have a meaning here
 PARTS = 200  # half a per cent each
 FLIP_SEARCH = Isolate(safety=8, flat=4, steep=16, growth=0.125)
 
 
-@dataclass(frozen=True)
-class FlipFractionResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class FlipFractionResult(TableResult):
     """The flip fraction of N images (all tensors are (N,), on the CPU)."""
 
     fraction: Tensor  # float64, the least share; 1 where no share changes the prediction
@@ -53,13 +55,19 @@ class FlipFractionResult:
         """The median over the images, censored ones as 1."""
         return float(np.median(self.fraction.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, flip_fraction, flipped and probes."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, flip_fraction, flipped and probes."""
+        return {"label": self.labels, "flip_fraction": self.fraction, "flipped": self.flipped, "probes": self.probes}
 
-        columns = {"label": self.labels, "flip_fraction": self.fraction, "flipped": self.flipped, "probes": self.probes}
-        return pandas.DataFrame({name: values.numpy() for name, values in columns.items()})
+    def _said(self) -> list[str]:
+        numbers = f"mean fraction {self.mean:.4g}", f"median {self.median:.4g}", censored(self.flipped)
+        return [counted(len(self.labels), "image"), *numbers, f"parts={self.parts}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The fraction of each image, a hollow dot where no share changes it; into new matplotlib axes if none are
+        given."""
+        what = "least share of the most relevant features whose removal changes the prediction"
+        return draw_values(ax, self.fraction, self.flipped, xlabel=what, label="flip fraction")
 
 
 @dataclass(frozen=True)

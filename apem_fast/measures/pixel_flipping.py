@@ -9,21 +9,22 @@ the imputation than either of the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 from torch import Tensor, nn
 
 from apem_fast.callers import said_by
-from apem_fast.extras import extra
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.removal import Order, Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
+from apem_fast.plots import COLOURS, draw_curves
+from apem_fast.results import TableResult, counted
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 
 class CurveOptions(TypedDict, total=False):
@@ -45,14 +46,14 @@ class CurveOptions(TypedDict, total=False):
     progress: Callable[[int, int], None] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class DeletionResult(RemovalCurve):
     """The output of N images while their most relevant features are replaced: a small area is good."""
 
     called: ClassVar[str] = "deletion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class InsertionResult(RemovalCurve):
     """The output of N images against how many features are still replaced, the least relevant ones: a large area is
     good."""
@@ -60,8 +61,8 @@ class InsertionResult(RemovalCurve):
     called: ClassVar[str] = "insertion"
 
 
-@dataclass(frozen=True)
-class RelevanceGainResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RelevanceGainResult(TableResult):
     """Both curves of N images."""
 
     deletion: DeletionResult
@@ -87,14 +88,27 @@ class RelevanceGainResult:
         """The median gain over the images."""
         return float(np.median(self.gain.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, deletion, insertion and their difference."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, deletion, insertion and their difference."""
+        areas = {"deletion": self.deletion.area, "insertion": self.insertion.area, "relevance_gain": self.gain}
+        return {"label": self.deletion.labels, **areas}
 
-        columns = {"deletion": self.deletion.area, "insertion": self.insertion.area, "relevance_gain": self.gain}
-        numbers = {name: values.numpy() for name, values in columns.items()}
-        return pandas.DataFrame({"label": self.deletion.labels.numpy(), **numbers})
+    def _said(self) -> list[str]:
+        return [counted(len(self.gain), "image"), f"mean gain {self.mean:.4g}", f"median {self.median:.4g}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The output of each image against the share of its features that is replaced, the most relevant first and the
+        least relevant first, and their means; into new matplotlib axes if none are given."""
+        axes = {"xlabel": "share of the features that is replaced", "ylabel": "output"}
+        morf, lerf = self.deletion, self.insertion
+        ax = draw_curves(
+            ax, morf.removed_share, morf.output, label="most relevant first", colour=COLOURS["epsilon_minus"], **axes
+        )
+        draw_curves(
+            ax, lerf.removed_share, lerf.output, label="least relevant first", colour=COLOURS["epsilon_plus"], **axes
+        )
+        ax.legend(frameon=False, fontsize="small")
+        return ax
 
 
 @said_by("deletion")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.explain import Explainer
-from apem_fast.extras import extra
 from apem_fast.measures.arguments import (
     Explain,
     check_classes,
@@ -25,8 +24,10 @@ from apem_fast.measures.arguments import (
     explainer_of,
 )
 from apem_fast.metric import Evaluator
+from apem_fast.plots import GREY, draw_curves
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
+from apem_fast.results import TableResult, counted
 from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded
@@ -34,14 +35,14 @@ from apem_fast.similarity import gradient_histogram_correlation, rank_correlatio
 from apem_fast.validation import without_ray
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 
 SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "structural_similarity", "gradient_histograms")
 
 
-@dataclass(frozen=True)
-class RandomisationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RandomisationResult(TableResult):
     """How like the explanations of N images stay to what they were, over S stages (tensors are on the CPU).
 
     Near 0 is good once all is randomised: what is left of an explanation then was never about the network.
@@ -56,22 +57,34 @@ class RandomisationResult:
     score: Tensor | None = None  # (S, N) float64: APEM of the stage's maps for the original network; NaN: no ray
     original_score: Tensor | None = None  # (N,) float64: APEM of the original maps
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
         """One row a stage and image."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
-
         stages, images = self.rank_correlation.shape
-        columns: dict[str, Any] = {
+        columns: dict[str, Tensor | Sequence[Any]] = {
             "stage": [stage for stage in self.stages for _ in range(images)],
             "image": list(range(images)) * stages,
-            "label": self.labels.repeat(stages).numpy(),
+            "label": self.labels.repeat(stages),
         }
         for name in (*SIMILARITIES, "score"):
             values = getattr(self, name)
             if values is not None:
-                columns[name] = values.flatten().numpy()
-        return pandas.DataFrame(columns)
+                columns[name] = values.flatten()
+        return columns
+
+    def _said(self) -> list[str]:
+        last = float(self.rank_correlation[-1].nanmean())
+        sizes = [counted(self.rank_correlation.shape[1], "image"), counted(len(self.stages), "stage")]
+        return [*sizes, f"mean rank correlation {last:.3g} at the last, {self.stages[-1]}"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The rank correlation of each image from stage to stage, and its mean; into new matplotlib axes if none are
+        given."""
+        stages = range(len(self.stages))
+        axes = {"xlabel": "randomised up to", "ylabel": "rank correlation with the original"}
+        ax = draw_curves(ax, stages, self.rank_correlation.T, **axes)
+        ax.set_xticks(stages, self.stages, rotation=45, ha="right")
+        ax.axhline(0, color=GREY, linewidth=1)
+        return ax
 
 
 @said_by("parameter_randomisation")

@@ -6,23 +6,24 @@ the model of its own, and all of them run through it in common batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apem_fast.callers import sentence
-from apem_fast.extras import extra
+from apem_fast.plots import draw_curves
+from apem_fast.results import TableResult, counted
 from apem_fast.running.batching import in_batches
 from apem_fast.running.clean import logits_of, predictions_of
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 Output = Literal["probability", "logit"]
 Order = Literal["most", "least"]
@@ -30,8 +31,8 @@ Order = Literal["most", "least"]
 BATCH_SIZE = {"cpu": 8, "cuda": 128}  # a CPU's caches hold few images; larger batches are slower there
 
 
-@dataclass(frozen=True)
-class RemovalCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class RemovalCurve(TableResult):
     """The output of N images while their features are removed (tensors are on the CPU)."""
 
     removed: Tensor  # (K + 1,) int64: how many features are gone, from 0 on
@@ -65,19 +66,20 @@ class RemovalCurve:
         """The median area, the mean of the middle two for an even number of images."""
         return float(np.median(self.area.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label, the area under the name of the measure, the output before and after all removals."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label, the area under the name of the measure, the output before and after all removals."""
+        ends = {"output_before": self.output[:, 0], "output_after": self.output[:, -1]}
+        return {"label": self.labels, self.called: self.area, **ends}
 
-        return pandas.DataFrame(
-            {
-                "label": self.labels.numpy(),
-                self.called: self.area.numpy(),
-                "output_before": self.output[:, 0].numpy(),
-                "output_after": self.output[:, -1].numpy(),
-            }
-        )
+    def _said(self) -> list[str]:
+        areas = f"mean {self.called} {self.mean:.4g}", f"median {self.median:.4g}"
+        return [counted(len(self.labels), "image"), *areas, counted(self.probes, "probe") + " an image"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The output of each image against the share of its features that is removed, and their mean; into new
+        matplotlib axes if none are given."""
+        axes = {"xlabel": "share of the features that is removed", "ylabel": "output"}
+        return draw_curves(ax, self.removed_share, self.output, label=self.called, **axes)
 
 
 def ranks_of(relevance: Tensor, first: Order = "most") -> Tensor:

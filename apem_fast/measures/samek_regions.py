@@ -6,9 +6,9 @@ papers of this package name it as the measure closest to theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,20 +17,21 @@ from torch.nn import functional
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
-from apem_fast.extras import extra
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import checked_baseline
 from apem_fast.measures.removal import Output, outputs_while_removing
+from apem_fast.plots import draw_curves
+from apem_fast.results import TableResult, counted
 from apem_fast.seeding import generators_for
 
 if TYPE_CHECKING:
-    import pandas
+    from matplotlib.axes import Axes
 
 BEYOND = 2**62  # the rank of what belongs to no block: it never goes
 
 
-@dataclass(frozen=True)
-class RegionPerturbationResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RegionPerturbationResult(TableResult):
     """The output of N images while their blocks turn into noise (tensors are on the CPU)."""
 
     output: Tensor  # (N, repeats, L + 1) float64, with 0 to L blocks replaced
@@ -56,12 +57,19 @@ class RegionPerturbationResult:
         """The median over the images."""
         return float(np.median(self.area_over_curve.numpy()))
 
-    def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image: label and region_perturbation, the area over the curve."""
-        with extra("experiment", "to_dataframe"):
-            import pandas
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        """Label and region_perturbation, the area over the curve."""
+        return {"label": self.labels, "region_perturbation": self.area_over_curve}
 
-        return pandas.DataFrame({"label": self.labels.numpy(), "region_perturbation": self.area_over_curve.numpy()})
+    def _said(self) -> list[str]:
+        numbers = f"mean area over the curve {self.mean:.4g}", f"median {self.median:.4g}"
+        return [counted(len(self.labels), "image"), *numbers, counted(self.probes, "probe") + " an image"]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The output of each image against the blocks that are noise, and their mean; into new matplotlib axes if none
+        are given."""
+        curves = self.output.mean(dim=1)
+        return draw_curves(ax, range(curves.shape[1]), curves, xlabel="blocks turned into noise", ylabel="output")
 
 
 @said_by("region_perturbation")

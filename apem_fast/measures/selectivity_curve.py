@@ -14,7 +14,7 @@ from apem_fast.measures.imputation import checked_baseline
 from apem_fast.measures.removal import Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SelectivityResult(RemovalCurve):
     """The output of N images while their features are removed, the most relevant first: a small area is selective."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
+from apem_fast.results import Result
 from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.checks import check_pairs, embed_images
 from apem_fast.siamese.networks import Ranker
@@ -43,8 +44,8 @@ def angle(first: Tensor, second: Tensor) -> Tensor:
     return torch.rad2deg(2 * torch.atan2(*half))
 
 
-@dataclass(frozen=True)
-class AttackComparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackComparison(Result):
     """Two attacks on the same N pairs.
 
     Attributes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
+from apem_fast.pictures import data_uri, png_of
+from apem_fast.results import Result
 from apem_fast.siamese.attacking import attack
 from apem_fast.siamese.bounds import Limit, normalised_bounds
 from apem_fast.siamese.checks import check_pairs, rank_once
@@ -34,8 +37,8 @@ BROUGHT = {
 }
 
 
-@dataclass(frozen=True)
-class PairExplanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class PairExplanation(Result):
     """What an attack on one image of a pair says about why the pair ranks as it does.
 
     Attributes:
@@ -80,6 +83,18 @@ class PairExplanation:
 
     def __str__(self) -> str:
         return " ".join(self.sentences)
+
+    def _said(self) -> list[str]:
+        return [f"{self.attacked} image attacked", f"ranking {self.score_before:.3g} to {self.score_after:.3g}"]
+
+    def _repr_html_(self) -> str:
+        """The pictures and the sentences."""
+        figures = "".join(
+            f'<figure style="display: inline-block; margin: 4px"><img alt="" width="128" style="image-rendering: '
+            f'pixelated" src="{data_uri(png_of(picture), "png")}"><figcaption>{escape(name)}</figcaption></figure>'
+            for name, picture in self.pictures.items()
+        )
+        return f"<div><p>{escape(str(self))}</p>{figures}</div>"
 
 
 def explain_pair(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
+from apem_fast.results import Result
 from apem_fast.siamese.networks import Ranker
 
 __all__ = ["PerceptionChange", "interpolate_perceptions", "perceive", "perception_change"]
@@ -20,8 +21,8 @@ def perceive(ranker: Ranker, images: Tensor) -> Tensor:
     return ranker.reconstruct(ranker.embed(images))
 
 
-@dataclass(frozen=True)
-class PerceptionChange:
+@dataclass(frozen=True, eq=False, repr=False)
+class PerceptionChange(Result):
     """Perceptions (N, C, H, W) before and after an attack, and the map of where they differ (N, 1, H, W), equation
     31."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from apem_fast.results import TableResult, counted
 from apem_fast.validation import make_numbers_plain
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class AttackOptions:
         return bool(self.tv_force or self.diff_force)
 
 
-@dataclass(frozen=True)
-class AttackResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttackResult(TableResult):
     """What an attack did to N pairs.
 
     Attributes:
@@ -175,19 +176,22 @@ class AttackResult:
                 words.append("hardly moves" if hardly[i] else "stalls" if late[i] else "steps used up")
         return tuple(words)
 
+    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
+        columns: dict[str, Any] = {}
+        for name in ("score_before", "score_after", "target", "reached", "outcome", "steps_taken", "distance"):
+            columns[name] = getattr(self, name)
+        for name in ("total_variation", "changed_pixels", "mean_squared"):
+            if getattr(self, name) is not None:
+                columns[name] = getattr(self, name)
+        return {name: one.detach().cpu() if isinstance(one, Tensor) else one for name, one in columns.items()}
+
+    def _said(self) -> list[str]:
+        reached = f"{int(self.reached.sum()):,} reached the target"
+        return [counted(len(self), "pair"), reached, f"mean distance {float(self.distance.mean()):.4g}"]
+
     def to_dataframe(self) -> pandas.DataFrame:
         """One row for each pair: its rankings, how it ended, and how much was changed."""
-        import pandas
-
-        def numbers(name: str) -> Any:
-            value = getattr(self, name)
-            return None if value is None else value.detach().cpu().numpy()
-
-        names = ["score_before", "score_after", "target", "reached", "steps_taken", "distance"]
-        names += [n for n in ("total_variation", "changed_pixels", "mean_squared") if getattr(self, n) is not None]
-        table = pandas.DataFrame({name: numbers(name) for name in names})
-        table.insert(4, "outcome", list(self.outcome))
-        return table.rename_axis("pair")
+        return super().to_dataframe().rename_axis("pair")
 
     def path(self) -> pandas.DataFrame:
         """One row for each pair and step that it took: pair, step, score, distance."""

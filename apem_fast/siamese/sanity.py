@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.randomised import randomised_stages
+from apem_fast.results import Result
 from apem_fast.seeding import seeded
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.similarity import rank_correlation
@@ -26,8 +27,8 @@ Explanation = Callable[[Ranker, Tensor, Tensor], Mapping[str, Tensor]]
 """(ranker, first, second) -> named maps (N, 1, H, W)."""
 
 
-@dataclass(frozen=True)
-class SanityCheck:
+@dataclass(frozen=True, eq=False, repr=False)
+class SanityCheck(Result):
     """Rank correlations between the maps of the model and those of its randomised copies.
 
     Attributes:

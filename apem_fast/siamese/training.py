@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from apem_fast.results import Result
 from apem_fast.seeding import seeded
 from apem_fast.siamese import checkpoints
 from apem_fast.siamese.networks import SiameseRanker
@@ -65,8 +66,8 @@ class TrainingOptions:
         return self if path is None else replace(self, checkpoint=path.with_stem(f"{path.stem}-{name}"))
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(Result):
     """What a regime did: the loss at every step (on the CPU), and the step that it resumed from (0 for a fresh run).
 
     `encoder` is the autoencoder's own encoder where the regime trains one beside the ranker (mirroring).

@@ -2,7 +2,7 @@
 
 A name stands for one of these kinds: a network that comes with its weights, such as efficientnet-lite0; a
 classification model of torchvision, or `timm:NAME` of timm, with a file of weights; a program that torch.export saved,
-`FILE.pt2`; or `package.module:function` (or `package.module.function`), a function of no arguments that returns a
+`FILE.pt2`; `hf:FOLDER`, a folder that Hugging Face's library saved a model into; or `package.module:function` (or `package.module.function`), a function of no arguments that returns a
 `Network`, or an `nn.Module` that is prepared for as torchvision's are: 224 pixels, ImageNet's mean and standard
 deviation, and ImageNet's categories if it has 1,000 outputs.
 """
@@ -30,6 +30,8 @@ from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
 GIVEN = "given:"
 """Begins the name of a network that a Python program handed over."""
+HUGGING_FACE = "hf:"
+"""Begins the name of a folder that Hugging Face's library saved a model into."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -169,6 +171,10 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         )
     elif name.startswith("timm:"):
         network = _of_timm(name, weights)
+    elif name.startswith(HUGGING_FACE):
+        from apem_fast.experiment.inputs.hugging_face import hugging_face_network
+
+        network = hugging_face_network(name, weights)
     elif name.endswith(".pt2"):
         network = _of_export(name, weights)
     elif ":" in name or ("." in name and name not in torchvision_names()):
@@ -181,7 +187,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such "
-            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, and "
+            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, hf:FOLDER, and "
             "package.module:function"
         )
     if is_exported(network.model):
@@ -194,7 +200,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
 
 def imported_by_network(name: str) -> list[str]:
     """What `load_network` would run of somebody's own for this name: a function by its path, an exported program."""
-    if name in NETWORKS or name.startswith("timm:") or name in torchvision_names():
+    if name in NETWORKS or name.startswith(("timm:", HUGGING_FACE)) or name in torchvision_names():
         return []
     return [name]
 

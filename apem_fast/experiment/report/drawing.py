@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour; no other element has it
-COLOURS = {"score": "#5b6ee1", "epsilon_minus": "#d9822b", "epsilon_plus": "#2a9d8f"}
 TITLES = {
     "score": "score = ε⁺ − ε⁻",
     "epsilon_minus": "ε⁻ along the relevance",

@@ -21,7 +21,6 @@ from scipy import stats
 
 from apem_fast.experiment.report.censoring import intervals
 from apem_fast.experiment.report.drawing import (
-    COLOURS,
     INK,
     METHODS,
     TITLES,
@@ -32,6 +31,7 @@ from apem_fast.experiment.report.drawing import (
     quiet,
 )
 from apem_fast.experiment.report.statistics import Differences, flip_curve
+from apem_fast.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -46,7 +46,8 @@ class RunOptions(Options):
     network: str = option(
         "efficientnet-lite0",
         "The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model of "
-        "torchvision, such as resnet18, with --weights; or package.module:function, a function of yours that returns "
+        "torchvision, such as resnet18, or of timm, timm:NAME, with --weights; hf:FOLDER, where Hugging Face's library "
+        "saved a model with its preparation of images; an exported FILE.pt2; or package.module:function, a function of yours that returns "
         "an nn.Module (224 pixels, ImageNet's mean and deviation) or an apem_fast.experiment.networks.Network.",
         metavar="NAME",
     )
@@ -135,6 +136,7 @@ class RunOptions(Options):
     def _check_inputs(self) -> None:
         from apem_fast import validation
         from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
+        from apem_fast.experiment.inputs.networks import HUGGING_FACE
 
         words = ("photographs", GIVEN)
         if self.images not in words and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
@@ -148,6 +150,9 @@ class RunOptions(Options):
             path = getattr(self, name)
             if path is not None and path not in own_words:
                 object.__setattr__(self, name, str(Path(path).absolute()))
+        if self.network.startswith(HUGGING_FACE):
+            folder = Path(self.network.removeprefix(HUGGING_FACE)).absolute()
+            object.__setattr__(self, "network", f"{HUGGING_FACE}{folder}")
         validation.choice("selection", self.selection, SELECTIONS)
 
     def _check_numbers(self) -> None:

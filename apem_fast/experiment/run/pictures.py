@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from apem_fast.files.pictures import data_uri
+from apem_fast.files.pictures import colour_scale, data_uri
 
 
 def coloured(picture: Image.Image) -> Image.Image:
     """A grey map in a perceptually even colour scale; anything else as it is."""
     if picture.mode != "L":
         return picture.convert("RGB")
-    return Image.fromarray(_colour_scale()[np.asarray(picture)])
+    return Image.fromarray(colour_scale()[np.asarray(picture)])
 
 
 def kept_picture(path: Path) -> Image.Image:
@@ -36,13 +35,6 @@ def kept_picture(path: Path) -> Image.Image:
     except Exception as error:  # noqa: BLE001 - what decoders raise at damaged files
         reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ValueError(f"{path} is damaged ({reason}); remove it to go on without it") from None
-
-
-@cache
-def _colour_scale() -> np.ndarray:
-    from matplotlib import colormaps
-
-    return (colormaps["magma"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def small_picture(picture: Image.Image, side: int, quality: int = 72) -> str:

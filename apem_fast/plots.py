@@ -1,0 +1,134 @@
+"""How results are drawn with matplotlib: epsilons of images, curves over images, and maps laid over their images.
+
+Every function draws into the axes that it is given, or into new ones, and returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from apem_fast.extras import extra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+COLOURS = {"score": "#5b6ee1", "epsilon_minus": "#d9822b", "epsilon_plus": "#2a9d8f"}
+GREY = "#9aa0ae"
+LABELLED = 30  # images that get a row with a number each; more are sorted by their score
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """The axes to draw into.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    with extra("experiment", "plot"):
+        import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def draw_ticks(ax: Axes | None, epsilons: Sequence[tuple[str, str, Tensor]], *, order: Tensor) -> Axes:
+    """A tick in each image's row at each of these (label, colour, values), for `draw_epsilons` to be drawn over."""
+    ax = axes_or_new(ax)
+    rows = _rows(order)
+    for label, colour, values in epsilons:
+        ax.scatter(values.numpy(), rows, 60 if len(rows) <= LABELLED else 12, color=colour, marker="|", label=label)
+    return ax
+
+
+def _rows(order: Tensor) -> np.ndarray:
+    """The row of each image: few as they come, many by `order`, the greatest on top."""
+    rows = np.arange(len(order))
+    if len(order) > LABELLED:
+        rows[np.argsort(-order.numpy(), kind="stable")] = np.arange(len(order))
+    return rows
+
+
+def draw_epsilons(
+    ax: Axes | None,
+    epsilons: Sequence[tuple[str, str, Tensor, Tensor]],
+    *,
+    order: Tensor,
+    xlabel: str = "ε, in l1 of the model's input",
+) -> Axes:
+    """A row for each image: a dot at each of its epsilons, hollow where it is censored, and a line between them.
+
+    Args:
+        ax: to draw into.
+        epsilons: label, colour, values (N,) and whether each is a flip (N,).
+        order: by what many images are sorted, the greatest on top.
+        xlabel: of the axis.
+    """
+    ax = axes_or_new(ax)
+    rows, count = _rows(order), len(order)
+    ax.set_ylabel("image" if count <= LABELLED else "images, sorted")
+    ax.set_yticks(rows if count <= LABELLED else [])
+    size = 36 if count <= LABELLED else 8
+    if len(epsilons) > 1:
+        values = np.stack([values.numpy() for _, _, values, _ in epsilons])
+        ax.hlines(rows, values.min(0), values.max(0), color=GREY, alpha=0.5, linewidth=1, zorder=1)
+    for label, colour, values, flipped in epsilons:
+        for which, face in ((flipped, colour), (~flipped, "none")):
+            at = which.numpy()
+            if at.any():
+                name = label if face != "none" else f"{label}, censored: more than that"
+                ax.scatter(values.numpy()[at], rows[at], size, facecolor=face, edgecolor=colour, label=name, zorder=2)
+    ax.set_xscale("log")
+    ax.set_xlabel(xlabel)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
+    return quiet(ax, "x")
+
+
+def draw_curves(
+    ax: Axes | None,
+    x: ArrayLike,
+    curves: ArrayLike,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str = "mean",
+    colour: str = COLOURS["score"],
+    most: int = 100,
+) -> Axes:
+    """A thin line for each of the first `most` images, and a thick one for their mean.
+
+    Args:
+        ax: to draw into.
+        x: (K,).
+        curves: (N, K); what is NaN is left out of the mean.
+        xlabel, ylabel: of the axes.
+        label: of the mean.
+        colour: of all lines.
+        most: images drawn.
+    """
+    ax = axes_or_new(ax)
+    x, curves = np.asarray(x), np.asarray(curves)
+    single = len(curves) == 1
+    if not single:
+        ax.plot(x, curves[:most].T, color=colour, alpha=0.25, linewidth=0.8)
+    known = ~np.isnan(curves).all(axis=0)
+    ax.plot(x[known], np.nanmean(curves[:, known], axis=0), color=colour, linewidth=2, label=label)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return quiet(ax, "both")
+
+
+def draw_values(ax: Axes | None, values: Tensor, exact: Tensor, *, xlabel: str, label: str) -> Axes:
+    """A dot for each image, hollow where its value is not exact."""
+    return draw_epsilons(ax, [(label, COLOURS["score"], values, exact)], order=values, xlabel=xlabel)
+
+
+def quiet(ax: Axes, grid: str) -> Axes:
+    """Only what a reader needs: no box, a faint grid."""
+    ax.grid(axis=grid, alpha=0.2, linewidth=0.6)  # type: ignore[arg-type]
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
