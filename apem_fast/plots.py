@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"score": "#5b6ee1", "epsilon_minus": "#d9822b", "epsilon_plus": "#2a9d8f"}
 GREY = "#9aa0ae"
+MOST_LINES = 100
 LABELLED = 30  # images that get a row with a number each; more are sorted by their score
 
 
@@ -74,12 +75,12 @@ def draw_epsilons(
     if len(epsilons) > 1:
         values = np.stack([values.numpy() for _, _, values, _ in epsilons])
         ax.hlines(rows, values.min(0), values.max(0), color=GREY, alpha=0.5, linewidth=1, zorder=1)
-    for label, colour, values, flipped in epsilons:
+    for label, colour, numbers, flipped in epsilons:
         for which, face in ((flipped, colour), (~flipped, "none")):
             at = which.numpy()
             if at.any():
                 name = label if face != "none" else f"{label}, censored: more than that"
-                ax.scatter(values.numpy()[at], rows[at], size, facecolor=face, edgecolor=colour, label=name, zorder=2)
+                ax.scatter(numbers.numpy()[at], rows[at], size, facecolor=face, edgecolor=colour, label=name, zorder=2)
     ax.set_xscale("log")
     ax.set_xlabel(xlabel)
     ax.invert_yaxis()
@@ -96,9 +97,8 @@ def draw_curves(
     ylabel: str,
     label: str = "mean",
     colour: str = COLOURS["score"],
-    most: int = 100,
 ) -> Axes:
-    """A thin line for each of the first `most` images, and a thick one for their mean.
+    """A thin line for each of the first MOST_LINES images, and a thick one for their mean.
 
     Args:
         ax: to draw into.
@@ -107,13 +107,12 @@ def draw_curves(
         xlabel, ylabel: of the axes.
         label: of the mean.
         colour: of all lines.
-        most: images drawn.
     """
     ax = axes_or_new(ax)
     x, curves = np.asarray(x), np.asarray(curves)
     single = len(curves) == 1
     if not single:
-        ax.plot(x, curves[:most].T, color=colour, alpha=0.25, linewidth=0.8)
+        ax.plot(x, curves[:MOST_LINES].T, color=colour, alpha=0.25, linewidth=0.8)
     known = ~np.isnan(curves).all(axis=0)
     ax.plot(x[known], np.nanmean(curves[:, known], axis=0), color=colour, linewidth=2, label=label)
     ax.set_xlabel(xlabel)

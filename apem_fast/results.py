@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ class TableResult(Result):
 
 
 def counted(number: int, noun: str) -> str:
-    """"1 image", "2 images"."""
+    """A number with its noun: 1 image, 2 images."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
@@ -128,8 +129,8 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list):
         return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, float) and one != one:
-        return isinstance(other, float) and other != other
+    if isinstance(one, float) and math.isnan(one):
+        return isinstance(other, float) and math.isnan(other)
     if _is_plain_dataclass(one):
         return type(one) is type(other) and _same(_fields(one), _fields(other))
     return bool(one == other)
@@ -153,11 +154,11 @@ def _hashable(value: Any) -> Hashable:
         return frozenset((key, _hashable(one)) for key, one in value.items())
     if isinstance(value, tuple | list):
         return tuple(map(_hashable, value))
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return "nan"
     if _is_plain_dataclass(value):
         return type(value), _hashable(_fields(value))
-    return value if isinstance(value, Hashable) else type(value)
+    return value if isinstance(value, Hashable) else type(value).__name__
 
 
 def _digest(tensor: Tensor) -> Hashable:

@@ -251,3 +251,42 @@ def test_the_time_left_falls_within_an_explainer_and_waits_for_its_meaning():
     assert at(60, 200, ahead=100) == "1:10 left"  # nor does it promise more than the step has
     assert at(60, 300) == "2:20 left"  # what came is slower: 5 a second, 700 to do
     assert at(100, 1000) == "0:00 left"
+
+
+def test_the_progress_calls_a_method_as_the_program_does(model, pixels):
+    told: list[RunProgress] = []
+    af.evaluate(model, pixels, {"my gradient": af.explain.Gradient()}, progress=told.append, **SHORT)
+    assert {state.explainer for state in told} == {"", "my gradient"}
+    assert any(state.finished.startswith("my gradient: 4 images at 3 stages") for state in told)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), ((0.0, 0.1, 0.2), (1.0, 0.9, 0.8))])
+def test_a_run_keeps_its_probes_within_the_bounds(model, pixels, bounds):
+    """Its epsilons are the metric's with these bounds, and those are others than without."""
+    rows = af.evaluate(
+        model, pixels, ["gradient"], stages=["1-channel"], bounds=bounds, per_image=True, max_epsilon=200.0, step=0.5
+    )
+    relevance = STAGES["1-channel"](af.explain.Gradient()(model, pixels), pixels, 99.0)
+    bounded, free = (
+        af.apem(model, pixels, relevance, max_epsilon=200.0, step=0.5, **options)
+        for options in ({"bounds": bounds}, {})
+    )
+    for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
+        assert rows[name].tolist() == getattr(bounded, name).tolist()
+    assert bounded != free
+
+
+def test_a_finished_run_says_so_in_one_line_and_computes_nothing(model, pixels, tmp_path):
+    told: list[RunProgress] = []
+
+    def again(methods: list[str]) -> list[str]:
+        told.clear()
+        af.evaluate(model, pixels, methods, output=tmp_path / "run", progress=told.append, **SHORT)
+        return [state.finished for state in told if state.finished]
+
+    assert len(again(["uniform"])) == 1 and "finished already" not in told[-1].finished
+    assert again(["uniform"]) == [
+        f"{tmp_path / 'run'} was finished already (4 images, 1 explanation): nothing is computed again"
+    ]
+    assert not any(state.explainer or state.probes for state in told)
+    assert "finished already" not in " ".join(again(["uniform", "random"]))  # one more to do

@@ -59,7 +59,7 @@ def evaluate(
             totals_line,
         )
         from apem_fast.experiment.report.page import write_page
-        from apem_fast.experiment.report.summary import summary, write_csv
+        from apem_fast.experiment.report.summary import dropped_lines, summary, write_csv
         from apem_fast.experiment.run.evaluate import evaluate as run
 
         chosen = values_of(RunOptions, options)
@@ -84,10 +84,17 @@ def evaluate(
         console.print(totals_line(table), highlight=False)
     chosen_images = store.selection()
     notes = [chosen_images.note] if chosen_images and chosen_images.note else []
-    for line in [*notes, *flagged_lines(store), *left_out_lines(store.left_out())]:
+    for line in [*notes, *flagged_lines(store), *left_out_lines(store.left_out()), *dropped_lines(store)]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if page is not None:
         console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            "No map could be measured, so there is neither a table nor a page; explainers whose maps have contrast, or "
+            "another --percentile, may leave rays.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
 
 
 def stored_maps_named(text: str) -> str:

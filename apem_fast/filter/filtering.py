@@ -73,9 +73,7 @@ class ScoreCurve(TableResult):
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
         """One row a change of an epsilon."""
-        names = (
-            "level removed removed_share epsilon_minus epsilon_plus score flipped_minus flipped_plus".split()
-        )
+        names = "level removed removed_share epsilon_minus epsilon_plus score flipped_minus flipped_plus".split()
         return {name: getattr(self, name) for name in names}
 
     def _said(self) -> list[str]:

@@ -61,7 +61,11 @@ class AdversarialCurvesResult(TableResult):
 
     def _said(self) -> list[str]:
         means = f"mean areas {self.morf.nanmean():.4g} (MoRF) and {self.lerf.nanmean():.4g} (LeRF)"
-        return [counted(len(self.flipped), "image"), means, f"{int((~self.flipped).sum())} without an adversarial image"]
+        return [
+            counted(len(self.flipped), "image"),
+            means,
+            f"{int((~self.flipped).sum())} without an adversarial image",
+        ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Both curves, as of `relevance_gain`; into new matplotlib axes if none are given."""

@@ -99,6 +99,9 @@ class GivenNetwork(Network):
     def read(self, photograph: Photograph) -> Tensor:
         return self.given.image(self.numbers[photograph.name])
 
+    def dropped(self, photograph: Photograph) -> str:
+        return ""
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """What `read` gave is what the model receives."""
         return pixels

@@ -1,7 +1,7 @@
 """Image classifiers that Hugging Face's library saved into a folder, with the preparation of images that lies there.
 
-Nothing is fetched: the folder must hold all of it, its weights as safetensors, which are data and no code. A folder that
-brings code of its own is refused.
+Nothing is fetched: the folder must hold all of it, its weights as safetensors, which are data and no code. A folder
+that brings code of its own is refused.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _network(name: str, model: nn.Module, processor: Any) -> Network:
             raise ValueError(f"network: {name} moves its pixels below 0 while it scales them, which is not known here")
     else:
         scale = 255.0
-    mean, std = (0.0,) * 3, (1.0,) * 3
+    mean: tuple[float, ...] = (0.0,) * 3
+    std: tuple[float, ...] = (1.0,) * 3
     if getattr(processor, "do_normalize", False):
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     # The model receives (scale * pixels - mean) / std for pixels in [0, 1].

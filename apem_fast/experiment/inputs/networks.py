@@ -2,9 +2,10 @@
 
 A name stands for one of these kinds: a network that comes with its weights, such as efficientnet-lite0; a
 classification model of torchvision, or `timm:NAME` of timm, with a file of weights; a program that torch.export saved,
-`FILE.pt2`; `hf:FOLDER`, a folder that Hugging Face's library saved a model into; or `package.module:function` (or `package.module.function`), a function of no arguments that returns a
-`Network`, or an `nn.Module` that is prepared for as torchvision's are: 224 pixels, ImageNet's mean and standard
-deviation, and ImageNet's categories if it has 1,000 outputs.
+`FILE.pt2`; `hf:FOLDER`, where Hugging Face's library saved a model; or `package.module:function` (or
+`package.module.function`), a function of no arguments that returns a `Network`, or an `nn.Module` that is prepared for
+as torchvision's are: 224 pixels, ImageNet's mean and standard deviation, and ImageNet's categories if it has 1,000
+outputs.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class Network:
             OSError: its file is missing, damaged or not an image.
         """
         return self.pixels(photograph.open())
+
+    def dropped(self, photograph: Photograph) -> str:
+        """What of a photograph's file `read` leaves out, in words; else empty."""
+        return photograph.dropped()
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The centre of a picture at the network's size: (3, size, size), float32 in [0, 1], on the CPU."""
@@ -187,8 +192,8 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such "
-            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, hf:FOLDER, and "
-            "package.module:function"
+            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, "
+            "hf:FOLDER, and package.module:function"
         )
     if is_exported(network.model):
         network.model.to(device)

@@ -13,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from apem_fast.files.picture_size import most_pixels, require_size
 
+TRANSPARENT, FRAMES = "transparency dropped", "first frame alone"
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -61,6 +63,18 @@ class Photograph:
         except (SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
             raise OSError(str(error)) from None  # what decoders raise at damaged files
         return picture.crop(self.box) if self.box else picture
+
+    def dropped(self) -> str:
+        """What of the file `open` does not show, in words: pixels that are transparent, further frames; else empty."""
+        with Image.open(self.path) as file:
+            may_be = "transparency" in file.info or "A" in file.getbands()
+            transparent = may_be and bool(np.asarray(file.convert("RGBA"))[..., 3].min() < 255)
+            try:
+                frames = getattr(file, "n_frames", 1)
+            except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error):
+                frames = 2  # there is something behind the first frame, and it is damaged
+        words = [TRANSPARENT] if transparent else []
+        return ", ".join(words + ([FRAMES] if frames > 1 else []))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from apem_fast.experiment.report.censoring import BETTER, WORSE, bootstrap_interval, compared, intervals, median_of
 from apem_fast.experiment.report.findings import SignTest, holm, listed
+from apem_fast.experiment.report.gallery import gallery_data
 from apem_fast.experiment.report.section import Cell, Section, Table, number, probability
 from apem_fast.experiment.report.sets import image_sets
 from apem_fast.experiment.report.statistics import scored_rows
@@ -88,7 +89,9 @@ def write_comparison(stores: Mapping[str, RunStore], output: Path, seed: int = 0
     ]
     sections = [medians(runs), agreement(runs, seed), differences(runs)]
     page = environment.get_template("comparison.html").render(
-        runs=facts, sections=[section for section in sections if section is not None]
+        runs=facts,
+        sections=[section for section in sections if section is not None],
+        data=gallery_data(stores),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, "utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from apem_fast.experiment.report.audited import audit_section, audit_sentence
 from apem_fast.experiment.report.claims import claims, claims_section
-from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.findings import leader_sentences
+from apem_fast.experiment.report.gallery import gallery_data
 from apem_fast.experiment.report.published import paper_tables
 from apem_fast.experiment.report.section import Cell, Table, number
 from apem_fast.experiment.report.sections import sections_of
 from apem_fast.experiment.report.sets import TITLES, image_sets
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.report.subject import explainer_names, is_baseline
-from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, interval, marked, summary, totals
-from apem_fast.experiment.run.pictures import coloured, kept_picture, small_picture
+from apem_fast.experiment.report.summary import AFTER_SCORES, BY_NAME, dropped_lines, interval, marked, summary, totals
+from apem_fast.experiment.run.pictures import kept_picture, small_picture
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.files.checksums import Damaged, checked_json
 from apem_fast.relevance import STAGES
 
-MAP_SIDE, PHOTOGRAPH_SIDE, FILTER_SIDE = 160, 224, 1400
-"""Pixels: how wide and high pictures are inside the page, at most; the files beside it have all of them."""
-LEAST_SIDE = 48
-BYTES_OF_MAPS, BYTES_A_PIXEL = 11e6, 0.45
-"""A page of many maps shows them smaller, so that it stays below some 15 MB. A map is hard to compress."""
+FILTER_SIDE = 1400
+"""Pixels: how wide and high the filter's picture is inside the page, at most; the file beside it has all of them."""
 
 
 def write_page(
-    store: RunStore, shown_images: int | None = None, *, paper: bool = False, output: str | Path | None = None
+    store: RunStore, shown_images: int | None = None, *, paper: bool | None = None, output: str | Path | None = None
 ) -> Path:
     """Write the page; returns its path.
 
@@ -43,7 +39,8 @@ def write_page(
         store: a run with at least one finished explainer.
         shown_images: how many images are shown with their maps, the first of the run; None for all whose pictures the
             run kept. Those that have close-ups (see `closeups`) show them.
-        paper: add the tables of P1 and P2, with their numbers beside the run's.
+        paper: add the tables of P1 and P2, with their numbers beside the run's; None for what the run's page had when
+            it was last written, which a new one has not.
         output: an HTML file; None for `index.html` in the run's folder.
 
     Raises:
@@ -52,6 +49,8 @@ def write_page(
     rows, flagged = scored_rows(store)
     if rows.empty:
         raise ValueError(f"{store.folder} holds no map that could be measured: all {len(flagged)} are flagged")
+    if paper is None:
+        paper = store.page_has_papers()
     table = summary(store)
     environment = Environment(
         loader=PackageLoader("apem_fast.experiment.report"),
@@ -62,7 +61,7 @@ def write_page(
     )
     correct = store.images()["correct"].astype("boolean")
     page = environment.get_template("page.html").render(
-        data=_data(store, shown_images),
+        data=gallery_data({"": store}, shown_images),
         options=store.options,
         made_with=store.record["made_with"],
         explainers=store.record["explainers"],
@@ -97,7 +96,10 @@ def write_page(
         papers=paper_tables(rows, store.options.network) if paper else [],
         filtered=_filtered(store),
     )
-    return store.write_file(Path(output) if output is not None else store.folder / "index.html", page)
+    if output is not None:
+        return store.write_file(Path(output), page)
+    store.write_page_record(papers=paper)
+    return store.write_file(store.folder / "index.html", page)
 
 
 def _findings(table: pandas.DataFrame, rows: pandas.DataFrame) -> list[str]:
@@ -148,7 +150,8 @@ def _notes(store: RunStore) -> list[str]:
     """What is to be known of the choice of images."""
     chosen, left_out = store.selection(), store.left_out()
     notes = [chosen.note] if chosen is not None and chosen.note else []
-    return notes + ([f"Files left out (left-out.csv lists them): {len(left_out):,}."] if left_out else [])
+    notes += [f"Files left out (left-out.csv lists them): {len(left_out):,}."] if left_out else []
+    return notes + dropped_lines(store, shown=20)
 
 
 def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
@@ -159,70 +162,6 @@ def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
     counts = flagged.assign(reason=reasons.where(reasons != "", "no score")).value_counts(["explainer", "reason"])
     names = explainer_names(store)
     return [f"{names[explainer]}: {count} ({reason})" for (explainer, reason), count in counts.items()]
-
-
-# -- pictures --------------------------------------------------------------------------------------------------------
-
-
-def _data(store: RunStore, shown_images: int | None) -> dict[str, Any]:
-    """What the page's script shows: images, explainers, stages, and each map with its numbers and its close-up."""
-    images = store.images() if shown_images is None else store.images().head(shown_images)
-    images = images[[store.photograph(name).exists() for name in images["image"]]]  # a big run keeps only the first
-    results = store.results()
-    results = results[results["image"].isin(images["image"])]
-    names = explainer_names(store)
-    side = math.sqrt(BYTES_OF_MAPS / max(1, len(results) + len(images)) / BYTES_A_PIXEL)
-    side = round(min(MAP_SIDE, max(LEAST_SIDE, side)))
-    maps: dict[str, Any] = {}
-    for row in results.to_dict("records"):
-        path = store.map(row["image"], row["explainer"], row["stage"])
-        if not path.exists():
-            continue
-        source = small_picture(coloured(kept_picture(path)), side)
-        entry = {"map": source, "flag": row.get("flag") or ""}
-        if row["score"] == row["score"]:  # a flagged map has no numbers
-            entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
-            entry |= {name: bool(row[name]) for name in ("flipped_minus", "flipped_plus")}
-            entry["rays"] = _rays(store, row["explainer"], row["stage"], row["image"])
-        maps.setdefault(row["image"], {}).setdefault(row["explainer"], {})[row["stage"]] = entry
-    return {
-        "image_count": len(store.images()),
-        "max_epsilon": store.options.max_epsilon,
-        "step": store.options.step,
-        "stages": [{"name": name, "title": STAGES[name].title} for name in store.options.stages],
-        "explainers": [
-            {"key": key, "name": names[key]} for key in store.options.explainers if key in set(results["explainer"])
-        ],
-        "images": [_image(store, row, round(PHOTOGRAPH_SIDE * side / MAP_SIDE)) for row in images.to_dict("records")],
-        "maps": maps,
-    }
-
-
-def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, Any] | None:
-    """The close-up of one map: by ray, its margin curve, the prediction at the flip and two small pictures."""
-    record = read_closeup(store, explainer, image).get(stage)
-    if record is None:
-        return None
-    rays = {}
-    for ray in RAYS:
-        rays[ray] = {name: record[ray][name] for name in ("epsilon", "margin", "prediction", "gain", "mean_change")}
-        for name, which in (("perturbed", ray), ("change", f"{ray}-change")):
-            picture = kept_picture(closeup_picture(store, explainer, stage, image, which))
-            rays[ray][name] = small_picture(picture.convert("RGB"), MAP_SIDE, quality=60)
-    return rays
-
-
-def _image(store: RunStore, row: dict[str, Any], side: int) -> dict[str, Any]:
-    photograph = small_picture(kept_picture(store.photograph(row["image"])).convert("RGB"), side, quality=85)
-    fields = {name: row[name] for name in ("image", "subject", "source", "prediction", "confidence")}
-    correct = None if pandas.isna(row["correct"]) else bool(row["correct"])
-    loss = row.get("loss")
-    return fields | {
-        "photograph": photograph,
-        "correct": correct,
-        "truth": row.get("truth") or "",
-        "loss": None if loss is None or pandas.isna(loss) else loss,
-    }
 
 
 # -- the filter ------------------------------------------------------------------------------------------------------

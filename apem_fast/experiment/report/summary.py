@@ -149,6 +149,17 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
     return sums | {"saving": sums["scan_probes"] / max(sums["probes"], 1)}
 
 
+def dropped_lines(store: RunStore, shown: int = 5) -> list[str]:
+    """A line for each thing that images lost when they were read, such as transparency, with the first images' paths;
+    results.csv has all of them."""
+    lines = []
+    for what, sources in store.dropped().items():
+        more = f" and {len(sources) - shown:,} more" if len(sources) > shown else ""
+        images = f"{len(sources):,} image{'' if len(sources) == 1 else 's'}"
+        lines.append(f"{what[0].upper()}{what[1:]} in {images}: {', '.join(sources[:shown])}{more}.")
+    return lines
+
+
 def results_with_images(store: RunStore) -> pandas.DataFrame:
     """Every image's row for each explainer and stage, with what is known of the image."""
     return store.results().merge(store.images(), on="image", how="left")

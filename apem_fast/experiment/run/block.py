@@ -185,6 +185,7 @@ class Block:
                     "truth": network.categories[accepted[0]] if accepted else "",
                     "truth_label": accepted[0] if accepted else -1,
                     "digest": digest_of(self.read_values[n]),
+                    "dropped": network.dropped(photograph),
                 }
             )
         return rows
@@ -205,9 +206,10 @@ class Block:
             work, ahead = before.work + explainer.cost_per_image * images_done, ahead_of(images_done)
             progress.update(images_done=images_done, images_total=images_total, work=work, ahead=ahead)
 
+        name = self.store.record["explainers"][key]["name"]  # a program may have given the method one of its own
         progress.update(
             doing="",
-            explainer=explainer.name,
+            explainer=name,
             explaining=True,
             images_done=0,
             images_total=count,
@@ -253,7 +255,7 @@ class Block:
             probes=before.probes + probes + probes_of(shuffles),
             search_seconds=before.search_seconds + time.perf_counter() - started,
             finished=(
-                f"{explainer.name}: {_count(count, 'image')} at {_count(len(maps), 'stage')}, {rays} rays, "
+                f"{name}: {_count(count, 'image')} at {_count(len(maps), 'stage')}, {rays} rays, "
                 f"{probes:,} probes{more}, {attribution_seconds + time.perf_counter() - started:.1f} s"
             ),
         )

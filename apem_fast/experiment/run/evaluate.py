@@ -101,6 +101,8 @@ class _Share:
             names, missing = ranks.first_does(lambda: self.plan(network, images, digests, stack))
             ranks.require_one_folder(self.folder)
             store = RunStore(self.folder)
+            if not missing:
+                self.progress.update(finished=finished_already(store, len(names)))
             try:
                 self.work(network, images, names, ranks.share(missing), store)
             except ValueError as error:
@@ -198,6 +200,15 @@ class _Share:
                 expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
                 finished = before.images_finished + len(blocks[number])
                 progress.update(images_finished=finished, work=before.work + clean + expected)
+
+
+def finished_already(store: RunStore, images: int) -> str:
+    """What a run says that has nothing left to do."""
+    methods = len(store.options.explainers)
+    return (
+        f"{store.folder} was finished already ({images:,} image{'' if images == 1 else 's'}, {methods} "
+        f"explanation{'' if methods == 1 else 's'}): nothing is computed again"
+    )
 
 
 def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:

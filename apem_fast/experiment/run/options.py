@@ -47,8 +47,9 @@ class RunOptions(Options):
         "efficientnet-lite0",
         "The network to explain: efficientnet-lite0, which comes with its ImageNet weights; a classification model of "
         "torchvision, such as resnet18, or of timm, timm:NAME, with --weights; hf:FOLDER, where Hugging Face's library "
-        "saved a model with its preparation of images; an exported FILE.pt2; or package.module:function, a function of yours that returns "
-        "an nn.Module (224 pixels, ImageNet's mean and deviation) or an apem_fast.experiment.networks.Network.",
+        "saved a model with its preparation of images; an exported FILE.pt2; or package.module:function, a function "
+        "of yours that returns an nn.Module (224 pixels, ImageNet's mean and deviation) or an "
+        "apem_fast.experiment.networks.Network.",
         metavar="NAME",
     )
     weights: str | None = option(

@@ -5,6 +5,7 @@
     shards/00000.images.parquet       what is known of each image of block 0
     shards/00000.gradient.parquet     the results of one explainer on block 0: a row for each image and stage
     shards/00000.left-out.parquet     files of block 0 that could not be read, if there are any
+    page.json                         what the page index.html has been asked to have
     photographs/NAME.png, maps/EXPLAINER/STAGE/NAME.png
     audit/                            scans of rays drawn at random, see `audit`
 
@@ -276,6 +277,16 @@ class RunStore:
         images = self._read_all(IMAGES)
         return images.astype({"correct": "boolean"}) if len(images) else images
 
+    def dropped(self) -> dict[str, list[str]]:
+        """The images, by their sources, of whose files something was not shown to the network, by what that was."""
+        images = self.images()
+        found: dict[str, list[str]] = {}
+        if "dropped" in images:  # a run of before has no such column
+            for source, words in zip(images["source"], images["dropped"].fillna("")):
+                for word in filter(None, words.split(", ")):
+                    found.setdefault(word, []).append(source)
+        return found
+
     def results(self) -> pandas.DataFrame:
         """One row for each image, explainer and stage that is done, explainers in the order they were asked for.
 
@@ -305,6 +316,26 @@ class RunStore:
 
     def map(self, image: str, explainer: str, stage: str) -> Path:
         return self.inside("maps", file_name_of(explainer), stage, f"{_plain_file(image)}.png")
+
+    # -- the page ------------------------------------------------------------------------------------------------
+
+    def page_has_papers(self) -> bool:
+        """Whether the run's page, when it was last written, had the papers' tables; False where there is none.
+
+        Raises:
+            ValueError: what says so is damaged.
+        """
+        path = self.inside("page.json")
+        try:
+            return bool(checked_json(path.read_bytes())["papers"])
+        except FileNotFoundError:
+            return False
+        except (OSError, KeyError, Damaged) as error:
+            raise ValueError(f"{path} is damaged ({error}); apem-fast report writes it again") from None
+
+    def write_page_record(self, *, papers: bool) -> None:
+        """Keep what the run's page has been asked to have, for the next time that it is written."""
+        self.write_file(self.inside("page.json"), json_with_checksum({"papers": papers}))
 
     def write_file(self, path: Path, contents: bytes | str) -> Path:
         """Write a file whole, of the run or a page beside it; returns its path."""

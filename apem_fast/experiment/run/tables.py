@@ -40,6 +40,7 @@ IMAGES = (
     Column("truth", "text", "what the image shows, as the network names it; empty where that is not known"),
     Column("truth_label", "integer", "that class's index; -1 where it is not known"),
     Column("digest", "text", "hash of the pixels that the network sees"),
+    Column("dropped", "text", "what of the file the network does not see: transparency, later frames; else empty"),
 )
 
 RESULTS = (

@@ -41,15 +41,28 @@ function numbers(entry) {
     "\nε⁺ " + sign(entry.flipped_plus) + number.format(entry.epsilon_plus);
 }
 
+// What is not in the page, so that it does not grow too large, leaves an empty place.
+function picture(place, source, alt) {
+  if (source) place.src = source; else place.classList.add("none");
+  place.alt = alt;
+}
+
+function saidOf(image) {
+  const said = (one) => "“" + one.prediction + "” " + Math.round(100 * one.confidence) + " %";
+  if (!image.predictions.length) return said(image);
+  if (image.predictions.every((one) => one.prediction === image.prediction)) return said(image);
+  return image.predictions.map((one) => one.run + ": " + said(one)).join("; ");
+}
+
 function photographOf(image) {
   const figure = copy("photograph-template");
-  figure.querySelector("img").src = image.photograph;
-  figure.querySelector("img").alt = image.subject;
+  picture(figure.querySelector("img"), image.photograph, image.subject);
   figure.querySelector("b").textContent = image.subject;
   const prediction = figure.querySelector(".prediction");
-  prediction.textContent = "“" + image.prediction + "” " + Math.round(100 * image.confidence) + " %";
+  prediction.textContent = saidOf(image);
   prediction.classList.toggle("wrong", image.correct === false);
-  figure.title = image.source;
+  figure.querySelector(".own-note").textContent = notes.get(image.image) ?? "";
+  figure.title = image.source + (image.dropped ? " (" + image.dropped + ")" : "");
   return figure;
 }
 
@@ -57,20 +70,27 @@ function photographOf(image) {
 
 const PAGE = 24;
 const form = document.getElementById("view");
+const FIELDS = ["text", "truth", "censored", "method", "order", "other", "noted"];
 const view = { stage: 0, page: 0 };
-for (const name of ["method", "other"]) {
-  for (const explainer of run.explainers) form.elements[name].append(new Option(explainer.name, explainer.key));
-}
+const notes = new Map(); // what somebody writes of an image, by its name
+for (const [method, title] of new Map(run.explainers.map((one) => [one.method, one.title]))) form.elements.method.append(new Option(title, method));
+for (const explainer of run.explainers) form.elements.other.append(new Option(explainer.name, explainer.key));
 
 const entryOf = (image, key) => run.maps[image.image]?.[key]?.[run.stages[view.stage].name];
 const scoreIn = (image, key) => { const score = entryOf(image, key)?.score; return score === undefined ? NaN : score; };
-const chosenKeys = () => (form.elements.method.value ? [form.elements.method.value] : run.explainers.map((one) => one.key));
+const chosen = () => run.explainers.filter((one) => !form.elements.method.value || one.method === form.elements.method.value);
+const chosenKeys = () => chosen().map((one) => one.key);
+// The same method's score in the first of several runs.
+const twin = (explainer) => run.explainers.find((one) => one.method === explainer.method && one.run === run.runs[0]);
+const changeOf = (image, explainer) => (run.runs.length > 1 && explainer.run !== run.runs[0] && twin(explainer) ? scoreIn(image, explainer.key) - scoreIn(image, twin(explainer).key) : NaN);
 
 function suits(image) {
   const text = form.elements.text.value.trim().toLowerCase();
-  const words = [image.subject, image.prediction, image.truth, image.image, image.source].join(" ").toLowerCase();
+  const said = image.predictions.map((one) => one.prediction);
+  const words = [image.subject, image.prediction, image.truth, image.image, image.source, notes.get(image.image) ?? "", ...said].join(" ").toLowerCase();
   const truth = form.elements.truth.value, censored = form.elements.censored.value;
   if (text && !words.includes(text)) return false;
+  if (form.elements.noted.value && !notes.has(image.image)) return false;
   if (truth && image.correct !== (truth === "correct")) return false;
   if (!censored) return true;
   const some = chosenKeys().some((key) => {
@@ -85,12 +105,13 @@ function rank(image) {
   const scores = chosenKeys().map((key) => scoreIn(image, key)).filter((score) => !isNaN(score));
   if (!scores.length) return -Infinity;
   const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
-  const own = form.elements.method.value || run.explainers[0].key;
+  const own = chosenKeys()[0];
   switch (form.elements.order.value) {
     case "best": return mean;
     case "worst": return -mean;
     case "disagreement": { const all = run.explainers.map((one) => scoreIn(image, one.key)).filter((score) => !isNaN(score)); return Math.max(...all) - Math.min(...all); }
     case "difference": { const gap = Math.abs(scoreIn(image, own) - scoreIn(image, form.elements.other.value)); return isNaN(gap) ? -Infinity : gap; }
+    case "runs": { const gaps = chosen().map((one) => Math.abs(changeOf(image, one))).filter((gap) => !isNaN(gap)); return gaps.length ? Math.max(...gaps) : -Infinity; }
     default: return 0;
   }
 }
@@ -105,7 +126,7 @@ function inView() {
 function showGallery() {
   const stage = run.stages[view.stage];
   const gallery = document.getElementById("gallery");
-  const explainers = run.explainers.filter((explainer) => chosenKeys().includes(explainer.key));
+  const explainers = chosen();
   const images = inView(), last = Math.max(0, Math.ceil(images.length / PAGE) - 1);
   view.page = Math.min(Math.max(view.page, 0), last);
   gallery.replaceChildren();
@@ -124,8 +145,7 @@ function showGallery() {
       const entry = entries[i];
       if (!entry) { gallery.append(document.createElement("span")); return; }
       const button = copy("map-template");
-      button.querySelector("img").src = entry.map;
-      button.querySelector("img").alt = explainer.name + " of " + image.subject;
+      picture(button.querySelector("img"), entry.map, explainer.name + " of " + image.subject);
       const score = button.querySelector(".score");
       if (entry.score === undefined) {
         button.querySelector("svg").remove();
@@ -133,7 +153,8 @@ function showGallery() {
         score.className = "flag";
       } else {
         drawRay(button.querySelector("svg"), entry);
-        score.textContent = scoreOf(entry);
+        const change = changeOf(image, explainer);
+        score.textContent = scoreOf(entry) + (isNaN(change) ? "" : " (" + signed.format(change).replace("-", "−") + ")");
         score.classList.toggle("best", entry.score === best);
         score.classList.toggle("negative", entry.score < 0);
       }
@@ -156,18 +177,25 @@ function showGallery() {
 // The view in the address: what differs from what the page shows at first.
 function viewInAddress() {
   const parts = new URLSearchParams();
-  for (const name of ["text", "truth", "censored", "method", "order"]) if (form.elements[name].value) parts.set(name, form.elements[name].value);
-  if (form.elements.order.value === "difference") parts.set("other", form.elements.other.value);
+  for (const name of FIELDS) {
+    const value = form.elements[name].value;
+    if (value && (name !== "other" || form.elements.order.value === "difference")) parts.set(name, value);
+  }
   if (view.stage) parts.set("stage", run.stages[view.stage].name);
   if (view.page) parts.set("page", view.page + 1);
+  for (const [image, text] of notes) parts.set("note." + image, text);
   return parts;
+}
+
+function keepInAddress(parts) {
+  const text = String(parts);
+  history.replaceState(null, "", text ? "#" + text : location.pathname + location.search);
 }
 
 function changed(page = 0) {
   view.page = page;
   showGallery();
-  const parts = String(viewInAddress());
-  history.replaceState(null, "", parts ? "#" + parts : location.pathname + location.search);
+  keepInAddress(viewInAddress());
 }
 
 form.addEventListener("input", () => changed());
@@ -200,9 +228,11 @@ function asLatex(table) {
 
 function viewRows() {
   const rows = [];
-  for (const image of inView()) for (const key of chosenKeys()) for (const stage of run.stages) {
-    const entry = run.maps[image.image]?.[key]?.[stage.name];
-    if (entry) rows.push({ image: image.image, prediction: image.prediction, correct: image.correct, explainer: key, stage: stage.name,
+  for (const image of inView()) for (const one of chosen()) for (const stage of run.stages) {
+    const entry = run.maps[image.image]?.[one.key]?.[stage.name];
+    if (entry) rows.push({ image: image.image, prediction: image.prediction, correct: image.correct, explainer: one.method, stage: stage.name,
+      ...(run.runs.length > 1 ? { run: one.run } : {}),
+      ...(notes.size ? { note: notes.get(image.image) ?? "" } : {}),
       epsilon_minus: entry.epsilon_minus ?? null, epsilon_plus: entry.epsilon_plus ?? null, score: entry.score ?? null,
       flipped_minus: entry.flipped_minus ?? null, flipped_plus: entry.flipped_plus ?? null, flag: entry.flag });
   }
@@ -246,155 +276,3 @@ for (const figure of document.querySelectorAll("figure[data-name]")) {
     figure.prepend(button);
   }
 }
-
-// -- one map, closely -----------------------------------------------------------------------------------------------
-
-let shown = null;
-
-function showDetail(image, explainer) {
-  shown = { image, explainer };
-  document.getElementById("detail-title").textContent = explainer.name + ": " + image.subject;
-  document.getElementById("detail-note").textContent = image.source +
-    ". The network says “" + image.prediction + "”, " + (100 * image.confidence).toFixed(1) + " %." +
-    (image.truth && image.correct !== true ? " It is “" + image.truth + "”." : "") +
-    (image.loss === null ? "" : " Loss " + number.format(image.loss) + ".");
-  const maps = document.getElementById("detail-maps"), rays = document.getElementById("detail-rays");
-  maps.replaceChildren();
-  rays.replaceChildren();
-  const figures = [{ src: image.photograph, title: "photograph", numbers: "" }];
-  for (const stage of run.stages) {
-    const entry = run.maps[image.image]?.[explainer.key]?.[stage.name];
-    if (!entry) continue;
-    figures.push({ src: entry.map, title: stage.name, numbers: numbers(entry) });
-    if (entry.rays) rays.append(closeup(stage, entry));
-  }
-  for (const one of figures) {
-    const figure = copy("stage-template");
-    figure.querySelector("img").src = one.src;
-    figure.querySelector("img").alt = one.title;
-    figure.querySelector("b").textContent = one.title;
-    figure.querySelector(".numbers").textContent = one.numbers;
-    if (one.numbers) {
-      const over = Object.assign(new Image(), { src: image.photograph, alt: "", className: "over" });
-      figure.querySelector(".laid").append(over);
-    }
-    maps.append(figure);
-  }
-  document.getElementById("detail-hint").textContent = rays.childElementCount
-    ? "Margin: the prediction’s logit less the best other one; the prediction has changed where it is below 0. Change: " +
-      "how the perturbed photograph differs from the photograph, amplified, around grey. The arrow keys lead to other " +
-      "photographs and explanations."
-    : "Perturbed photographs and margins of the first images are added by apem-fast report; --images N for more of them.";
-  lay();
-  const dialog = document.getElementById("detail");
-  if (!dialog.open) dialog.showModal();
-  dialog.scrollTop = 0;
-  const hash = new URLSearchParams({ image: image.image, explainer: explainer.key });
-  history.replaceState(null, "", "#" + hash);
-}
-
-// The photograph over its maps, as much of it as the slider says.
-const slider = document.querySelector("#overlay input");
-function lay() {
-  for (const over of document.querySelectorAll("#detail .over")) over.style.opacity = slider.value / 100;
-}
-slider.addEventListener("input", lay);
-
-function closeup(stage, entry) {
-  const section = copy("ray-template");
-  section.querySelector("h4").textContent = stage.name;
-  drawMargins(section.querySelector("svg"), entry);
-  const shown = [];
-  for (const [ray, sign, way] of [["minus", "ε⁻", "relevance"], ["plus", "ε⁺", "irrelevance"]]) {
-    const one = entry.rays[ray];
-    const now = entry["flipped_" + ray] ? "now “" + one.prediction + "”" : "still “" + one.prediction + "”";
-    shown.push([one.perturbed, "at " + sign + " " + number.format(entry["epsilon_" + ray]) + ": " + now]);
-    shown.push([one.change, "change along the " + way + ", × " + number.format(Math.round(one.gain))]);
-  }
-  section.querySelectorAll("figure").forEach((figure, i) => {
-    figure.querySelector("img").src = shown[i][0];
-    figure.querySelector("img").alt = shown[i][1];
-    figure.querySelector("figcaption").textContent = shown[i][1];
-  });
-  return section;
-}
-
-function svgElement(parent, name, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  if (text !== undefined) element.textContent = text;
-  parent.append(element);
-}
-
-// Both rays' margins against epsilon; each axis is linear up to a small value and logarithmic beyond.
-function drawMargins(svg, entry) {
-  const [left, right, top, bottom] = [34, 316, 8, 146];
-  const rays = ["minus", "plus"].map((ray) => ({ ray, ...entry.rays[ray] }));
-  const farthest = Math.max(...rays.map((one) => one.epsilon.at(-1)), run.step);
-  const nearest = Math.max(Math.min(...rays.map((one) => one.epsilon.at(-1))), run.step);
-  const bend = (value) => (farthest > 20 * nearest ? Math.asinh(4 * value / nearest) : value);
-  const margins = rays.flatMap((one) => one.margin);
-  const [low, high] = [Math.min(0, ...margins), Math.max(0, ...margins)];
-  const x = (epsilon) => left + (right - left) * bend(epsilon) / bend(farthest);
-  const y = (margin) => bottom - (bottom - top) * (margin - low) / (high - low || 1);
-  svg.setAttribute("aria-label", "margins along both rays");
-  svgElement(svg, "line", { x1: left, y1: top, x2: left, y2: bottom });
-  svgElement(svg, "line", { x1: left, y1: y(0), x2: right, y2: y(0), class: "zero" });
-  svgElement(svg, "text", { x: left - 4, y: y(0) + 3, "text-anchor": "end" }, "0");
-  svgElement(svg, "text", { x: left - 4, y: y(high) + 5, "text-anchor": "end" }, high.toPrecision(2));
-  svgElement(svg, "text", { x: right, y: bottom + 20, "text-anchor": "end" }, "ε to " + number.format(farthest));
-  svgElement(svg, "text", { x: left, y: bottom + 20 }, "margin");
-  for (const one of rays) {
-    const points = one.epsilon.map((epsilon, i) => x(epsilon).toFixed(1) + "," + y(one.margin[i]).toFixed(1));
-    svgElement(svg, "polyline", { points: points.join(" "), class: one.ray });
-    const flip = entry["epsilon_" + one.ray];
-    if (!entry["flipped_" + one.ray]) continue;
-    svgElement(svg, "line", { x1: x(flip), y1: y(0) - 5, x2: x(flip), y2: y(0) + 5, class: one.ray });
-  }
-  svgElement(svg, "text", { x: right - 66, y: top + 4, class: "minus" }, "relevance");
-  svgElement(svg, "text", { x: right - 66, y: top + 16, class: "plus" }, "irrelevance");
-}
-
-// The arrow keys lead to the neighbours: left and right to other photographs, up and down to other explanations.
-document.getElementById("detail").addEventListener("keydown", (event) => {
-  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
-  if (!step) return;
-  event.preventDefault();
-  const neighbour = (all, one, by) => all[(all.indexOf(one) + by + all.length) % all.length];
-  showDetail(neighbour(run.images, shown.image, step[0]), neighbour(run.explainers, shown.explainer, step[1]));
-});
-
-// An address that ends in #image=NAME&explainer=KEY opens that map; others restore a view.
-function openAddressed() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const stage = run.stages.findIndex((one) => one.name === asked.get("stage"));
-  for (const name of ["text", "truth", "censored", "method", "order", "other"]) if (asked.has(name)) form.elements[name].value = asked.get(name);
-  if (stage > 0) choose(stage);
-  if (asked.has("page") || form.elements.text.value || viewInAddress().size) { view.page = (Number(asked.get("page")) || 1) - 1; showGallery(); }
-  const image = run.images.find((one) => one.image === asked.get("image"));
-  const explainer = run.explainers.find((one) => one.key === asked.get("explainer")) ?? run.explainers[0];
-  if (image) showDetail(image, explainer);
-}
-
-const tabs = document.getElementById("stage-tabs");
-run.stages.forEach((stage, i) => {
-  const tab = document.createElement("button");
-  tab.setAttribute("role", "tab");
-  tab.textContent = stage.name;
-  tab.addEventListener("click", () => { choose(i); changed(); });
-  tabs.append(tab);
-});
-
-function choose(chosen) {
-  [...tabs.children].forEach((tab, i) => { tab.ariaSelected = String(i === chosen); });
-  view.stage = chosen;
-  showGallery();
-}
-
-document.getElementById("detail").addEventListener("click", (event) => {
-  if (event.target === event.currentTarget) event.currentTarget.close();
-});
-document.getElementById("detail").addEventListener("close", () => changed(view.page));
-addEventListener("hashchange", openAddressed);
-choose(0);
-openAddressed();
