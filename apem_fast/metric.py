@@ -64,7 +64,7 @@ class EpsilonResult(TableResult):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The epsilon of each image, a hollow dot where it is censored; into new matplotlib axes if none are given."""
-        return draw_values(ax, self.epsilon, self.flipped, xlabel="ε", label="least ε")
+        return draw_values(ax, self.epsilon, self.flipped, xlabel="ε", label="least ε", log=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,8 +125,8 @@ class ApemResult(TableResult):
         score.
         """
         rays = (
-            ("ε⁻, along the relevance", COLOURS["epsilon_minus"], self.epsilon_minus, self.flipped_minus),
-            ("ε⁺, along the irrelevance", COLOURS["epsilon_plus"], self.epsilon_plus, self.flipped_plus),
+            ("ε⁻, relevance", COLOURS["epsilon_minus"], self.epsilon_minus, self.flipped_minus),
+            ("ε⁺, irrelevance", COLOURS["epsilon_plus"], self.epsilon_plus, self.flipped_plus),
         )
         return draw_epsilons(ax, rays, order=self.score)
 

@@ -58,6 +58,7 @@ def draw_epsilons(
     *,
     order: Tensor,
     xlabel: str = "ε, in l1 of the model's input",
+    log: bool = True,
 ) -> Axes:
     """A row for each image: a dot at each of its epsilons, hollow where it is censored, and a line between them.
 
@@ -66,6 +67,7 @@ def draw_epsilons(
         epsilons: label, colour, values (N,) and whether each is a flip (N,).
         order: by what many images are sorted, the greatest on top.
         xlabel: of the axis.
+        log: whether its scale is logarithmic.
     """
     ax = axes_or_new(ax)
     rows, count = _rows(order), len(order)
@@ -76,15 +78,16 @@ def draw_epsilons(
         values = np.stack([values.numpy() for _, _, values, _ in epsilons])
         ax.hlines(rows, values.min(0), values.max(0), color=GREY, alpha=0.5, linewidth=1, zorder=1)
     for label, colour, numbers, flipped in epsilons:
-        for which, face in ((flipped, colour), (~flipped, "none")):
-            at = which.numpy()
-            if at.any():
-                name = label if face != "none" else f"{label}, censored: more than that"
-                ax.scatter(numbers.numpy()[at], rows[at], size, facecolor=face, edgecolor=colour, label=name, zorder=2)
-    ax.set_xscale("log")
+        at, values = flipped.numpy(), numbers.numpy()
+        ax.scatter(values[at], rows[at], size, color=colour, label=label, zorder=2)
+        ax.scatter(values[~at], rows[~at], size, facecolor="none", edgecolor=colour, zorder=2)
+    if any(not bool(flipped.all()) for _, _, _, flipped in epsilons):
+        ax.scatter([], [], 36, facecolor="none", edgecolor=GREY, label="censored: more than that")
+    if log:
+        ax.set_xscale("log")
     ax.set_xlabel(xlabel)
     ax.invert_yaxis()
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize="small")
+    ax.legend(frameon=False, fontsize="small")
     return quiet(ax, "x")
 
 
@@ -120,9 +123,9 @@ def draw_curves(
     return quiet(ax, "both")
 
 
-def draw_values(ax: Axes | None, values: Tensor, exact: Tensor, *, xlabel: str, label: str) -> Axes:
+def draw_values(ax: Axes | None, values: Tensor, exact: Tensor, *, xlabel: str, label: str, log: bool = False) -> Axes:
     """A dot for each image, hollow where its value is not exact."""
-    return draw_epsilons(ax, [(label, COLOURS["score"], values, exact)], order=values, xlabel=xlabel)
+    return draw_epsilons(ax, [(label, COLOURS["score"], values, exact)], order=values, xlabel=xlabel, log=log)
 
 
 def quiet(ax: Axes, grid: str) -> Axes:

@@ -280,15 +280,15 @@ def test_a_plot_is_drawn_into_new_axes_or_into_yours(result, pyplot):
 
 def test_the_dots_of_a_plot_are_the_epsilons_and_hollow_where_censored(pyplot):
     result = apem_result()
-    dots = [one for one in result.plot().collections if one.get_label().startswith("ε")]
-    found = {one.get_label(): one.get_offsets().tolist() for one in dots}
-    assert found == {
-        "ε⁻, along the relevance": [[4, 0], [12.5, 1]],
-        "ε⁻, along the relevance, censored: more than that": [[1024, 2]],
-        "ε⁺, along the irrelevance": [[9, 0]],
-        "ε⁺, along the irrelevance, censored: more than that": [[1024, 1], [1024, 2]],
-    }
+    _, *dots, _ = result.plot().collections  # the lines between them, and what the legend shows
+    assert [one.get_offsets().tolist() for one in dots] == [
+        [[4, 0], [12.5, 1]],
+        [[1024, 2]],
+        [[9, 0]],
+        [[1024, 1], [1024, 2]],
+    ]
     assert [len(one.get_facecolor()) for one in dots] == [1, 0, 1, 0]
+    assert [one.get_label() for one in dots[::2]] == ["ε⁻, relevance", "ε⁺, irrelevance"]
 
 
 def test_many_images_are_drawn_sorted_by_their_score(pyplot):

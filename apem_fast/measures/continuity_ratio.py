@@ -73,7 +73,7 @@ class ContinuityResult(TableResult):
     def plot(self, ax: Axes | None = None) -> Axes:
         """The greatest ratio of each image; into new matplotlib axes if none are given."""
         exact = torch.ones(len(self.labels), dtype=torch.bool)
-        what = "greatest l1 change of the map per l2 change of the image"
+        what = "greatest change of the map per change of the image"
         return draw_values(ax, self.continuity, exact, xlabel=what, label="continuity")
 
 

@@ -66,7 +66,7 @@ class FlipFractionResult(TableResult):
     def plot(self, ax: Axes | None = None) -> Axes:
         """The fraction of each image, a hollow dot where no share changes it; into new matplotlib axes if none are
         given."""
-        what = "least share of the most relevant features whose removal changes the prediction"
+        what = "least share whose removal changes the prediction"
         return draw_values(ax, self.fraction, self.flipped, xlabel=what, label="flip fraction")
 
 
