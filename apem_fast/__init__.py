@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
     from apem_fast.normalised import ApemNormResult, apem_norm
     from apem_fast.ops import backend
-    from apem_fast.overlaying import overlay
     from apem_fast.relevance import relevance_map
+    from apem_fast.results.overlaying import overlay
     from apem_fast.running.outputs import Classifier
 
 __version__ = "0.2.0"
@@ -81,7 +81,7 @@ _HOMES = {
     "evaluate": "experiment.functions",
     "filter_relevance": "filter.filtering",
     "minimum_epsilon": "metric",
-    "overlay": "overlaying",
+    "overlay": "results.overlaying",
     "parameter_randomisation": "measures",
     "relevance_map": "relevance",
     "report": "experiment.functions",

@@ -17,9 +17,9 @@ from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import Evaluator
 from apem_fast.options import RUNNING, Options, RunningOptions, documented
-from apem_fast.plots import COLOURS, GREY, axes_or_new, quiet
 from apem_fast.probing.prober import answered
 from apem_fast.results import Result
+from apem_fast.results.plots import COLOURS, GREY, axes_or_new, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

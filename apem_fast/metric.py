@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.options import BoundOf, EngineOptions, Options, documented
-from apem_fast.plots import COLOURS, draw_epsilons, draw_values
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober
@@ -29,6 +28,7 @@ from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
 from apem_fast.results import TableResult, censored, counted
+from apem_fast.results.plots import COLOURS, draw_epsilons, draw_values
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale

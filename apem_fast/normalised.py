@@ -18,11 +18,11 @@ from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
 from apem_fast.options import EngineOptions, documented
-from apem_fast.plots import COLOURS, draw_ticks
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
 from apem_fast.results import TableResult, censored, counted
+from apem_fast.results.plots import COLOURS, draw_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,7 +29,7 @@ from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.run import tables
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import IMAGES, RunStore
-from apem_fast.pictures import png_of
+from apem_fast.files.pictures import png_of
 from apem_fast.relevance import STAGES
 
 SIDE, DIFFERENT = 224, 60  # pixels of a side; pictures of their own, which the images take in turns

@@ -25,11 +25,11 @@ from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.filter.stopping import Stop, StoppingRule
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
-from apem_fast.plots import axes_or_new, quiet
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.level_prober import GRADIENT_COST, LevelProber
 from apem_fast.probing.rays import Rays
 from apem_fast.results import TableResult, counted
+from apem_fast.results.plots import axes_or_new, quiet
 from apem_fast.running.waiting import Waiting, in_turns
 from apem_fast.search import CENSORED, Exhaustive, Resumable, warn_of_slow_way
 

@@ -19,9 +19,9 @@ from apem_fast.callers import said_by, sentence
 from apem_fast.measures.removal import ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
-from apem_fast.plots import COLOURS, draw_curves
 from apem_fast.probing.engine import Progress
 from apem_fast.results import TableResult, censored, counted
+from apem_fast.results.plots import COLOURS, draw_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,9 +18,9 @@ from apem_fast.measures.arguments import (
     check_model_and_images,
     explainer_of,
 )
-from apem_fast.plots import draw_values
 from apem_fast.relevance import relevance_map
 from apem_fast.results import TableResult, counted
+from apem_fast.results.plots import draw_values
 from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import generators_for

@@ -21,10 +21,10 @@ from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.removal import ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, Options, documented
-from apem_fast.plots import draw_values
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.probing.rays import Rays
 from apem_fast.results import TableResult, censored, counted
+from apem_fast.results.plots import draw_values
 from apem_fast.search import Isolate, Search
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from apem_fast.callers import said_by
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.removal import Order, Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
-from apem_fast.plots import COLOURS, draw_curves
 from apem_fast.results import TableResult, counted
+from apem_fast.results.plots import COLOURS, draw_curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

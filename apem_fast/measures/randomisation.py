@@ -24,10 +24,10 @@ from apem_fast.measures.arguments import (
     explainer_of,
 )
 from apem_fast.metric import Evaluator
-from apem_fast.plots import GREY, draw_curves
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
 from apem_fast.results import TableResult, counted
+from apem_fast.results.plots import GREY, draw_curves
 from apem_fast.running.clean import predictions_of
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.seeding import seeded

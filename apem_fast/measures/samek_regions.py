@@ -20,8 +20,8 @@ from apem_fast.callers import said_by, sentence
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import checked_baseline
 from apem_fast.measures.removal import Output, outputs_while_removing
-from apem_fast.plots import draw_curves
 from apem_fast.results import TableResult, counted
+from apem_fast.results.plots import draw_curves
 from apem_fast.seeding import generators_for
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from apem_fast.files.pictures import data_uri, png_of
 from apem_fast.ops import saliency_map
-from apem_fast.pictures import data_uri, png_of
 from apem_fast.results import Result
 from apem_fast.siamese.attacking import attack
 from apem_fast.siamese.bounds import Limit, normalised_bounds

@@ -31,7 +31,7 @@ from apem_fast.experiment.report.drawing import (
     quiet,
 )
 from apem_fast.experiment.report.statistics import Differences, flip_curve
-from apem_fast.plots import COLOURS
+from apem_fast.results.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

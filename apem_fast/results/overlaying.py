@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from apem_fast.callers import said_by, sentence
 from apem_fast.extras import extra
-from apem_fast.pictures import colour_scale
+from apem_fast.files.pictures import colour_scale
 
 if TYPE_CHECKING:
     from PIL import Image
