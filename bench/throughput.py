@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 import apem_fast as af
 from apem_fast.running import runners
+from apem_fast.running.inputs import Inputs
 from apem_fast.running.low_precision import low_precision
 from apem_fast.running.undisturbed import undisturbed
 from bench.networks import PHOTOGRAPHED, Workload, workload
@@ -101,7 +102,7 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
         if exact:
             self.exact += len(inputs)
         else:

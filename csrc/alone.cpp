@@ -66,6 +66,14 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
                      dtype.value_or(images.scalar_type()), image_format(images));
 }
 
+void perturb_probes_into(const Tensor& out, const Tensor& images, const Tensor& relevance, const Tensor& gradient,
+                         const Tensor& norm, const Tensor& probe_image, const Tensor& probe_map,
+                         const Tensor& probe_irrelevance, const Tensor& probe_epsilon, const Tensor& probe_level,
+                         std::optional<double> lower, std::optional<double> upper) {
+  checks::perturb_probes_into(out, images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                              probe_epsilon, probe_level, lower, upper);
+}
+
 std::tuple<Tensor, Tensor> label_margin(const Tensor& logits, const Tensor& labels) {
   checks::label_margin(logits, labels);
   return {plain(logits, {logits.size(0)}, logits.scalar_type()), plain(labels, {logits.size(0)}, ScalarType::Long)};
@@ -157,6 +165,7 @@ struct Alone {
     APEM_FAST_ALONE(perturb);
     APEM_FAST_ALONE(perturb_backward);
     APEM_FAST_ALONE(perturb_probes);
+    APEM_FAST_ALONE(perturb_probes_into);
     APEM_FAST_ALONE(label_margin);
     APEM_FAST_ALONE(label_margin_backward);
     APEM_FAST_ALONE(probe_answers);

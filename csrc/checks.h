@@ -95,6 +95,15 @@ inline void index_in(const char* op, const char* name, const Tensor& index, int6
           "min=" + std::to_string(low) + ", max=" + std::to_string(high));
 }
 
+inline void apart(const char* op, const Tensor& out,
+                  std::initializer_list<std::pair<const char*, const Tensor*>> others) {
+  const auto [begin, end] = bytes_of(out);
+  for (const auto& [name, tensor] : others) {
+    const auto [first, last] = bytes_of(*tensor);
+    require(end <= first || last <= begin, op, "out", std::string("share no memory with ") + name, "some of it");
+  }
+}
+
 // %g, as Python's format(value, "g").
 inline std::string number(double value) {
   char text[32];
@@ -158,11 +167,16 @@ inline Bounds perturb_backward(const Tensor& grad_perturbed, const Tensor& image
   return result;
 }
 
+inline void dtype_of_probes(const char* op, const char* name, ScalarType came, const Tensor& images) {
+  require(came == images.scalar_type() || came == ScalarType::Half || came == ScalarType::BFloat16, op, name,
+          "be float16, bfloat16 or that of images, " + name_of(images.scalar_type()), name_of(came));
+}
+
 inline Bounds perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient, const Tensor& norm,
                              const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
                              const Tensor& probe_epsilon, const Tensor& probe_level, std::optional<double> lower,
-                             std::optional<double> upper, std::optional<ScalarType> out_dtype) {
-  const char* op = "perturb_probes";
+                             std::optional<double> upper, std::optional<ScalarType> out_dtype,
+                             const char* op = "perturb_probes") {
   dim(op, "images", images, "(N, C, H, W)", {4});
   floating(op, "images", images);
   map_of(op, "relevance", relevance, relevance.dim() ? relevance.size(0) : 0, "images", images);
@@ -181,9 +195,7 @@ inline Bounds perturb_probes(const Tensor& images, const Tensor& relevance, cons
   per_probe("probe_epsilon", probe_epsilon, ScalarType::Double);
   per_probe("probe_level", probe_level, ScalarType::Double);
   if (out_dtype) {
-    require(*out_dtype == images.scalar_type() || *out_dtype == ScalarType::Half || *out_dtype == ScalarType::BFloat16,
-            op, "dtype", "be float16, bfloat16 or that of images, " + name_of(images.scalar_type()),
-            name_of(*out_dtype));
+    dtype_of_probes(op, "dtype", *out_dtype, images);
   }
   const Bounds result = bounds(op, lower, upper);
   same_device(op, "images", images,
@@ -198,6 +210,37 @@ inline Bounds perturb_probes(const Tensor& images, const Tensor& relevance, cons
   index_in(op, "probe_image", probe_image, images.size(0), "the rows of images");
   index_in(op, "probe_map", probe_map, relevance.size(0), "the rows of relevance");
   return result;
+}
+
+inline Bounds perturb_probes_into(const Tensor& out, const Tensor& images, const Tensor& relevance,
+                                  const Tensor& gradient, const Tensor& norm, const Tensor& probe_image,
+                                  const Tensor& probe_map, const Tensor& probe_irrelevance, const Tensor& probe_epsilon,
+                                  const Tensor& probe_level, std::optional<double> lower, std::optional<double> upper) {
+  const char* op = "perturb_probes_into";
+  const Bounds result = perturb_probes(images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                                       probe_epsilon, probe_level, lower, upper, std::nullopt, op);
+  sizes(op, "out", out, {norm.size(0), images.size(1), images.size(2), images.size(3)});
+  dtype_of_probes(op, "out", out.scalar_type(), images);
+  same_device(op, "images", images, {{"out", &out}});
+  require(out.is_contiguous() || is_channels_last(out), op, "out", "be contiguous or channels-last", strides_of(out));
+  return result;
+}
+
+// What is known of tensors that lie somewhere: `out` is written while the others are still read.
+inline void perturb_probes_apart(const Tensor& out, const Tensor& images, const Tensor& relevance,
+                                 const Tensor& gradient, const Tensor& norm, const Tensor& probe_image,
+                                 const Tensor& probe_map, const Tensor& probe_irrelevance, const Tensor& probe_epsilon,
+                                 const Tensor& probe_level) {
+  apart("perturb_probes_into", out,
+        {{"images", &images},
+         {"relevance", &relevance},
+         {"gradient", &gradient},
+         {"norm", &norm},
+         {"probe_image", &probe_image},
+         {"probe_map", &probe_map},
+         {"probe_irrelevance", &probe_irrelevance},
+         {"probe_epsilon", &probe_epsilon},
+         {"probe_level", &probe_level}});
 }
 
 inline void label_margin(const Tensor& logits, const Tensor& labels, const char* op = "label_margin") {

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace apem_fast {
 
@@ -66,6 +67,24 @@ inline std::string shape_of(const Tensor& tensor) {
   return shape + ")";
 }
 
+inline std::string strides_of(const Tensor& tensor) {
+  std::string strides = "strides (";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    strides += (d ? ", " : "") + std::to_string(tensor.stride(d));
+  }
+  return strides + ")";
+}
+
+// Where a tensor's values lie: the address of the first, and the one behind the last.
+inline std::pair<uintptr_t, uintptr_t> bytes_of(const Tensor& tensor) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  int64_t elements = tensor.numel() == 0 ? 0 : 1;
+  for (int64_t d = 0; elements > 0 && d < tensor.dim(); ++d) {
+    elements += (tensor.size(d) - 1) * tensor.stride(d);
+  }
+  return {begin, begin + elements * tensor.element_size()};
+}
+
 inline bool is_channels_last(const Tensor& t) {  // [N, C, H, W]
   int64_t expected = 1;
   for (const int64_t d : {int64_t{1}, int64_t{3}, int64_t{2}, int64_t{0}}) {
@@ -85,6 +104,13 @@ inline MemoryFormat image_format(const Tensor& images) {
 inline Tensor empty_image(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype,
                           MemoryFormat format) {
   return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt, format);
+}
+
+// Counts a write into `tensor` that autograd does not see, so that it refuses a backward pass which needs what was
+// there before: any write of torch's own into a view does, and this one's is empty.
+inline void count_as_written(Tensor tensor) {
+  Tensor nothing = torch::stable::narrow(tensor, 0, 0, 0);
+  torch::stable::zero_(nothing);
 }
 
 // Calls f with a value of the C++ type of a floating dtype; dtypes were checked before.

@@ -19,6 +19,10 @@ static void define(torch::stable::detail::StableLibrary& m) {
       "perturb_probes(Tensor images, Tensor relevance, Tensor gradient, Tensor norm, Tensor probe_image, "
       "Tensor probe_map, Tensor probe_irrelevance, Tensor probe_epsilon, Tensor probe_level, "
       "float? lower=None, float? upper=None, ScalarType? dtype=None) -> Tensor");
+  m.def(
+      "perturb_probes_into(Tensor(a0!) out, Tensor images, Tensor relevance, Tensor gradient, Tensor norm, "
+      "Tensor probe_image, Tensor probe_map, Tensor probe_irrelevance, Tensor probe_epsilon, Tensor probe_level, "
+      "float? lower=None, float? upper=None) -> ()");
   m.def("label_margin(Tensor logits, Tensor labels) -> (Tensor, Tensor)");
   m.def("label_margin_backward(Tensor grad_margin, Tensor logits, Tensor labels) -> Tensor");
   m.def("probe_answers(Tensor logits, Tensor labels, Tensor? above=None) -> Tensor");

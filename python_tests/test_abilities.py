@@ -6,22 +6,23 @@ import re
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_operators import sample
+from test_operators import result_of, sample
 from torch import Tensor, nn
 
 from apem_fast.ops.autograd import DIFFERENTIABLE
-from apem_fast.ops.load import OPERATORS
+from apem_fast.ops.load import MUTATING, OPERATORS
 
-ops = torch.ops.apem_fast
 PAGE = Path(__file__).parent.parent / "docs" / "operators.md"
 
 # Arguments that are rows of a batch, whatever else they are: the others keep their sizes in a dynamic export.
-NOT_ROWS = {"perturb": {2}, "perturb_backward": {3}, "zero_levels": {1}, "perturb_probes": {0, 1, 2}, "first_flip": {2}}
+NOT_ROWS = {"perturb": {2}, "perturb_backward": {3}, "zero_levels": {1}, "first_flip": {2}}
+NOT_ROWS |= {"perturb_probes": {0, 1, 2}, "perturb_probes_into": {1, 2, 3}}
 
 
 class Operator(nn.Module):
@@ -33,7 +34,7 @@ class Operator(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
-        return getattr(ops, self.name)(*(next(given) if isinstance(a, Tensor) else a for a in self.fixed))
+        return result_of(self.name, *(next(given) if isinstance(a, Tensor) else a for a in self.fixed))
 
 
 def tensors_of(arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -47,8 +48,8 @@ def the_same(first: Any, second: Any) -> bool:
 
 def compiled(name: str, arguments: tuple[Any, ...]) -> str:
     torch._dynamo.reset()
-    function = torch.compile(getattr(ops, name), fullgraph=True, backend="aot_eager")
-    return "yes" if the_same(function(*arguments), getattr(ops, name)(*arguments)) else "wrong"
+    function = torch.compile(partial(result_of, name), fullgraph=True, backend="aot_eager")
+    return "yes" if the_same(function(*arguments), result_of(name, *arguments)) else "wrong"
 
 
 def exported(name: str, arguments: tuple[Any, ...]) -> str:
@@ -64,6 +65,10 @@ def exported(name: str, arguments: tuple[Any, ...]) -> str:
 def mapped(name: str, arguments: tuple[Any, ...]) -> str:
     tensors, model = tensors_of(arguments), Operator(name, arguments)
     twice = tuple(torch.stack([t, t]) for t in tensors)
+    if name in MUTATING:
+        with pytest.raises(RuntimeError):
+            torch.vmap(model)(*twice)
+        return "refused"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is a loop, which is what this cell says
         result = torch.vmap(model)(*twice)
@@ -74,15 +79,15 @@ def mapped(name: str, arguments: tuple[Any, ...]) -> str:
 
 def under_autocast(name: str, arguments: tuple[Any, ...]) -> str:
     with torch.autocast("cpu", torch.bfloat16):
-        result = getattr(ops, name)(*arguments)
-    return "as without" if the_same(result, getattr(ops, name)(*arguments)) else "wrong"
+        result = result_of(name, *arguments)
+    return "as without" if the_same(result, result_of(name, *arguments)) else "wrong"
 
 
 def differentiated(name: str, arguments: tuple[Any, ...], position: int = 0) -> Tensor:
     """The gradient of the operator, itself to be differentiated."""
     leaf = arguments[position].double().requires_grad_()
     others = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
-    result = getattr(ops, name)(*others[:position], leaf, *others[position + 1 :])
+    result = result_of(name, *others[:position], leaf, *others[position + 1 :])
     result = result[0] if isinstance(result, tuple) else result
     return torch.autograd.grad(result.square().sum(), leaf, create_graph=True)[0]
 
@@ -101,7 +106,7 @@ def forward_mode(name: str, arguments: tuple[Any, ...]) -> str:
     others = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
 
     def function(value: Tensor) -> Tensor:
-        result = getattr(ops, name)(*others[:position], value, *others[position + 1 :])
+        result = result_of(name, *others[:position], value, *others[position + 1 :])
         return result[0] if isinstance(result, tuple) else result
 
     if name not in DIFFERENTIABLE:
@@ -117,22 +122,22 @@ def forward_mode(name: str, arguments: tuple[Any, ...]) -> str:
 def in_inference_mode(name: str, arguments: tuple[Any, ...]) -> str:
     with torch.inference_mode():
         copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in arguments)
-        result = getattr(ops, name)(*copies)
-    return "yes" if the_same(result, getattr(ops, name)(*arguments)) else "wrong"
+        result = result_of(name, *copies)
+    return "yes" if the_same(result, result_of(name, *arguments)) else "wrong"
 
 
 def in_two_threads(name: str, arguments: tuple[Any, ...]) -> str:
     results: list[Any] = []
 
     def call() -> None:
-        results.extend(getattr(ops, name)(*arguments) for _ in range(20))
+        results.extend(result_of(name, *arguments) for _ in range(20))
 
     threads = [threading.Thread(target=call) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    expected = getattr(ops, name)(*arguments)
+    expected = result_of(name, *arguments)
     return "yes" if len(results) == 40 and all(the_same(result, expected) for result in results) else "wrong"
 
 

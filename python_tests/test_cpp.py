@@ -93,7 +93,7 @@ def test_the_header_has_every_operator_as_the_schemas_have_it() -> None:
             name = "ScalarType" if argument.name == "dtype" else kind
             default = f" = {values[str(argument.default_value)]}" if argument.has_default_value() else ""
             arguments.append(f"{typed[name + optional]} {argument.name}{default}")
-        returned = "Tensor" if len(schema.returns) == 1 else "std::tuple<Tensor, Tensor>"
+        returned = ("void", "Tensor", "std::tuple<Tensor, Tensor>")[len(schema.returns)]
         assert f"inline {returned} {operator}({', '.join(arguments)})" in text, operator
 
 

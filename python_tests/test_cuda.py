@@ -70,19 +70,19 @@ def inputs(
     return {name: laid_out(value.to(device), layout) for name, value in made.items()}
 
 
+PROBES = "images relevance gradient norm probe_image probe_map probe_irrelevance probe_epsilon probe_level".split()
+
+
 def probes_of(x: dict[str, Tensor], **options: Any) -> Tensor:
-    names = (
-        "images",
-        "relevance",
-        "gradient",
-        "norm",
-        "probe_image",
-        "probe_map",
-        "probe_irrelevance",
-        "probe_epsilon",
-        "probe_level",
-    )
-    return raw.perturb_probes(*(x[name] for name in names), **options)
+    return raw.perturb_probes(*(x[name] for name in PROBES), **options)
+
+
+def written_by(x: dict[str, Tensor]) -> Tensor:
+    """The same, by the form that writes into a given tensor."""
+    out = x["images"].new_full((len(x["norm"]), *x["images"].shape[1:]), torch.nan)
+    out = out.contiguous(memory_format=torch.channels_last)
+    raw.perturb_probes_into(out, *(x[name] for name in PROBES))
+    return out
 
 
 # Operators whose every step is the host's, in the host's order.
@@ -93,6 +93,7 @@ EXACT: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "perturb_probes channels-last": lambda x: probes_of(
         {**x, "images": x["images"].to(memory_format=torch.channels_last)}
     ),
+    "perturb_probes_into": lambda x: written_by(x),
     "perturb": lambda x: raw.perturb(x["images"], x["gradient"], x["epsilon"], -1.0, 1.0),
     "perturb_backward": lambda x: raw.perturb_backward(
         x["images"][:, None].expand(-1, 9, -1, -1, -1), x["images"], x["gradient"], x["epsilon"], -1.0, 1.0

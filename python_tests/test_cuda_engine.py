@@ -18,6 +18,7 @@ from test_metric import assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.running.clean import GraphedGradients, run_clean
+from apem_fast.running.inputs import Inputs
 from apem_fast.running.runners import KEPT, GraphedRunner
 from apem_fast.running.undisturbed import undisturbed
 
@@ -171,7 +172,7 @@ def test_the_graph_used_longest_ago_is_dropped() -> None:
         runner.begin()
         used = [*range(1, KEPT + 1), 1, KEPT + 1]
         for size in used:
-            runner(images.expand(size, -1, -1, -1).contiguous(), size, True)
+            runner(Inputs.of(images.expand(size, -1, -1, -1).contiguous()), size, True)
         runner.end()
     kept = [shape for shape, *_ in runner._ready]
     assert kept == [*range(3, KEPT + 1), 1, KEPT + 1]

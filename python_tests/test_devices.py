@@ -30,6 +30,7 @@ from apem_fast.explain import EXPLAINERS
 from apem_fast.margin_curve import RayView
 from apem_fast.ops import load, reference
 from apem_fast.relevance import STAGES, irrelevance, shuffled
+from apem_fast.running.runners import WANTED
 from apem_fast.running.undisturbed import undisturbed
 
 LIMITS = {"max_epsilon": 256.0, "step": 1.0}
@@ -306,6 +307,26 @@ def test_a_search_waits_once_a_round() -> None:
     assert len(rounds) > 30
     assert len(rounds) <= sum(gpu.waits.values()) <= len(rounds) + 20, gpu.waits  # checks of the maps, norms, captures
     assert any(graph.replays > 10 for graph in gpu.graphs)
+
+
+def test_batches_are_written_where_their_graph_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not made somewhere else and copied; and the answers are those of the CPU, where they are."""
+    images, relevance = made_on_cpu(images_and_maps, 12)
+    bounds = {"bounds": ([-1.0, -2.0, -3.0], 2.5)}
+    expected = af.apem(made_on_cpu(small_network), images, relevance, batch_size=8, **LIMITS, **bounds)
+    real, made, written = ops.perturb_probes, [], []
+    into = ops.perturb_probes_into
+    monkeypatch.setattr(ops, "perturb_probes", lambda *args: (made.append(len(args[3])), real(*args))[1])
+    monkeypatch.setattr(ops, "perturb_probes_into", lambda *args: (written.append(args[0].data_ptr()), into(*args))[1])
+    with PretendedGPU() as gpu:
+        model = made_on_cpu(small_network).to("cuda")
+        result = af.apem(model, images.to("cuda"), relevance.to("cuda"), batch_size=8, **LIMITS, **bounds)
+    assert epsilons_of(result) == epsilons_of(expected)
+    replays = sum(graph.replays for graph in gpu.graphs if graph.priorities == {0} and graph.replays)
+    assert len(written) > 5 and replays >= len(written)
+    assert len(set(written)) <= 2 < len(gpu.graphs)  # one for each shape that was captured
+    of_batches = [count for count in made if count > 1]
+    assert len(of_batches) <= 2 + 2 * WANTED  # to capture, and while smaller ones are not yet worth a capture
 
 
 class OutOfSight(nn.Module):

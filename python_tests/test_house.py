@@ -78,9 +78,10 @@ def calls_in(path: Path) -> set[str]:
 def test_one_file_runs_the_model_on_points_of_rays():
     """Whoever makes points of rays is named here; of these only the prober in batches runs a model."""
     searching = [path for path in FILES + LOOSE if FLOOR[room_of(path)] >= FLOOR["probing"]]
-    making = {str(path.relative_to(PACKAGE)) for path in searching if {"perturb_probes", "perturb"} & calls_in(path)}
+    makes = {"perturb_probes", "perturb_probes_into", "perturb"}
+    making = {str(path.relative_to(PACKAGE)) for path in searching if makes & calls_in(path)}
     assert making == {"probing/rays.py"}
-    asking = {str(path.relative_to(PACKAGE)) for path in searching if "inputs" in calls_in(path)}
+    asking = {str(path.relative_to(PACKAGE)) for path in searching if {"inputs", "write_inputs"} & calls_in(path)}
     looking = {"margin_curve.py", "metric.py"}  # hand the images out
     assert asking - {"measures/removal.py"} == {"probing/batch_prober.py", *looking}  # whose inputs are others
     runs_a_model = {"model", "_model", "logits_of", "checked_logits"}

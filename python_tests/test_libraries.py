@@ -48,6 +48,14 @@ refused(f"perturb: {alone}", lambda: ops.perturb(leaf, d, e))
 refused(f"perturb: {alone}", lambda: ops.perturb(x, leaf * 2, e))
 refused(f"perturb: {alone}", of_dual)
 refused(f"relevance_map: {alone}", lambda: ops.relevance_map(x, leaf))
+row, one = torch.zeros(2, dtype=torch.int64), torch.ones(2, dtype=torch.float64)
+def written_into(out):
+    ops.perturb_probes_into(out, x, x[:, :1], d, one, row, row, row > 0, one, 0 * one)
+refused(f"perturb_probes_into: {alone}", lambda: written_into(leaf * 2))
+out = torch.zeros_like(x)
+written_into(out)
+assert out._version == 1 and torch.equal(out[0], x[0] + torch.where(x[0, :1] <= 0, 0, x[0, :1]) * d[0].sign())
+assert written_into(out.to("meta")) is None
 transformed = "perturb: the library alone does not serve torch.func"
 refused(transformed, lambda: torch.func.jvp(lambda x: ops.perturb(x, d, e), (x,), (d,)))
 refused(transformed, lambda: torch.func.grad(lambda x: ops.perturb(x, d, e).sum())(x))

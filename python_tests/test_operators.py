@@ -16,7 +16,7 @@ from tensors import moved
 from torch import Tensor
 
 from apem_fast.ops import reference
-from apem_fast.ops.load import OPERATORS
+from apem_fast.ops.load import MUTATING, OPERATORS
 
 ops = torch.ops.apem_fast
 
@@ -46,6 +46,7 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
             wide,
             wide / 10,
         ),
+        "perturb_probes_into": lambda: (normal(3, *image[1:]), *sample("perturb_probes", generator, size)),
         "label_margin": lambda: (normal(2, 5), labels),
         "label_margin_backward": lambda: (normal(2), normal(2, 5), labels),
         "probe_answers": lambda: (normal(2, 5), labels, torch.arange(10).view(2, 5) % 3 == 2),
@@ -59,12 +60,21 @@ def sample(operator: str, generator: torch.Generator, size: int = 6) -> tuple[An
     }[operator]()
 
 
+def result_of(operator: str, *arguments: Any) -> Any:
+    """What an operator returns; of one that writes into its first argument, a copy of that which it has written."""
+    if operator not in MUTATING:
+        return getattr(ops, operator)(*arguments)
+    out = arguments[0].clone()
+    assert getattr(ops, operator)(out, *arguments[1:]) is None
+    return out
+
+
 every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 
 @every_operator
 def test_compiled_and_reference_schemas_are_one(operator: str) -> None:
-    inferred = torch.library.infer_schema(getattr(reference, operator), mutates_args=())
+    inferred = torch.library.infer_schema(getattr(reference, operator), mutates_args=MUTATING.get(operator, ()))
     assert getattr(ops, operator).default._schema == torch._C.parse_schema(f"apem_fast::{operator}{inferred}")
 
 
@@ -85,7 +95,7 @@ def test_opcheck(device: str, operator: str, channels_last: bool, generator: tor
 @every_operator
 def test_compiles_into_one_graph(device: str, operator: str, generator: torch.Generator) -> None:
     def composed(*arguments: Any) -> Tensor:
-        result = getattr(ops, operator)(*arguments)
+        result = result_of(operator, *arguments)
         return (result[0] if isinstance(result, tuple) else result) * 2
 
     arguments = tuple(moved(a, device) for a in sample(operator, generator))
@@ -94,14 +104,17 @@ def test_compiles_into_one_graph(device: str, operator: str, generator: torch.Ge
     torch.testing.assert_close(compiled(*arguments), composed(*arguments), rtol=0, atol=0)
 
 
+NO_DERIVATIVE = ["perturb_probes", "perturb_probes_into", "relevance_map", "first_flip", "label_margin_backward"]
+
+
 @every_device
-@pytest.mark.parametrize("operator", ["perturb_probes", "relevance_map", "first_flip", "label_margin_backward"])
+@pytest.mark.parametrize("operator", NO_DERIVATIVE)
 def test_what_has_no_derivative_says_so(device: str, operator: str, generator: torch.Generator) -> None:
     arguments = [moved(a, device) for a in sample(operator, generator)]
     floating = [a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     floating[0].requires_grad_()
     with pytest.raises(NotImplementedError, match=f"{operator}: has no derivative"):
-        getattr(ops, operator)(*arguments).sum().backward()
+        result_of(operator, *arguments).sum().backward()
 
 
 @every_operator
@@ -111,7 +124,7 @@ def test_the_number_of_threads_does_not_matter(operator: str, generator: torch.G
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            result = getattr(ops, operator)(*arguments)
+            result = result_of(operator, *arguments)
             results.append(result if isinstance(result, tuple) else (result,))
     finally:
         torch.set_num_threads(before)
@@ -164,6 +177,10 @@ def probe_call(**changes: Any) -> Callable[[], tuple[Any, ...]]:
         return tuple((good | changes).values())
 
     return arguments
+
+
+def into_call(out: Tensor, **changes: Any) -> Callable[[], tuple[Any, ...]]:
+    return lambda: (out, *probe_call(**changes)()[:-1])  # its dtype is that of `out`
 
 
 FLOATING = "be float32, float64, float16 or bfloat16"
@@ -262,6 +279,18 @@ BAD_CALLS = [
         probe_call(dtype=F64),
         "dtype must be float16, bfloat16 or that of images, float32 (got float64)",
     ),
+    ("perturb_probes_into", into_call(T(3, 3, 4, 4), norm=T(3)), "norm must be float64 (got float32)"),
+    ("perturb_probes_into", into_call(T(2, 3, 4, 4)), "out must have shape (3, 3, 4, 4) (got (2, 3, 4, 4))"),
+    (
+        "perturb_probes_into",
+        into_call(T(3, 3, 4, 4, dtype=F64)),
+        "out must be float16, bfloat16 or that of images, float32 (got float64)",
+    ),
+    (
+        "perturb_probes_into",
+        into_call(T(3, 3, 4, 8)[..., ::2]),
+        "out must be contiguous or channels-last (got strides (96, 32, 8, 2))",
+    ),
     ("label_margin", lambda: (T(5), T(5, dtype=I64)), "logits must have shape (N, classes) (got (5))"),
     ("label_margin", lambda: (T(2, 5, dtype=I64), T(2, dtype=I64)), f"logits must {FLOATING} (got int64)"),
     ("label_margin", lambda: (T(2, 1), T(2, dtype=I64)), "logits must have at least 2 classes (got (2, 1))"),
@@ -357,3 +386,15 @@ def test_devices_must_agree(source: Any) -> None:
     with pytest.raises(RuntimeError) as error:
         source.directed_relevance(T(1, 1, 2, 2), T(1, 1, 2, 2).to("meta"))
     assert str(error.value) == "directed_relevance: gradient must be on the device of relevance, cpu (got meta)"
+
+
+@every_device
+def test_a_write_into_a_tensor_is_counted(device: str, generator: torch.Generator) -> None:
+    """So that autograd refuses a backward pass that would need what was there before."""
+    out, *others = (moved(a, device) for a in sample("perturb_probes_into", generator))
+    weight = torch.ones_like(out, requires_grad=True)
+    total, before = (weight * out).sum(), out._version
+    ops.perturb_probes_into(out, *others)
+    assert out._version > before
+    with pytest.raises(RuntimeError):
+        total.backward()

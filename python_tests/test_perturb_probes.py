@@ -121,3 +121,43 @@ def test_signs_and_gradients_are_one(backend: Backend, dtype: torch.dtype, gener
     p = probes(1, 1, 4, generator)
     expected = backend.perturb_probes(**on(backend.device, arguments | p | {"gradient": gradient}))
     assert torch.equal(backend.perturb_probes(**on(backend.device, arguments | p | {"gradient": signs})), expected)
+
+
+# -- into a tensor that is there already -------------------------------------------------------------------------
+
+
+@every_backend
+@every_dtype
+@every_layout
+def test_into_a_given_tensor(backend: Backend, dtype: torch.dtype, layout: str, generator: torch.Generator) -> None:
+    """Bit for bit what is returned otherwise, in either memory format, and nothing beside it."""
+    for shape in SHAPES:
+        images, gradient = (normal(shape, dtype, layout, generator) for _ in range(2))
+        p = probes(shape[0], shape[0] + 1, 5, generator)
+        relevance = dyadic((shape[0] + 1, 1, *shape[2:]), dtype, layout, generator)
+        arguments = on(backend.device, {"images": images, "relevance": relevance, "gradient": gradient, **p})
+        count = len(p["norm"])
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            for out_dtype, bounds in ((dtype, {}), (torch.bfloat16, {"lower": -1.0, "upper": 1.5})):
+                room = torch.full((count + 2, *shape[1:]), 7.0, dtype=out_dtype, device=backend.device)
+                room = room.contiguous(memory_format=memory_format)
+                assert backend.perturb_probes_into(room[1 : count + 1], **arguments, **bounds) is None
+                assert torch.equal(room[1 : count + 1], backend.perturb_probes(**arguments, **bounds, dtype=out_dtype))
+                assert room[0].eq(7).all() and room[-1].eq(7).all()
+
+
+@every_backend
+def test_what_is_written_may_not_be_read(backend: Backend, generator: torch.Generator) -> None:
+    memory = moved(torch.rand(5 * 48, generator=generator), backend.device)
+    arguments = on(backend.device, probes(2, 2, 3, generator))
+    arguments |= {"relevance": memory[192:224].view(2, 1, 4, 4), "gradient": memory[96:192].view(2, 3, 4, 4)}
+    with pytest.raises(RuntimeError) as error:
+        backend.perturb_probes_into(memory[:144].view(3, 3, 4, 4), images=memory[:96].view(2, 3, 4, 4), **arguments)
+    assert str(error.value) == "perturb_probes_into: out must share no memory with images (got some of it)"
+    images = memory.clone()[:96].view(2, 3, 4, 4)
+    with pytest.raises(RuntimeError, match="out must share no memory with gradient"):
+        backend.perturb_probes_into(memory[:144].view(3, 3, 4, 4), images=images, **arguments)
+    arguments["gradient"] = images
+    expected = backend.perturb_probes(images=images, **arguments)
+    backend.perturb_probes_into(memory[:144].view(3, 3, 4, 4), images=images, **arguments)  # ends where the maps begin
+    assert torch.equal(memory[:144].view(3, 3, 4, 4), expected)

@@ -11,13 +11,15 @@ from networks import images_and_maps, small_network
 import apem_fast as af
 from apem_fast.running import runners
 from apem_fast.running.batching import BatchPlan
+from apem_fast.running.inputs import Inputs
 from apem_fast.running.runners import CompiledRunner, GraphedRunner, PlainRunner, _PreparedRunner, runner_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 
 
 class Recorded(_PreparedRunner):
-    """Stands for a capture: the shape is fixed, and the answer is overwritten by the next batch."""
+    """Stands for a capture: the shape is fixed, the input written where it lies, and the answer is overwritten by the
+    next batch."""
 
     doing = "recording the model"
 
@@ -25,14 +27,16 @@ class Recorded(_PreparedRunner):
         super().__init__(model)
         self.wrong, self.prepared, self.seen = wrong, 0, set()
 
+    def __call__(self, inputs, size, exact):
+        return super().__call__(Inputs.of(inputs) if isinstance(inputs, torch.Tensor) else inputs, size, exact)
+
     def prepare(self, example):
         self.prepared += 1
         static, answer = example.clone(), self._model(example)
 
-        def replay(batch):
-            assert batch.shape == static.shape and batch.stride() == static.stride()
-            self.seen.add(tuple(batch.shape))
-            static.copy_(batch)
+        def replay(inputs):
+            self.seen.add(tuple(static.shape))
+            inputs.write(static[: len(inputs)])
             answer.copy_(self.wrong(self._model(static)))
             return answer.clone()
 
@@ -103,7 +107,7 @@ def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
         """The fixed size that runs them; None where none does."""
         ran, ready = [], dict(one._ready)
         for key, forward in ready.items():
-            one._ready[key] = lambda batch, forward=forward: (ran.append(len(batch)), forward(batch))[1]
+            one._ready[key] = lambda batch, key=key, forward=forward: (ran.append(key[0]), forward(batch))[1]
         logits = one(images[:count], 64, True)
         one._ready.update(ready)
         torch.testing.assert_close(logits, one._model(images[:count]))
@@ -139,7 +143,7 @@ def test_what_cannot_be_captured_runs_plain(monkeypatch):
     model = small_network()
     images, _ = images_and_maps(4)
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="capturing the model in a CUDA graph failed"):
-        assert torch.equal(GraphedRunner(model)(images, 4, True), model(images))
+        assert torch.equal(GraphedRunner(model)(Inputs.of(images), 4, True), model(images))
 
 
 def test_memory_is_not_a_reason_to_give_up():
@@ -212,9 +216,9 @@ def test_an_image_alone_meets_the_weights_as_given():
     runner.begin()
     runner.lay_out(torch.channels_last)
     with torch.no_grad():
-        runner(images, 2, True)
+        runner(Inputs.of(images), 2, True)
         runner.alone(images[:1])
-        runner(images, 2, True)
+        runner(Inputs.of(images), 2, True)
     runner.end()
     laid_out = model[0].weight.contiguous(memory_format=torch.channels_last).stride()
     assert laid_out != given

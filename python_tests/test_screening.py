@@ -19,6 +19,7 @@ from apem_fast.probing.rays import direction_rays
 from apem_fast.probing.trial import Trial
 from apem_fast.running import low_precision as low_precision_module
 from apem_fast.running.clean import Clean
+from apem_fast.running.inputs import Inputs
 from apem_fast.running.low_precision import FirstLayerExact, TooSlow
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
@@ -154,9 +155,9 @@ def test_a_run_in_a_precision_that_the_machine_lacks_is_broken_off(monkeypatch):
     model = FirstLayerExact(Layers())
     runner = PlainRunner(model)
     with low_precision_module.low_precision("bfloat16", "cpu"), runner.broken_off_at(45.0), pytest.raises(TooSlow):
-        runner(torch.ones(1, 1, 2, 2), 1, exact=False)
+        runner(Inputs.of(torch.ones(1, 1, 2, 2)), 1, exact=False)
     assert clock.now == 50.0 and model.deadline is None
-    assert runner(torch.ones(1, 1, 2, 2), 1, exact=True).shape == (1, 4)
+    assert runner(Inputs.of(torch.ones(1, 1, 2, 2)), 1, exact=True).shape == (1, 4)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])

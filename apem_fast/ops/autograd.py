@@ -132,8 +132,24 @@ DIFFERENTIABLE: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "attack_penalty": (_attack_penalty_backward, _save_attack_penalty),
 }
 
+
+def _refuse_at_the_call(operator: str) -> None:
+    """For operators that write into an argument: torch registers no derivatives for them, not even a refusal."""
+    overload = getattr(ops, operator).default
+
+    def kernel(keyset: Any, *arguments: Any) -> None:
+        if _is_tracked(arguments):
+            raise _no_derivative(operator)
+        with torch._C._AutoDispatchBelowAutograd():
+            overload.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _other.impl(operator, kernel, "Autograd", with_keyset=True)
+
+
 for _name in load.OPERATORS:
-    if _name in DIFFERENTIABLE:
+    if _name in load.MUTATING:
+        _refuse_at_the_call(_name)
+    elif _name in DIFFERENTIABLE:
         _backward, _setup = DIFFERENTIABLE[_name]
         torch.library.register_autograd(f"apem_fast::{_name}", _backward, setup_context=_setup, lib=_differentiable)
     else:

@@ -80,6 +80,21 @@ def _index_in(op: str, name: str, index: Tensor, size: int, of: str) -> None:
         _require(low >= 0 and high < size, op, name, f"lie in [0, {size}), {of}", f"min={low}, max={high}")
 
 
+def _apart(op: str, out: Tensor, name: str, tensor: Tensor) -> None:
+    """`out` is written while the other is still read."""
+    if _is_fake(out) or _is_fake(tensor):
+        return
+    (begin, end), (first, last) = _bytes_of(out), _bytes_of(tensor)
+    _require(end <= first or last <= begin, op, "out", f"share no memory with {name}", "some of it")
+
+
+def _bytes_of(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor's values lie: the address of the first, and the one behind the last."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+    begin = tensor.data_ptr()
+    return begin, begin + (elements if tensor.numel() else 0) * tensor.element_size()
+
+
 def _is_fake(tensor: Tensor) -> bool:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # its values are not to be read either
     return wrapped or isinstance(tensor, torch._subclasses.FakeTensor) or tensor.is_meta
@@ -137,6 +152,11 @@ def perturb_backward(
     _device(op, ("images", images), [("grad_perturbed", grad_perturbed)])
 
 
+def _dtype_of_probes(op: str, name: str, came: torch.dtype, images: Tensor) -> None:
+    holds = came in (images.dtype, torch.float16, torch.bfloat16)
+    _require(holds, op, name, f"be float16, bfloat16 or that of images, {name_of(images.dtype)}", name_of(came))
+
+
 def perturb_probes(
     images: Tensor,
     relevance: Tensor,
@@ -150,8 +170,8 @@ def perturb_probes(
     lower: float | None,
     upper: float | None,
     dtype: torch.dtype | None,
+    op: str = "perturb_probes",
 ) -> None:
-    op = "perturb_probes"
     _dim(op, "images", images, "(N, C, H, W)", 4)
     _floating(op, "images", images)
     _map_of(op, "relevance", relevance, relevance.shape[0], "images", images)
@@ -171,13 +191,7 @@ def perturb_probes(
         _sizes(op, name, tensor, probes)
         _dtype(op, name, tensor, expected)
     if dtype is not None:
-        _require(
-            dtype == images.dtype or dtype in (torch.float16, torch.bfloat16),
-            op,
-            "dtype",
-            f"be float16, bfloat16 or that of images, {name_of(images.dtype)}",
-            name_of(dtype),
-        )
+        _dtype_of_probes(op, "dtype", dtype, images)
     _bounds(op, lower, upper)
     _device(
         op,
@@ -195,6 +209,38 @@ def perturb_probes(
     )
     _index_in(op, "probe_image", probe_image, images.shape[0], "the rows of images")
     _index_in(op, "probe_map", probe_map, relevance.shape[0], "the rows of relevance")
+
+
+def perturb_probes_into(
+    out: Tensor,
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: float | None,
+    upper: float | None,
+) -> None:
+    op = "perturb_probes_into"
+    inputs = images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level
+    perturb_probes(*inputs, lower, upper, None, op)
+    _sizes(op, "out", out, norm.shape[0], *images.shape[1:])
+    _dtype_of_probes(op, "out", out.dtype, images)
+    _device(op, ("images", images), [("out", out)])
+    _require(
+        out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last),
+        op,
+        "out",
+        "be contiguous or channels-last",
+        "strides (" + ", ".join(map(str, out.stride())) + ")",
+    )
+    names = "images relevance gradient norm probe_image probe_map probe_irrelevance probe_epsilon probe_level".split()
+    for name, tensor in zip(names, inputs):
+        _apart(op, out, name, tensor)
 
 
 def label_margin(logits: Tensor, labels: Tensor, op: str = "label_margin") -> None:

@@ -82,6 +82,25 @@ def _(
     return _like(images, (norm.shape[0], *images.shape[1:]), dtype)
 
 
+@register_fake("apem_fast::perturb_probes_into")
+def _(
+    out: Tensor,
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: float | None = None,
+    upper: float | None = None,
+) -> None:
+    inputs = images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level
+    checks.perturb_probes_into(out, *inputs, lower, upper)
+
+
 @register_fake("apem_fast::label_margin")
 def _(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     checks.label_margin(logits, labels)

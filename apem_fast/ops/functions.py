@@ -111,6 +111,51 @@ def perturb_probes(
     )
 
 
+def perturb_probes_into(
+    out: Tensor,
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: float | None = None,
+    upper: float | None = None,
+) -> None:
+    """What `perturb_probes` returns, bit for bit, written into a tensor that is there already: the input of a captured
+    CUDA graph, which would otherwise cost one more read and write of the whole batch.
+
+    Args:
+        out: (M, C, H, W), contiguous or channels-last, and sharing no memory with the other arguments; of the dtype of
+            `images`, float16 or bfloat16. Fastest where images, maps and gradients lie in its memory format: others are
+            laid out anew in every call.
+        images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level: as of
+            `perturb_probes`.
+        lower, upper: optional bounds to which the result is clamped.
+
+    Raises:
+        NotImplementedError: an argument requires gradients while they are recorded. They would be lost: there is no
+            derivative, and no result whose backward pass could say so.
+    """
+    _ops.perturb_probes_into(
+        out,
+        images,
+        relevance,
+        gradient,
+        norm,
+        probe_image,
+        probe_map,
+        probe_irrelevance,
+        probe_epsilon,
+        probe_level,
+        lower,
+        upper,
+    )
+
+
 def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """How far each prediction is from flipping: the label's logit minus the best other, and the predicted label.
 

@@ -26,6 +26,7 @@ OPERATORS = (
     "perturb",
     "perturb_backward",
     "perturb_probes",
+    "perturb_probes_into",
     "label_margin",
     "label_margin_backward",
     "probe_answers",
@@ -37,6 +38,9 @@ OPERATORS = (
     "zero_levels",
     "saliency_map",
 )
+
+# Operators that write into an argument, and which.
+MUTATING = {"perturb_probes_into": ("out",)}
 
 LIBRARIES = Path(__file__).parent.parent / "lib"
 
@@ -116,7 +120,7 @@ def _register_reference() -> torch.library.Library:
     library = torch.library.Library("apem_fast", "DEF")
     for name in OPERATORS:
         definition = getattr(reference, name)
-        library.define(name + torch.library.infer_schema(definition, mutates_args=()))
+        library.define(name + torch.library.infer_schema(definition, mutates_args=MUTATING.get(name, ())))
         library.impl(name, definition, "CompositeExplicitAutograd")
     return library
 

@@ -180,6 +180,25 @@ def perturb_probes(
     return _as(perturbed, dtype or images.dtype, image_format(images))
 
 
+def perturb_probes_into(
+    out: Tensor,
+    images: Tensor,
+    relevance: Tensor,
+    gradient: Tensor,
+    norm: Tensor,
+    probe_image: Tensor,
+    probe_map: Tensor,
+    probe_irrelevance: Tensor,
+    probe_epsilon: Tensor,
+    probe_level: Tensor,
+    lower: float | None = None,
+    upper: float | None = None,
+) -> None:
+    inputs = images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level
+    checks.perturb_probes_into(out, *inputs, lower, upper)
+    out.copy_(perturb_probes(*inputs, lower, upper, out.dtype))
+
+
 # -- label_margin ------------------------------------------------------------------------------------------------
 
 

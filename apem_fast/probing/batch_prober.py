@@ -23,8 +23,9 @@ from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
 from apem_fast.running.clean import logits_of, without
+from apem_fast.running.inputs import Inputs, format_of
 from apem_fast.running.low_precision import low_precision
-from apem_fast.running.outputs import ModelOutputError
+from apem_fast.running.outputs import ModelOutputError, as_logits
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
 from apem_fast.running.transfer import sent
@@ -46,7 +47,22 @@ class _Located:
 
     def inputs(self, rays: Rays) -> Tensor:
         """(M, C, H, W): what the model receives."""
-        return rays.inputs(self.norm, self.image, self.map, self.irrelevance, self.epsilon, self.level)
+        return rays.inputs(*self._columns)
+
+    def batch(self, rays: Rays) -> Inputs:
+        """The same, before it is written."""
+        images = rays.images
+        return Inputs(
+            (len(self.image), *images.shape[1:]),
+            images.dtype,
+            format_of(images),
+            make=lambda: rays.inputs(*self._columns),
+            write=lambda out: rays.write_inputs(out, *self._columns),
+        )
+
+    @property
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.norm, self.image, self.map, self.irrelevance, self.epsilon, self.level
 
 
 class Started:
@@ -277,16 +293,18 @@ class BatchProber:
         `size`, or of record."""
         with torch.no_grad():
             probes = self._located(ray, epsilon, rays)
-            inputs = probes.inputs(rays)
-            logits = logits_of(self._record.logits, inputs) if size is None else self._logits(inputs, size, precision)
+            if size is None:
+                logits = logits_of(self._record.logits, probes.inputs(rays))
+            else:
+                logits = self._logits(probes.batch(rays), size, precision)
             labels = rays.labels[probes.image]
             return ops.probe_answers(logits, labels, None if rays.above is None else rays.above[probes.image])
 
-    def _logits(self, inputs: Tensor, size: int, precision: str | None) -> Tensor:
+    def _logits(self, inputs: Inputs, size: int, precision: str | None) -> Tensor:
         if precision is None:
-            return logits_of(lambda batch: self._runner(batch, size, True), inputs)
-        with low_precision(precision, inputs.device.type):
-            return logits_of(lambda batch: self._runner(batch, size, False), inputs)
+            return as_logits(self._runner(inputs, size, True), len(inputs))
+        with low_precision(precision, self._device.type):
+            return as_logits(self._runner(inputs, size, False), len(inputs))
 
     def _located(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> _Located:
         """These probes on the model's device, sent there in one copy."""

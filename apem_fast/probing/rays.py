@@ -75,13 +75,29 @@ class Rays:
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
     ) -> Tensor:
         """(M, C, H, W): what the model receives for M probes on these rays' images and maps, all arguments (M,)."""
+        probes = norm, image, map, irrelevance, epsilon, level
+        return self._within_bounds(ops.perturb_probes(*self._tensors, *probes, *self._numbers))
+
+    def write_inputs(self, out: Tensor, *probes: Tensor) -> None:
+        """The same, written into a tensor that is there: (M, C, H, W), of the images' type."""
+        ops.perturb_probes_into(out, *self._tensors, *probes, *self._numbers)
+        self._within_bounds(out, out)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.images, self.relevance, self.sign
+
+    @property
+    def _numbers(self) -> tuple[float | None, float | None]:
+        """The bounds that are the same for all channels, which the operators apply."""
         lower, upper = (None if isinstance(bound, Tensor) else bound for bound in (self.lower, self.upper))
-        inputs = ops.perturb_probes(
-            self.images, self.relevance, self.sign, norm, image, map, irrelevance, epsilon, level, lower, upper
-        )
+        return lower, upper
+
+    def _within_bounds(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
+        """Inputs within the other bounds."""
         if isinstance(self.lower, Tensor):
-            inputs = torch.maximum(inputs, self.lower)
-        return torch.minimum(inputs, self.upper) if isinstance(self.upper, Tensor) else inputs
+            inputs = torch.maximum(inputs, self.lower, out=out)
+        return torch.minimum(inputs, self.upper, out=out) if isinstance(self.upper, Tensor) else inputs
 
     def in_format(self, memory_format: torch.memory_format) -> Rays:
         def lay(t: Tensor) -> Tensor:

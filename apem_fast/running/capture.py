@@ -16,7 +16,24 @@ Function = Callable[[Tensor], tuple[Tensor, ...]]
 Pool = tuple[int, int]
 
 
-def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Function:
+class Captured:
+    """A function as a graph, which reads `input`: that may be written directly. What it has computed is copied out."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, static: Tensor, results: tuple[Tensor, ...]):
+        self.input = static
+        self._graph, self._results = graph, results
+
+    def replay(self) -> tuple[Tensor, ...]:
+        """The function of what `input` holds now."""
+        self._graph.replay()
+        return tuple(result.clone() for result in self._results)  # the next replay overwrites them
+
+    def __call__(self, values: Tensor) -> tuple[Tensor, ...]:
+        self.input.copy_(values)
+        return self.replay()
+
+
+def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Captured:
     """The function for tensors laid out like the example, captured on `stream` with its memory in `pool`.
 
     Graphs that are to run side by side need a stream and a pool each: what the libraries scratch in while they compute
@@ -47,13 +64,7 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
             raise
         finally:
             torch.cuda.set_stream(here)  # `torch.cuda.graph` does not where a capture fails
-
-    def replay(values: Tensor) -> tuple[Tensor, ...]:
-        static.copy_(values)
-        graph.replay()
-        return tuple(result.clone() for result in results)  # the next replay overwrites them
-
-    return replay
+    return Captured(graph, static, results)
 
 
 @contextmanager

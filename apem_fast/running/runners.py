@@ -1,9 +1,10 @@
 """How a batch is run: by the plain model; or in one fixed shape, compiled by `torch.compile` when asked, on CUDA by a
 captured graph that is replayed.
 
-Fixed shapes want the same batch size every time: the first full batch prepares it, and later ones that are not full are
-filled up with copies of their last image. What was prepared is compared with the plain model on its first batch. If it
-cannot be prepared, or answers otherwise, the plain model runs instead, and one warning says so.
+Fixed shapes want the same batch size every time: the first full batch prepares it. Later ones that are not full leave
+rows over, whose answers are not looked at: copies of the last image, or in a graph what an earlier batch left there.
+What was prepared is compared with the plain model on its first batch. If it cannot be prepared, or answers otherwise,
+the plain model runs instead, and one warning says so.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch import Tensor
 from apem_fast.running.batching import BatchPlan, is_out_of_memory
 from apem_fast.running.capture import Pool, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
+from apem_fast.running.inputs import Inputs
 from apem_fast.running.layouts import WeightLayouts
 from apem_fast.running.low_precision import FirstLayerExact
 
 Forward = Callable[[Tensor], Tensor]
+Prepared = Callable[[Inputs], Tensor]  # of at most so many inputs as it was prepared for; later rows mean nothing
 
 NOISE_OVER_SEEN = 8.0  # noise is taken to be so many times the largest difference that was seen on a few inputs
 KEPT = 8  # shapes that stay prepared, the last that were used
@@ -57,9 +60,9 @@ class PlainRunner:
         """The next batches come in this format."""
         self._layouts.use(memory_format)
 
-    def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
         """What the model says of at most `size` images; `exact` if it has to be what float32 says."""
-        return self._model(inputs)
+        return self._model(inputs.make())
 
     def alone(self, image: Tensor) -> Tensor:
         """What the model says of one image, (1, C, H, W) and contiguous, with its weights as the user has them."""
@@ -99,14 +102,14 @@ class _PreparedRunner(PlainRunner, ABC):
 
     def __init__(self, model: Forward):
         super().__init__(model)
-        self._ready: dict[tuple[object, ...], Forward] = {}  # by shape, strides and whether exact
+        self._ready: dict[tuple[object, ...], Prepared] = {}  # by size, image, type, memory format and whether exact
         self._wanted: Counter[tuple[object, ...]] = Counter()
         self._seen: set[BatchPlan] = set()
         self._given_up = False
 
     @abstractmethod
-    def prepare(self, example: Tensor) -> Forward:
-        """The model for batches like the example."""
+    def prepare(self, example: Tensor) -> Prepared:
+        """The model for batches like the example, and for smaller ones."""
 
     def knows_noise_of(self, plan: BatchPlan) -> bool:
         return plan in self._seen
@@ -120,28 +123,27 @@ class _PreparedRunner(PlainRunner, ABC):
         """The batches that may be prepared where full ones are of `size`, smallest first."""
         return (size,)
 
-    def __call__(self, inputs: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
         for shape in self.shapes(size):
             if shape < len(inputs) or self._given_up:
                 continue
-            batch = _filled_up(inputs, shape)
-            key = (shape, batch.stride(), exact)
+            key = (shape, inputs.shape[1:], inputs.dtype, inputs.memory_format, exact)
             if key not in self._ready and self._is_worthwhile(key, len(inputs), size):
-                self._prepare(key, batch)
+                self._prepare(key, inputs, shape, exact)
             if key in self._ready:
                 self._ready[key] = ready = self._ready.pop(key)  # the last of those that were used
-                return ready(batch)[: len(inputs)]
-        return self._model(inputs)
+                return ready(inputs)[: len(inputs)]
+        return self._model(inputs.make())
 
     def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
         """Whether to prepare this shape: with the first full batch, or once a smaller one was wanted a few times."""
         self._wanted[key] += 1
         return (inputs == size and self.prepares) or (key[0] != size and self._wanted[key] >= WANTED)
 
-    def _prepare(self, key: tuple[object, ...], batch: Tensor) -> None:
+    def _prepare(self, key: tuple[object, ...], inputs: Inputs, size: int, exact: bool) -> None:
         while len(self._ready) >= KEPT:
             del self._ready[next(iter(self._ready))]  # used longest ago
-        ready = self._compared(batch, self.noise if key[-1] else None, self.prepare)
+        ready = self._compared(inputs, inputs.filled_up(size), self.noise if exact else None, self.prepare)
         if ready is None:
             self._given_up = True
         else:
@@ -150,13 +152,15 @@ class _PreparedRunner(PlainRunner, ABC):
     def forget(self) -> None:
         self._ready.clear()
 
-    def _compared(self, batch: Tensor, tolerance: float | None, prepare: Callable[[Tensor], Forward]) -> Forward | None:
-        """The model prepared for batches like this one, whose logits may be off by so much of the greatest; if it can
-        be."""
+    def _compared(
+        self, inputs: Inputs, batch: Tensor, tolerance: float | None, prepare: Callable[[Tensor], Prepared]
+    ) -> Prepared | None:
+        """The model prepared for batches like this one, which holds these inputs, and whose logits may be off by so
+        much of the greatest; if it can be."""
         try:
             ready = prepare(batch)
             if tolerance is not None:
-                plain, prepared = self._model(batch), ready(batch)
+                plain, prepared = self._model(batch)[: len(inputs)], ready(inputs)[: len(inputs)]
                 off = float((plain - prepared).abs().max() / plain.abs().max())
                 if not off <= tolerance:
                     raise RuntimeError(f"its logits are off by {off:.1e} of the greatest")
@@ -178,8 +182,9 @@ class CompiledRunner(_PreparedRunner):
         super().__init__(model)
         self._compiled = torch.compile(model, dynamic=False)
 
-    def prepare(self, example: Tensor) -> Forward:
-        return self._compiled
+    def prepare(self, example: Tensor) -> Prepared:
+        size = len(example)
+        return lambda inputs: self._compiled(inputs.filled_up(size))
 
 
 class GraphedRunner(_PreparedRunner):
@@ -207,14 +212,19 @@ class GraphedRunner(_PreparedRunner):
         """Also size / 4 and size / 16: a graph always costs its full size, and the last rays fill no batch."""
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
-    def prepare(self, example: Tensor) -> Forward:
+    def prepare(self, example: Tensor) -> Prepared:
         return self._graph(example, "batches")
 
-    def _graph(self, example: Tensor, place: str) -> Forward:
+    def _graph(self, example: Tensor, place: str) -> Prepared:
         if place not in self._places:
             self._places[place] = torch.cuda.Stream(example.device), torch.cuda.graph_pool_handle()
-        replay = captured(lambda batch: (self._model(batch),), example, *self._places[place])
-        return lambda batch: replay(batch)[0]
+        graph = captured(lambda batch: (self._model(batch),), example, *self._places[place])
+
+        def run(inputs: Inputs) -> Tensor:
+            inputs.write(graph.input[: len(inputs)])
+            return graph.replay()[0]
+
+        return run
 
     def alone(self, image: Tensor) -> Tensor:
         with self._layouts.as_given():
@@ -226,7 +236,9 @@ class GraphedRunner(_PreparedRunner):
     def _prepared_alone(self, image: Tensor) -> Forward:
         if self._given_up:
             return self._model
-        return self._compared(image, 0.0, lambda example: self._graph(example, "single images")) or self._model
+        one = Inputs.of(image)
+        graph = self._compared(one, image, 0.0, lambda example: self._graph(example, "single images"))
+        return self._model if graph is None else lambda image: graph(Inputs.of(image))
 
     def forget(self) -> None:
         super().forget()
@@ -239,14 +251,3 @@ def runner_for(model: Forward, device: torch.device, compile: bool) -> PlainRunn
     if compile:
         return CompiledRunner(model)
     return GraphedRunner(model) if device.type == "cuda" else PlainRunner(model)
-
-
-def _filled_up(inputs: Tensor, size: int) -> Tensor:
-    missing = size - len(inputs)
-    if missing <= 0:
-        return inputs
-    last = inputs[-1:].expand(missing, *inputs.shape[1:])
-    memory_format = (
-        torch.channels_last if inputs.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-    )
-    return torch.cat([inputs, last]).contiguous(memory_format=memory_format)

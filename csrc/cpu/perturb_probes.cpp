@@ -28,20 +28,15 @@ class PerProbe {
   const V* data_;
 };
 
-Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient, const Tensor& norm,
-                      const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
-                      const Tensor& probe_epsilon, const Tensor& probe_level, std::optional<double> lower,
-                      std::optional<double> upper, std::optional<ScalarType> dtype) {
-  const checks::Bounds bounds =
-      checks::perturb_probes(images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
-                             probe_epsilon, probe_level, lower, upper, dtype);
-  const MemoryFormat format = image_format(images);
-  const int64_t probes = norm.size(0);
-  const ScalarType out_dtype = dtype.value_or(images.scalar_type());
-  Tensor out = empty_output(images, {probes, images.size(1), images.size(2), images.size(3)}, out_dtype, format);
+void write_probes(const Tensor& out, const Tensor& images, const Tensor& relevance, const Tensor& gradient,
+                  const Tensor& norm, const Tensor& probe_image, const Tensor& probe_map,
+                  const Tensor& probe_irrelevance, const Tensor& probe_epsilon, const Tensor& probe_level,
+                  const checks::Bounds& bounds, bool bounded) {
   if (out.numel() == 0) {
-    return out;
+    return;
   }
+  const MemoryFormat format = image_format(out);
+  const int64_t probes = norm.size(0);
   const Tensor x = torch::stable::contiguous(images, format);     // [N, C, H, W]
   const Tensor r = torch::stable::contiguous(relevance, format);  // [maps, 1 or C, H, W]
   const Tensor g = torch::stable::contiguous(gradient, format);   // [N, C, H, W]
@@ -49,7 +44,6 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
   const PerProbe<int64_t> rows(probe_image), maps(probe_map);
   const PerProbe<bool> inverted(probe_irrelevance);
   const TiledImage t = tiled_image(x, r, format);
-  const bool bounded = lower || upper;
 
   const auto same_quotients = [&](int64_t a, int64_t b) {
     return maps[a] == maps[b] && norms[a] == norms[b] && levels[a] == levels[b] && inverted[a] == inverted[b];
@@ -83,20 +77,50 @@ Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tenso
           }
         });
       };
-      if (out_dtype == images.scalar_type()) {
+      if (out.scalar_type() == images.scalar_type()) {
         run(T{});
-      } else if (out_dtype == ScalarType::Half) {
+      } else if (out.scalar_type() == ScalarType::Half) {
         run(Half{});
       } else {
         run(BFloat16{});
       }
     });
   });
+}
+
+Tensor perturb_probes(const Tensor& images, const Tensor& relevance, const Tensor& gradient, const Tensor& norm,
+                      const Tensor& probe_image, const Tensor& probe_map, const Tensor& probe_irrelevance,
+                      const Tensor& probe_epsilon, const Tensor& probe_level, std::optional<double> lower,
+                      std::optional<double> upper, std::optional<ScalarType> dtype) {
+  const checks::Bounds bounds =
+      checks::perturb_probes(images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                             probe_epsilon, probe_level, lower, upper, dtype);
+  Tensor out = empty_output(images, {norm.size(0), images.size(1), images.size(2), images.size(3)},
+                            dtype.value_or(images.scalar_type()), image_format(images));
+  write_probes(out, images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon,
+               probe_level, bounds, lower || upper);
   return out;
+}
+
+void perturb_probes_into(const Tensor& out, const Tensor& images, const Tensor& relevance, const Tensor& gradient,
+                         const Tensor& norm, const Tensor& probe_image, const Tensor& probe_map,
+                         const Tensor& probe_irrelevance, const Tensor& probe_epsilon, const Tensor& probe_level,
+                         std::optional<double> lower, std::optional<double> upper) {
+  const checks::Bounds bounds =
+      checks::perturb_probes_into(out, images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                                  probe_epsilon, probe_level, lower, upper);
+  checks::perturb_probes_apart(out, images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance,
+                               probe_epsilon, probe_level);
+  count_as_written(out);
+  write_probes(out, images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon,
+               probe_level, bounds, lower || upper);
 }
 
 }  // namespace
 
-APEM_FAST_CPU_LIBRARY(m) { APEM_FAST_KERNEL(m, perturb_probes); }
+APEM_FAST_CPU_LIBRARY(m) {
+  APEM_FAST_KERNEL(m, perturb_probes);
+  APEM_FAST_KERNEL(m, perturb_probes_into);
+}
 
 }  // namespace apem_fast

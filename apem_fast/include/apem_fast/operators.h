@@ -55,6 +55,12 @@ struct Results {
   static constexpr size_t count = 1;
 };
 
+template <>
+struct Results<void> {
+  static void of(StableIValue*) {}
+  static constexpr size_t count = 0;
+};
+
 template <typename... Each>
 struct Results<std::tuple<Each...>> {
   template <size_t... i>
@@ -87,7 +93,7 @@ Result call(const char* name, const Arguments&... arguments) {
   c10::Dispatcher::singleton().findSchemaOrThrow(name, "").callBoxed(&stack);
   if constexpr (std::is_same_v<Result, Tensor>) {
     return stack[0].toTensor();
-  } else {
+  } else if constexpr (!std::is_void_v<Result>) {
     return {stack[0].toTensor(), stack[1].toTensor()};
   }
 }
@@ -217,6 +223,17 @@ inline Tensor perturb_probes(const Tensor& images, const Tensor& relevance, cons
                              std::optional<ScalarType> dtype = std::nullopt) {
   return detail::call<Tensor>("apem_fast::perturb_probes", images, relevance, gradient, norm, probe_image, probe_map,
                               probe_irrelevance, probe_epsilon, probe_level, lower, upper, dtype);
+}
+
+// The same, written into `out`, (M, C, H, W), which is contiguous or channels-last and shares no memory with the
+// others.
+inline void perturb_probes_into(const Tensor& out, const Tensor& images, const Tensor& relevance,
+                                const Tensor& gradient, const Tensor& norm, const Tensor& probe_image,
+                                const Tensor& probe_map, const Tensor& probe_irrelevance, const Tensor& probe_epsilon,
+                                const Tensor& probe_level, std::optional<double> lower = std::nullopt,
+                                std::optional<double> upper = std::nullopt) {
+  detail::call<void>("apem_fast::perturb_probes_into", out, images, relevance, gradient, norm, probe_image, probe_map,
+                     probe_irrelevance, probe_epsilon, probe_level, lower, upper);
 }
 
 // The label's logit minus the best other, and the predicted label: (N, classes), (N,) -> (N,), (N,). The margin is
