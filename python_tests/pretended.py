@@ -441,6 +441,14 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
         finally:
             gpu.autocast = before
 
+    real_enabled, real_dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
+
+    def is_autocast_enabled(device_type: str = GPU.type) -> bool:
+        return gpu.autocast is not None if device_type == GPU.type else real_enabled(device_type)
+
+    def get_autocast_dtype(device_type: str) -> torch.dtype:
+        return gpu.autocast or torch.float16 if device_type == GPU.type else real_dtype(device_type)
+
     def seed_all(seed: int) -> None:
         for generator in gpu.generators:
             generator.manual_seed(seed)
@@ -464,7 +472,8 @@ def _cuda_stand_ins(gpu: PretendedGPU) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, stand_in in stand_ins.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
-        stack.enter_context(mock.patch.object(torch, "autocast", autocast))
+        for autocasting in (autocast, is_autocast_enabled, get_autocast_dtype):
+            stack.enter_context(mock.patch.object(torch, autocasting.__name__, autocasting))
         stack.enter_context(mock.patch.object(torch._C, "_cuda_endAllocateToPool", end_allocate_to_pool, create=True))
         check = "_accelerator_graph_capture_health_check"  # asks the driver
         stack.enter_context(mock.patch.object(torch.optim.Optimizer, check, return_value=None))

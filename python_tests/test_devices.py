@@ -329,6 +329,35 @@ def test_batches_are_written_where_their_graph_reads_them(monkeypatch: pytest.Mo
     assert len(of_batches) <= 2 + 2 * WANTED  # to capture, and while smaller ones are not yet worth a capture
 
 
+def test_no_graph_rounds_the_weights(screened_throughout: None) -> None:
+    """They are rounded once, where the graphs read them, and anew when a search begins."""
+    rounded = {tuple(p.shape) for layer in (4, 9) for p in made_on_cpu(small_network)[layer].parameters()}
+
+    def roundings(graph: Any) -> int:
+        casts = [args[0] for func, args, *_ in graph.steps if func is torch.ops.aten._to_copy.default]
+        return sum(tuple(cast.shape) in rounded for cast in casts)
+
+    images, relevance = made_on_cpu(images_and_maps, 12)
+    options = {"batch_size": 8, "precision": "bfloat16", "record": "float32", **LIMITS}
+    with PretendedGPU() as gpu:
+        model = made_on_cpu(small_network).to("cuda")
+        evaluator = af.Evaluator(model, images.to("cuda"), **options)
+        maps = {"maps": relevance.to("cuda")}
+        first = evaluator.apem(maps)["maps"]
+        kept, captured = evaluator._runner._kept._copies, len(gpu.graphs)
+        assert kept and all(copy.dtype == torch.bfloat16 for *_, copy in kept.values())
+        assert not sum(map(roundings, gpu.graphs))
+        assert epsilons_of(evaluator.apem(maps)["maps"]) == epsilons_of(first) and len(gpu.graphs) == captured
+        with torch.no_grad():
+            model[-1].weight.data.mul_(-0.5)
+        second = evaluator.on(images.to("cuda")).apem(maps)["maps"]
+    changed = made_on_cpu(small_network)
+    with torch.no_grad():
+        changed[-1].weight.mul_(-0.5)
+    assert epsilons_of(second) == epsilons_of(af.apem(changed, images, relevance, record="float32", **LIMITS))
+    assert epsilons_of(second) != epsilons_of(first)
+
+
 class OutOfSight(nn.Module):
     """Its last layer's kernels are not captured, as those of a library that has a stream of its own."""
 

@@ -8,8 +8,12 @@ import pytest
 import torch
 from networks import images_and_maps, small_network
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from apem_fast.running import low_precision as low_precision_module
+from apem_fast.running.kept_weights import CAST
 from apem_fast.running.low_precision import FirstLayerExact, low_precision
+from apem_fast.running.runners import PlainRunner
 from apem_fast.running.undisturbed import PRODUCTS
 
 LOW = [torch.bfloat16, torch.float16]
@@ -200,3 +204,102 @@ def test_a_compiler_follows():
     exact = lowered(FirstLayerExact(model), images)
     off = (lowered(compiled, images) - exact).abs().max()
     assert off < (lowered(model, images) - exact).abs().max()
+
+
+# -- weights that are rounded once -------------------------------------------------------------------------------
+
+
+class Casts(TorchDispatchMode):
+    """Counts the roundings of what has one of these shapes."""
+
+    def __init__(self, shapes):
+        super().__init__()
+        self.shapes, self.count = shapes, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].dtype == torch.float32:
+            self.count += tuple(args[0].shape) in self.shapes
+        return func(*args, **(kwargs or {}))
+
+
+def several_layers():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False), nn.ConvTranspose2d(6, 5, 3), nn.Flatten(1)]
+    layers += [nn.Linear(5 * 14 * 14, 48), Product("@"), nn.Linear(10, 10)]
+    return nn.Sequential(*layers).requires_grad_(False), torch.randn(2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", LOW)
+def test_kept_weights_are_what_autocast_makes_of_them(dtype, memory_format, monkeypatch):
+    model, images = several_layers()
+    model.to(memory_format=memory_format)
+    images = images.contiguous(memory_format=memory_format)
+    before = {name: (parameter, parameter.data_ptr()) for name, parameter in model.named_parameters()}
+    exact = FirstLayerExact(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(low_precision_module, "CAST", frozenset())
+        expected = lowered(exact, images, dtype)
+    assert not exact.kept._copies
+    assert torch.equal(lowered(exact, images, dtype), expected)
+    with Casts({tuple(parameter.shape) for parameter in model.parameters()} - {(8,)}) as casts:
+        assert torch.equal(lowered(exact, images, dtype), expected)
+    assert casts.count == 0
+    assert {name: (p, p.data_ptr()) for name, p in model.named_parameters()} == before
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(CAST))
+def test_autocast_casts_every_argument_of_such_calls(name):
+    """So that to round one of them before is the same."""
+    torch.manual_seed(0)
+    function, square, cube = getattr(torch, name, None), torch.randn(4, 4), torch.randn(4, 4, 4)
+    if name.startswith("conv"):
+        dims = int(name[-2])
+        arguments = torch.randn(2, 4, *[6] * dims), torch.randn(4, 4, *[3] * dims), torch.randn(4)
+    elif name == "linear":
+        function, arguments = nn.functional.linear, (square, torch.randn(3, 4), torch.randn(3))
+    elif name.startswith("__"):
+        function, arguments = getattr(torch.Tensor, name), (square, torch.randn(4, 4))
+    else:
+        first = cube if "b" in name.removeprefix("add") else square
+        arguments = (square, first, first) if name == "addbmm" else (first,) * (3 if "add" in name else 2)
+    with torch.no_grad(), low_precision("bfloat16", "cpu"):
+        expected = function(*arguments)
+        for i, argument in enumerate(arguments):
+            rounded = argument.to(torch.bfloat16)
+            assert torch.equal(function(*arguments[:i], rounded, *arguments[i + 1 :]), expected)
+    assert expected.dtype == torch.bfloat16
+
+
+def test_weights_that_change_are_rounded_anew():
+    """By an operation that torch counts at once; by one that it does not count at the next search."""
+    model, images = several_layers()
+    exact = FirstLayerExact(model)
+    runner = PlainRunner(exact)
+    runner.begin(), runner.end()  # it has seen where the weights lie
+    first = lowered(exact, images)
+    copies = [copy.data_ptr() for *_, copy in exact.kept._copies.values()]
+    assert copies
+    model[5].weight.mul_(2)
+    second = lowered(exact, images)
+    assert not torch.equal(second, first) and torch.equal(second, lowered(FirstLayerExact(model), images))
+    model[2].weight.data.mul_(-1)
+    runner.begin()
+    third = lowered(exact, images)
+    runner.end()
+    assert not torch.equal(third, second) and torch.equal(third, lowered(FirstLayerExact(model), images))
+    assert [copy.data_ptr() for *_, copy in exact.kept._copies.values()] == copies  # where graphs look for them
+    model[5].weight = nn.Parameter(torch.zeros_like(model[5].weight), requires_grad=False)
+    runner.begin()
+    assert torch.equal(lowered(exact, images), lowered(FirstLayerExact(model), images))
+    assert len(exact.kept._copies) == len(copies)
+    runner.end()
+
+
+def test_a_gradient_still_reaches_the_weights():
+    model, images = several_layers()
+    model[5].requires_grad_()
+    with low_precision("bfloat16", "cpu"):
+        FirstLayerExact(model)(images).sum().backward()
+    assert model[5].weight.grad.abs().sum() > 0

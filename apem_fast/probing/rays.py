@@ -78,8 +78,18 @@ class Rays:
         probes = norm, image, map, irrelevance, epsilon, level
         return self._within_bounds(ops.perturb_probes(*self._tensors, *probes, *self._numbers))
 
-    def write_inputs(self, out: Tensor, *probes: Tensor) -> None:
+    def write_inputs(
+        self,
+        out: Tensor,
+        norm: Tensor,
+        image: Tensor,
+        map: Tensor,
+        irrelevance: Tensor,
+        epsilon: Tensor,
+        level: Tensor,
+    ) -> None:
         """The same, written into a tensor that is there: (M, C, H, W), of the images' type."""
+        probes = norm, image, map, irrelevance, epsilon, level
         ops.perturb_probes_into(out, *self._tensors, *probes, *self._numbers)
         self._within_bounds(out, out)
 

@@ -2,7 +2,8 @@
 
 A perturbation is small against its image, so rounding the model's input to a few bits loses most of what a probe asks
 about. The first convolution or matrix product that a forward pass calls therefore stays in float32. It is found while
-the model runs, by a function mode that sees the calls; nothing of the model is changed.
+the model runs, by a function mode that sees the calls; nothing of the model is changed. The calls behind it are given
+weights that were rounded before, where autocast would round them each time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from apem_fast.running.kept_weights import CAST, KeptWeights, with_kept
 from apem_fast.running.undisturbed import products_in
 
 _CUDNN: Any = torch.backends.cudnn  # whose attributes are not declared
@@ -49,12 +51,15 @@ class FirstLayerExact(nn.Module):
         self.training = getattr(model, "training", False)  # frozen scripts have no mode
         self.deadline: float | None = None
         """Once `time.perf_counter()` has reached it, a batch in low precision is broken off, at the next call in it."""
+        self.kept = KeptWeights()
+        """To be refreshed before each search. What it holds is nothing that an answer depends on."""
 
     def forward(self, inputs: Tensor) -> object:
         device_type = inputs.device.type
         if not (torch.is_autocast_enabled(device_type) or _tf32_is_allowed()):
             return self.model(inputs)
-        with _FirstLayerInFloat32(device_type, self.deadline):
+        kept = None if torch.compiler.is_compiling() else self.kept  # which fuses the roundings
+        with _FirstLayerInFloat32(device_type, self.deadline, kept):
             return self.model(inputs)
 
 
@@ -64,11 +69,13 @@ def _tf32_is_allowed() -> bool:
 
 
 class _FirstLayerInFloat32(TorchFunctionMode):
-    """During one forward pass, whose calls from Python the mode sees, keeps the first layer in float32."""
+    """During one forward pass, whose calls from Python the mode sees, keeps the first layer in float32, and gives the
+    others kept weights."""
 
-    def __init__(self, device_type: str, deadline: float | None = None):
+    def __init__(self, device_type: str, deadline: float | None = None, kept: KeptWeights | None = None):
         super().__init__()
-        self._device_type, self._deadline, self._is_behind_it = device_type, deadline, False
+        self._device_type, self._deadline, self._kept = device_type, deadline, kept
+        self._is_behind_it = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,7 +83,13 @@ class _FirstLayerInFloat32(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._deadline is not None and time.perf_counter() > self._deadline:
             raise TooSlow
-        if self._is_behind_it or getattr(func, "__name__", "") not in LAYERS:
+        name = getattr(func, "__name__", "")
+        if name not in LAYERS:
+            return func(*args, **kwargs)
+        if self._is_behind_it:
+            if self._kept is not None and name in CAST and torch.is_autocast_enabled(self._device_type):
+                dtype = torch.get_autocast_dtype(self._device_type)
+                args, kwargs = with_kept(self._kept, (args, kwargs), dtype, self._device_type)
             return func(*args, **kwargs)
         self._is_behind_it = True
         if not all(_is_float32(value) for value in (*args, *kwargs.values())):

@@ -44,6 +44,7 @@ class PlainRunner:
     def __init__(self, model: Forward):
         self._model = model
         self._layouts = WeightLayouts(model)
+        self._kept = model.kept if isinstance(model, FirstLayerExact) else None
         self.prepares = True
         """Whether full batches may be prepared for; not while other sizes are still tried."""
 
@@ -51,6 +52,8 @@ class PlainRunner:
         """Before the batches of a search."""
         if not self._layouts.begin():
             self.forget()
+        if self._kept is not None:
+            self._kept.refresh()
 
     def end(self) -> None:
         """After them: the weights lie where they lay."""
@@ -93,6 +96,8 @@ class PlainRunner:
 
     def forget(self) -> None:
         """The model is not what it was at the last search."""
+        if self._kept is not None:
+            self._kept.forget()
 
 
 class _PreparedRunner(PlainRunner, ABC):
@@ -150,6 +155,7 @@ class _PreparedRunner(PlainRunner, ABC):
             self._ready[key] = ready
 
     def forget(self) -> None:
+        super().forget()
         self._ready.clear()
 
     def _compared(
