@@ -139,9 +139,14 @@ class Options:
             object.__setattr__(self, name, validation.positive(name, getattr(self, name)))
         object.__setattr__(self, "batch_size", validation.whole_or_none("batch_size", self.batch_size))
         validation.precision(self.precision)
-        object.__setattr__(self, "bounds", validation.bounds(self.bounds))
+        object.__setattr__(self, "bounds", self._checked_bounds())
         validation.choice("record", self.record, validation.RECORDS)
         _ = self.policy, self.last_step  # what they refuse is refused now
+
+    def _checked_bounds(self) -> BoundsOf:
+        from apem_fast import validation
+
+        return validation.bounds(self.bounds)
 
     @cached_property
     def policy(self) -> Search:

@@ -153,19 +153,30 @@ def shuffled(relevance: Tensor, seed: int = 0, shuffle: int = 0) -> Tensor:
     return torch.stack(maps) if maps else relevance.clone()
 
 
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which Pillow and most others take for grey
+
+
+def greyscale(pixels: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 1, H, W): how bright each pixel is; images without colours stay as they are."""
+    if pixels.shape[1] != len(LUMA):
+        return pixels
+    return (pixels * torch.tensor(LUMA).view(-1, 1, 1).to(pixels)).sum(dim=1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of turning an attribution into a picture people can read (P1 section IV-C, P2 section 4.4).
 
     Each stage is easier on the eye than the one before and, the papers found, says less about the model. All start
     with the 99th percentile clip. The third multiplies each colour's values by that colour's pixels and then sums
-    (P1 section IV-A); where P1 section IV-C multiplies by the grey image, pass grey pixels, (N, 1, H, W).
+    (P1 section IV-A). P1 section IV-C says that the sum is multiplied by the grey image: that is "times-grey".
     """
 
     name: str
     channels: Literal["sum", "keep"]
     times_image: bool
     title: str
+    grey: bool = False
 
     def __call__(self, attribution: Tensor, pixels: Tensor, percentile: float | None = PERCENTILE) -> Tensor:
         """The relevance (N, 1 or C, H, W) in [0, 1] of an attribution (N, C, H, W) of images with these pixels.
@@ -175,6 +186,8 @@ class Stage:
             pixels: (N, C, H, W) or (N, 1, H, W) in [0, 1], before normalisation.
             percentile: see `relevance_map`.
         """
+        if self.grey:
+            pixels = greyscale(pixels)
         return relevance_map(attribution, pixels if self.times_image else None, percentile, self.channels)
 
 
@@ -183,7 +196,11 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("3-channel", "keep", False, "One value for each colour of each pixel"),
         Stage("1-channel", "sum", False, "Colours summed: one value for each pixel"),
+        Stage("times-grey", "sum", True, "Colours summed, multiplied by the grey photograph", grey=True),
         Stage("times-image", "sum", True, "Multiplied by the photograph, colours summed"),
     )
 }
-"""The papers' three stages in their order, by name."""
+"""All stages by name, in the order in which pages and tables have them."""
+
+USUAL_STAGES = ("3-channel", "1-channel", "times-image")
+"""The three of the papers' tables, in their order."""

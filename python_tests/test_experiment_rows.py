@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from tiny_networks import class_tree, save_photograph, tiny
 
 import apem_fast as af
 from apem_fast.cli.console import flagged_lines, left_out_lines
+from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.networks import Network, load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
@@ -130,6 +132,57 @@ def test_flags_of_maps():
     assert (stood_in["some"][:3] == 0.5).all() and (maps[0] == 0).all()
 
 
+# -- bounds and the grey stage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["pixels", "-1.9,1.5/1.6/1.7", "none,1.5", "none"])
+def test_a_run_with_bounds_has_the_epsilons_of_the_function(said, tmp_path):
+    options = dataclasses.replace(OPTIONS, bounds=said, stages=("times-grey", "1-channel"), max_epsilon=200.0)
+    store = evaluate(options, tmp_path / "run")
+    assert list(store.results()["stage"].unique()) == ["1-channel", "times-grey"]
+    network = tiny()
+    network.model.eval()
+    pixels = torch.stack([network.pixels(one.open()) for one in bundled_photographs()[:4]])
+    images = network.normalised(pixels)
+    black, white = ((value - 0.5) / 0.25 for value in (0.0, 1.0))
+    pair = {
+        "pixels": (black, white),
+        "-1.9,1.5/1.6/1.7": (-1.9, (1.5, 1.6, 1.7)),
+        "none,1.5": (None, 1.5),
+        "none": (None, None),
+    }[said]
+    attribution = af.explain.Gradient()(network.model, images)
+    free = 0
+    for stage in options.stages:
+        maps = STAGES[stage](attribution, pixels, 99.0)
+        bounded = af.apem(network.model, images, maps, max_epsilon=200, step=0.5, bounds=pair)
+        part = store.results().query("stage == @stage")
+        assert part["epsilon_minus"].tolist() == bounded.epsilon_minus.tolist()
+        assert part["epsilon_plus"].tolist() == bounded.epsilon_plus.tolist()
+        unbounded = af.apem(network.model, images, maps, max_epsilon=200, step=0.5)
+        free += int((bounded.epsilon_minus != unbounded.epsilon_minus).sum())
+    assert (free > 0) == (said != "none")  # the bounds are felt
+    record = json.loads((store.folder / "run.json").read_text())
+    assert record["options"]["bounds"] == (said if said == "pixels" else json.loads(json.dumps(pair)))
+    assert RunStore(store.folder).options == options
+
+
+def test_pixels_bounds_of_each_channel():
+    network = dataclasses.replace(tiny(), mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.1))
+    low, high = network.bounds("pixels")
+    assert low == pytest.approx((-2, -2, -3)) and high == pytest.approx((2, 3, 7))
+    assert network.bounds((None, 3.0)) == (None, 3.0)
+    assert torch.equal(network.normalised(torch.zeros(1, 3, 1, 1)).flatten(), torch.tensor(low))
+
+
+@pytest.mark.parametrize("said", ["pixel", "1", "1,2,3", "a,b", "", "2,1", "1/2,none/3"])
+def test_bounds_that_are_none(said):
+    with pytest.raises(ValueError, match="bounds must"):
+        RunOptions(bounds=said)
+    with pytest.raises(ValueError, match="bounds must"):
+        FilterOptions(bounds=said)
+
+
 # -- shuffles and further measures -----------------------------------------------------------------------------------
 
 
@@ -143,7 +196,7 @@ def test_shuffled_epsilons_are_the_least_of_those_of_each_shuffle(tmp_path):
     images = network.normalised(pixels)
     attribution = af.explain.Gradient()(network.model, images)
     differing = 0
-    for stage in STAGES:
+    for stage in OPTIONS.stages:
         maps = STAGES[stage](attribution, pixels, 99.0)
         own = af.apem(network.model, images, maps, max_epsilon=60, step=0.5)
         each = [af.apem(network.model, images, shuffled(maps, 7, n), max_epsilon=60, step=0.5) for n in range(3)]

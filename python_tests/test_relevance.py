@@ -28,9 +28,11 @@ def test_stages_are_those_of_the_papers(stage, attribution, pixels):
     came = stage(attribution, pixels)
     for values, photograph, relevance_ in zip(attribution.numpy(), pixels.numpy(), came.numpy()):
         clipped = np.minimum(np.abs(values), np.percentile(np.abs(values), 99))
+        red, green, blue = photograph
         expected = {
             "3-channel": clipped,
             "1-channel": clipped.sum(0, keepdims=True),
+            "times-grey": clipped.sum(0, keepdims=True) * (0.299 * red + 0.587 * green + 0.114 * blue),
             "times-image": (clipped * photograph).sum(0, keepdims=True),
         }[stage.name]
         np.testing.assert_allclose(relevance_, rescaled(expected), rtol=1e-5, atol=1e-6)
@@ -38,7 +40,10 @@ def test_stages_are_those_of_the_papers(stage, attribution, pixels):
 
 
 def test_stage_order_and_scale_invariance(attribution, pixels):
-    assert list(relevance.STAGES) == ["3-channel", "1-channel", "times-image"]
+    assert list(relevance.STAGES) == ["3-channel", "1-channel", "times-grey", "times-image"]
+    assert relevance.USUAL_STAGES == ("3-channel", "1-channel", "times-image")
+    one = pixels[:, :1]
+    assert relevance.greyscale(one) is one
     for stage in relevance.STAGES.values():
         torch.testing.assert_close(stage(attribution * -1000, pixels), stage(attribution, pixels))
 

@@ -58,6 +58,7 @@ def evaluate(
             summary_table,
             totals_line,
         )
+        from apem_fast.experiment.report.exceptions import exceptional_images
         from apem_fast.experiment.report.page import write_page
         from apem_fast.experiment.report.summary import dropped_lines, summary, write_csv
         from apem_fast.experiment.run.evaluate import evaluate as run
@@ -68,7 +69,7 @@ def evaluate(
         run_options = RunOptions(**chosen, device=device_named(device))
         try:
             with ConsoleProgress(console) as progress:
-                store = run(run_options, output, progress=progress)
+                store = run(run_options, output, progress=progress, also_pictured=exceptional_images)
         except KeyboardInterrupt:
             console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None

@@ -19,11 +19,12 @@ with extra("experiment", "evaluate"):
     import pandas
 
 from apem_fast.experiment.inputs.given import GivenImages, GivenNetwork, device_of, given_inputs
+from apem_fast.experiment.report.exceptions import exceptional_images
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.report.summary import results_with_images, summary, write_csv
 from apem_fast.experiment.run.evaluate import HandedOver, RunProgress
 from apem_fast.experiment.run.evaluate import evaluate as run
-from apem_fast.experiment.run.options import GIVEN, RunOptions, every_stage, usual_explainers
+from apem_fast.experiment.run.options import GIVEN, RunOptions, usual_explainers, usual_stages
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import Explainer, explainer_from, from_callable, key_of
 from apem_fast.explain.given import Given as GivenMethod
@@ -90,7 +91,7 @@ def evaluate(
             was stopped goes on where it was. None keeps nothing.
         per_image: return a row for each image, method and stage in place of the table.
         progress: True shows a bar; a function is called with each `RunProgress`.
-        stages: of "3-channel", "1-channel" and "times-image"; None for all.
+        stages: of "3-channel", "1-channel", "times-image" and "times-grey"; None for the first three, the papers'.
         selection, count, seed: which images: "all", "correct", "misclassified" or "both"; how many of them (of each
             kind for "both"), drawn by the seed; None for all.
         percentile: clip each explanation's values there; None does not.
@@ -134,10 +135,16 @@ def evaluate(
             device=str(device_of(model)),
             block=block,
             pictures=pictures,
-            stages=every_stage() if stages is None else tuple(stages),
+            stages=usual_stages() if stages is None else tuple(stages),
             **options,
         )
-        store = run(run_options, output, progress=told, given=HandedOver(network, image_set, methods))
+        store = run(
+            run_options,
+            output,
+            progress=told,
+            given=HandedOver(network, image_set, methods),
+            also_pictured=exceptional_images,
+        )
         bar.close()
         table = summary(store)
         if kept:

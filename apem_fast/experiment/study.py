@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apem_fast.experiment.report.comparison import named, write_comparison
+from apem_fast.experiment.report.exceptions import exceptional_images
 from apem_fast.experiment.report.report import write_report
 from apem_fast.experiment.report.summary import write_csv
 from apem_fast.experiment.run.evaluate import evaluate
@@ -124,7 +125,7 @@ class Study:
         folder = Path(folder)
         stores: list[RunStore] = []
         for name, options in self.runs.items():
-            stores.append(evaluate(options, folder / name, progress=progress))
+            stores.append(evaluate(options, folder / name, progress=progress, also_pictured=exceptional_images))
         if not first:
             return []
         pages = []

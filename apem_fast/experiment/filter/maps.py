@@ -207,7 +207,7 @@ def _filter_stages(
             patience=options.patience,
             against=options.against,
             progress=report,
-            **options.of_engine(),
+            **options.of_engine() | {"bounds": network.bounds(options.bounds)},
         )
         FilteredPhotograph.of(
             result,

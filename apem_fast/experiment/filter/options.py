@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from apem_fast.callers import said_by
-from apem_fast.experiment.run.options import RunOptions
-from apem_fast.options import ENGINE, Options, described, field_of, option, resumable
+from apem_fast.experiment.run.options import RunOptions, bounds_said
+from apem_fast.options import ENGINE, BoundsOf, Options, described, field_of, option, resumable
 
 if TYPE_CHECKING:
     from apem_fast.experiment.run.store import RunStore
@@ -29,12 +29,14 @@ class FilterOptions(Options):
     )
     stages: tuple[str, ...] = option(
         lambda: ("1-channel", "times-image"),
-        "What the maps look like: 3-channel, 1-channel, times-image; P1 Figure 7 has the last two.",
+        "What the maps look like: 3-channel, 1-channel, times-grey, times-image; P1 Figure 7 has the second and the "
+        "last.",
         metavar="NAMES",
         shown="1-channel,times-image",
         resumable=True,
     )
     percentile: float | None = field_of(RunOptions, "percentile")
+    bounds: BoundsOf = field_of(RunOptions, "bounds")
     levels: int | None = option(None, "Take a map's values away in N steps.", metavar="N", shown="one value at a time")
     min_drop: float = option(0.0, "A score that falls by no more than this has not dropped.", metavar="E")
     patience: int = option(0, "For how many further levels a score may stay lower before that is a drop.", metavar="N")
@@ -62,6 +64,9 @@ class FilterOptions(Options):
         object.__setattr__(self, "explainers", tuple(dict.fromkeys(keys)))
         validation.whole("patience", self.patience, least=0)
         validation.choice("against", self.against, validation.AGAINST)
+
+    def _checked_bounds(self) -> BoundsOf:
+        return bounds_said(self.bounds)
 
     @classmethod
     def of_run(cls, store: RunStore, **others: Any) -> FilterOptions:

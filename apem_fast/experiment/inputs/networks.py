@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.weights import class_count, load_weights, read_weights
 from apem_fast.importing import module_named
+from apem_fast.options import BoundsOf
 from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
 GIVEN = "given:"
@@ -97,6 +98,18 @@ class Network:
         """The pixels (N, 3, H, W) of what the model receives: `normalised` undone."""
         mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (self.mean, self.std))
         return images * std + mean
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """What the model receives for pixels of 0 and for pixels of 1, a number for each channel: (C,) float32."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (0 - mean) / std, (1 - mean) / std
+
+    def bounds(self, bounds: BoundsOf | str) -> BoundsOf:
+        """A run's bounds as a pair in the model's input space; "pixels" are all that pixels can be."""
+        if isinstance(bounds, str):
+            low, high = (tuple(values.tolist()) for values in self.extremes())
+            return low if len(low) > 1 else low[0], high if len(high) > 1 else high[0]
+        return bounds
 
     def accepted(self, photograph: Photograph) -> list[int]:
         """The classes that are right for a photograph, the best first; empty where none is known."""

@@ -23,7 +23,7 @@ from apem_fast.experiment.report.published import METHODS, of_method
 from apem_fast.experiment.report.section import Cell, Section, Table
 from apem_fast.experiment.report.sets import in_set
 from apem_fast.experiment.report.trust import sanity, tau
-from apem_fast.relevance import STAGES
+from apem_fast.relevance import STAGES, USUAL_STAGES
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not in this run"]
 RESAMPLES = 2000
@@ -99,8 +99,9 @@ class _Claims:
         correct = in_set(rows, "correct")
         self.main = correct if len(correct) else rows
         self.wrong = in_set(rows, "misclassified")
-        self.stages = [stage for stage in STAGES if stage in set(self.main["stage"])]
-        self.last = self.stages[-1]
+        present = [stage for stage in STAGES if stage in set(self.main["stage"])]
+        self.last = present[-1]
+        self.stages = [stage for stage in USUAL_STAGES if stage in present]
         found = {method: of_method(self.main, method) for method in METHODS}
         self.keys = {method: key for method, key in found.items() if key is not None}
 

@@ -104,6 +104,7 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
         torch.cat([map_.expand(image.shape) for map_ in maps]),
         image_of_map=torch.zeros(len(maps), dtype=torch.int64),
         record=store.options.record,
+        bounds=network.bounds(store.options.bounds),
     )
     share = torch.arange(1, POINTS + 1, dtype=torch.float64) / TO_THE_FLIP
     flips = {ray: torch.tensor(rows[f"epsilon_{ray}"].to_list(), dtype=torch.float64) for ray in RAYS}

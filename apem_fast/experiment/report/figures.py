@@ -7,7 +7,7 @@
     flip_curves         not in the papers: the share of changed predictions against epsilon
 
 The pictures of P1 Figure 5 and P2 Figure 4.6 are among the maps of the page; those of P1 Figures 6 and 7 are the
-filter's. P1 Figure 9 and P2 Figure 4.5 show exceptions, which P2 Table 4.3 lists.
+filter's. P1 Figure 9 and P2 Figure 4.5 show exceptions, see `exceptions.py`.
 """
 
 from __future__ import annotations

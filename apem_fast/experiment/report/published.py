@@ -28,7 +28,7 @@ from apem_fast.experiment.report.statistics import (
     shuffled,
 )
 from apem_fast.explain import explainer_from, imported_by
-from apem_fast.relevance import STAGES
+from apem_fast.relevance import STAGES, USUAL_STAGES
 
 METHODS = {
     "gradient": "Gradient",
@@ -194,13 +194,13 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
         PaperTable(
             "P1 Table II, P2 Tables 4.2 and 4.4",
             f"Average and median score by stage; the run: {which}",
-            tuple((name, stage) for name in ("average", "median") for stage in STAGES),
+            tuple((name, stage) for name in ("average", "median") for stage in USUAL_STAGES),
             _rows(
                 main,
                 BY_STAGE,
                 lambda method, values: tuple(
                     (_number(value), centre(method, stage, name))
-                    for value, (name, stage) in zip(values, [(n, s) for n in ("mean", "median") for s in STAGES])
+                    for value, (name, stage) in zip(values, [(n, s) for n in ("mean", "median") for s in USUAL_STAGES])
                 ),
             ),
             "P2 Table 4.2 is the last stage of the first three methods.",
@@ -275,8 +275,12 @@ def _norm(main: pandas.DataFrame, which: str) -> PaperTable:
     return PaperTable(
         "P2 Table 5.1",
         f"APEM normalised by shuffled maps; the run: {which}",
-        tuple(("", stage) for stage in STAGES),
-        _rows(main, NORM, lambda method, values: tuple((_number(v), cell(method, s)) for v, s in zip(values, STAGES))),
+        tuple(("", stage) for stage in USUAL_STAGES),
+        _rows(
+            main,
+            NORM,
+            lambda method, values: tuple((_number(v), cell(method, s)) for v, s in zip(values, USUAL_STAGES)),
+        ),
     )
 
 

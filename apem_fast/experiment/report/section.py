@@ -26,6 +26,19 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A small picture inside the page.
+
+    Args:
+        source: a data URI.
+        caption: below it, and what is said to who does not see it.
+    """
+
+    source: str
+    caption: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One section of the page.
 
@@ -37,6 +50,7 @@ class Section:
         figures: (title, SVG), the first open and the others folded.
         caption: below the first figure.
         tables: shown below, the first open, each further one folded under its heading.
+        pictures: (title, rows of pictures), below the figures.
     """
 
     key: str
@@ -46,6 +60,7 @@ class Section:
     figures: tuple[tuple[str, Markup], ...] = ()
     caption: str = ""
     tables: tuple[tuple[str, Table], ...] = field(default=())
+    pictures: tuple[tuple[str, tuple[tuple[Picture, ...], ...]], ...] = field(default=())
 
 
 def number(value: float, digits: int = 1, mark: str = "") -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pandas
 
 from apem_fast.experiment.report import (
+    exceptions,
     measure_sections,
     method_sections,
     randomisation_section,
@@ -19,6 +20,7 @@ from apem_fast.experiment.run.store import RunStore
 SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     method_sections.spread,
     method_sections.comparisons,
+    exceptions.exceptions,
     method_sections.simplification,
     method_sections.irrelevance,
     method_sections.flips,

@@ -115,7 +115,7 @@ class Block:
             precision=o.precision,
             record=o.record,
             compile=o.compile,
-            bounds=o.bounds,
+            bounds=self.network.bounds(o.bounds),
         )
 
     def read(

@@ -139,11 +139,7 @@ def _continuity(explained: Explained) -> Tensor:
 
 def _region_perturbation(explained: Explained) -> Tensor:
     """One draw of the noise, over all that a pixel can be."""
-    shape = (1, *explained.images.shape[1:])
-    device, dtype = explained.images.device, explained.images.dtype
-    low, high = (
-        explained.network.normalised(torch.full(shape, value, device=device, dtype=dtype)) for value in (0.0, 1.0)
-    )
+    low, high = (values.view(1, -1, 1, 1).to(explained.images) for values in explained.network.extremes())
     result = region_perturbation(
         explained.model,
         explained.images,

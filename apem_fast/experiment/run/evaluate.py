@@ -20,6 +20,7 @@ from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.selection import Selection, select
 from apem_fast.experiment.run.block import CLEAN_WORK, Block, expected_work
 from apem_fast.experiment.run.inputs import inputs_of
+from apem_fast.experiment.run.kept_pictures import keep_pictures
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
@@ -50,6 +51,7 @@ def evaluate(
     *,
     progress: Callable[[RunProgress], None] | None = None,
     given: HandedOver | None = None,
+    also_pictured: Callable[[RunStore], Sequence[str]] = lambda store: (),
 ) -> RunStore:
     """Do what `options` ask, except for what `folder` already holds.
 
@@ -61,6 +63,8 @@ def evaluate(
         progress: called often, from this thread, with this process's share; an exception it raises stops the run,
             which can be continued.
         given: what a Python program handed over, in place of what the options name.
+        also_pictured: asked once all results are there: the images whose pictures are kept wherever they lie in the
+            run, beside the first ones. A run that keeps no pictures does not ask.
 
     Returns:
         The store: `.results()` is a data frame with a row for each image, explainer and stage.
@@ -71,7 +75,8 @@ def evaluate(
         FileNotFoundError: a package that the network or the photographs come from is missing.
     """
     with torchrun_ranks() as ranks:
-        share = _Share(options, Path(folder), ranks, ProgressKeeper(progress, ranks.rank, ranks.count), given)
+        keeper = ProgressKeeper(progress, ranks.rank, ranks.count)
+        share = _Share(options, Path(folder), ranks, keeper, given, also_pictured)
         # Else many processes would all claim memory on the first GPU beside that on their own.
         with torch.cuda.device(share.device) if share.device != "cpu" else nullcontext():
             return share.run()
@@ -81,8 +86,15 @@ class _Share:
     """What this process does of a run."""
 
     def __init__(
-        self, options: RunOptions, folder: Path, ranks: Ranks, progress: ProgressKeeper, given: HandedOver | None = None
+        self,
+        options: RunOptions,
+        folder: Path,
+        ranks: Ranks,
+        progress: ProgressKeeper,
+        given: HandedOver | None,
+        also_pictured: Callable[[RunStore], Sequence[str]],
     ):
+        self.also_pictured = also_pictured
         self.options, self.folder, self.ranks, self.progress = options, folder, ranks, progress
         self.device = ranks.device(options.device)
         self.given = given
@@ -113,6 +125,12 @@ class _Share:
                 self.progress.update(doing="waiting for the other processes")
                 ranks.wait_for_all()
             ranks.first_does(lambda: require_done(store, missing))
+            if self.options.pictures != 0:
+                names = ranks.first_does(lambda: list(self.also_pictured(store)))
+                photographs = {one.name: one for one in images.photographs}
+                shared = ranks.share(names)
+                keep_pictures(store, network, photographs, self.explainers, shared, self.device, self.progress)
+                ranks.wait_for_all()
         return store
 
     def inputs(self) -> tuple[Network, ImageSet]:

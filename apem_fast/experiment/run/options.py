@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from apem_fast.callers import said_by
-from apem_fast.options import Options, described, option, resumable
+from apem_fast.options import BoundsOf, Options, described, option, resumable
 from apem_fast.papers import PERCENTILE
 
 SELECTIONS = ("all", "correct", "misclassified", "both")
 GIVEN = "given"
 """In the place of a folder: images that a Python program handed over."""
+PIXELS = "pixels"
+"""In the place of bounds: what the network's pixels can be."""
 USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
 
 
@@ -28,11 +30,43 @@ def usual_explainers() -> tuple[str, ...]:
     return ("gradient", "smooth-grad", *BASELINES)
 
 
-def every_stage() -> tuple[str, ...]:
-    """The names of the stages, in the papers' order."""
-    from apem_fast.relevance import STAGES
+def usual_stages() -> tuple[str, ...]:
+    """The stages of the papers' tables, in their order."""
+    from apem_fast.relevance import USUAL_STAGES
 
-    return tuple(STAGES)
+    return USUAL_STAGES
+
+
+def bounds_said(value: object) -> BoundsOf:
+    """Bounds as a person types them: "none", "pixels", which stays a word until the network is known, or
+    "LOWER,UPPER"; or as a program gives them.
+
+    Raises:
+        ValueError, TypeError: anything else.
+    """
+    from apem_fast import validation
+
+    if not isinstance(value, str):
+        return validation.bounds(value)
+    if value == PIXELS:
+        return value  # type: ignore[return-value]  # `Network.bounds` makes a pair of it
+    try:
+        ends = [_end(text) for text in value.split(",")] if value != "none" else [None, None]
+    except ValueError:
+        ends = []
+    if len(ends) != 2:
+        raise ValueError(
+            "bounds must be none, pixels, or LOWER,UPPER, each a number, none, or a number for each channel such as "
+            f"-2.1/-2/-1.8 (got {value!r})"
+        )
+    return validation.bounds(tuple(ends))
+
+
+def _end(text: str) -> float | tuple[float, ...] | None:
+    if text.strip() == "none":
+        return None
+    numbers = tuple(map(float, text.split("/")))
+    return numbers if len(numbers) > 1 else numbers[0]
 
 
 @described
@@ -92,10 +126,11 @@ class RunOptions(Options):
         resumable=True,
     )
     stages: tuple[str, ...] = option(
-        every_stage,
-        "What a map looks like when it is measured: 3-channel, 1-channel, times-image.",
+        usual_stages,
+        "What a map looks like when it is measured: 3-channel, 1-channel, times-image; or times-grey, multiplied by "
+        "the grey photograph, as P1 section IV-C says it.",
         metavar="NAMES",
-        shown="all",
+        shown="the first three",
     )
     limit: int | None = option(None, "Look only at the first N images, by name.", metavar="N", shown="all")
     percentile: float | None = option(PERCENTILE, "Clip each explanation's values at this percentile.", metavar="P")
@@ -116,6 +151,12 @@ class RunOptions(Options):
         metavar="NAME",
     )
     parts: int = option(100, "In how many parts features are taken away for the curves of measures.", metavar="N")
+    bounds: BoundsOf = option(
+        "none",
+        "Clamp perturbed images: pixels, to what pixels can be; or LOWER,UPPER in the network's input space, each a "
+        "number, none, or a number for each channel, -2.1/-2/-1.8. The papers clamp nothing.",
+        metavar="BOUNDS",
+    )
     device: str = option("cpu", "cpu, cuda or cuda:N.", metavar="DEVICE")
     block: int | None = option(
         None,
@@ -133,6 +174,9 @@ class RunOptions(Options):
         self._check_inputs()
         self._check_numbers()
         self._check_methods()
+
+    def _checked_bounds(self) -> BoundsOf:
+        return bounds_said(self.bounds)
 
     def _check_inputs(self) -> None:
         from apem_fast import validation
