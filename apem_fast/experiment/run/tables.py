@@ -46,9 +46,7 @@ IMAGES = (
 RESULTS = (
     Column("image", "text", "what the image is called in the run"),
     Column("explainer", "text", "the explainer's key: its name and the options that are not usual"),
-    Column(
-        "stage", "text", "how the attribution became a relevance map: 3-channel, 1-channel, times-grey or times-image"
-    ),
+    Column("stage", "text", "how the attribution became a map: 3-channel, 1-channel, times-grey or times-image"),
     Column("epsilon_minus", "number", "least ε that changes the prediction along the relevance; else max_epsilon"),
     Column("epsilon_plus", "number", "least ε that changes it along the irrelevance; else max_epsilon"),
     Column("score", "number", "APEM of the image: epsilon_plus - epsilon_minus"),
