@@ -18,6 +18,7 @@ SECTIONS = {
     "`results.csv`": tables.RESULTS,
     "With `--shuffles`": tables.SHUFFLED,
     "With `--measures`": (*map(tables.column_of, MEASURES), *tables.OF_MEASURES),
+    "With `--curves`": tables.curves_of(MEASURES),
     "Images": tables.IMAGES,
     "`left-out.csv`": tables.LEFT_OUT,
     "`table.csv`": COLUMNS,

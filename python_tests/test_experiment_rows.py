@@ -25,7 +25,10 @@ from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.inputs.networks import Network, load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
+from apem_fast.experiment.report import measure_sections
 from apem_fast.experiment.report.page import write_page
+from apem_fast.experiment.report.statistics import scored_rows
+from apem_fast.experiment.report.subject import Subject
 from apem_fast.experiment.report.summary import summary, write_csv
 from apem_fast.experiment.run import columns as measures
 from apem_fast.experiment.run.evaluate import evaluate
@@ -239,6 +242,45 @@ def test_further_measures_have_columns_of_their_own(monkeypatch, tmp_path):
     assert results["concentration"].dropna().between(0, 1).all() and results["concentration"].nunique() == 3
     with pytest.raises(ValueError, match=r"measures must be one of selectivity, continuity, .*concentration"):
         RunOptions(measures=("sensitivity",))
+
+
+def test_curves_are_kept_where_they_are_asked_for(tmp_path):
+    asked = ("deletion", "relevance_gain", "selectivity", "insertion")
+    options = other_explainers("partly_zero", "gradient", measures=asked, curves=True, parts=7, imputation="mean")
+    store = evaluate(options, tmp_path / "run")
+    network = load_network(OPTIONS.network)
+    pixels = torch.stack([network.pixels(one.open()) for one in bundled_photographs()[: OPTIONS.limit]])
+    images = network.normalised(pixels)
+    for key in options.explainers:
+        attribution = explainer_from(key)(network.model, images)
+        for stage in options.stages:
+            relevance = STAGES[stage](attribution, pixels, 99.0)
+            how = {"steps": 7, "imputation": "mean"}
+            expected = {
+                "selectivity": af.selectivity(network.model, images, relevance, steps=7).output,
+                "deletion": af.measures.deletion(network.model, images, relevance, **how).output,
+                "insertion": af.measures.insertion(network.model, images, relevance, **how).output,
+            }
+            rows = store.results().query("explainer == @key and stage == @stage").to_dict("records")
+            for n, row in enumerate(rows):
+                for name, curves in expected.items():
+                    kept = row[f"{name}_curve"]
+                    if row["flag"]:
+                        assert len(kept) == 0
+                    else:
+                        np.testing.assert_allclose(kept, curves[n], rtol=1e-5, atol=1e-7)
+                        assert np.trapezoid(kept, dx=1 / 7) == pytest.approx(row[name], abs=0.02)
+    assert list(store.results().filter(like="_curve")) == ["deletion_curve", "selectivity_curve", "insertion_curve"]
+    write_csv(store)
+    assert not [name for name in pandas.read_csv(store.folder / "results.csv") if "curve" in name]
+    drawn = measure_sections.curves(Subject(store, scored_rows(store)[0], 0)).figures[0][1]
+    assert all(f">{word}<" in drawn for word in ("Deletion", "Selectivity", "Insertion", "3-channel", "times-image"))
+    with pytest.raises(ValueError, match="curves=True, not False"):
+        evaluate(dataclasses.replace(options, curves=False), store.folder)
+    with pytest.raises(
+        ValueError, match=r"curves needs one of the measures selectivity, deletion, insertion \(got none"
+    ):
+        dataclasses.replace(options, measures=())
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -5,6 +5,7 @@
     differences         P1 Figure 8; P2 Figure 5.1
     shuffled_histograms P2 Figure 5.2
     flip_curves         not in the papers: the share of changed predictions against epsilon
+    removal_curves      not in the papers: P2 Algorithm 1's output, and those of deletion and insertion
 
 The pictures of P1 Figure 5 and P2 Figure 4.6 are among the maps of the page; those of P1 Figures 6 and 7 are the
 filter's. P1 Figure 9 and P2 Figure 4.5 show exceptions, see `exceptions.py`.
@@ -197,6 +198,44 @@ def _histogram(axis: Axes, values: np.ndarray, colour: str) -> None:
 
 
 # -- flips -----------------------------------------------------------------------------------------------------------
+
+
+def removal_curves(
+    rows: pandas.DataFrame, measures: Mapping[str, str], names: Names, stages: Sequence[str], baselines: Sequence[str]
+) -> str:
+    """The mean over the images of the network's output while features are replaced, a row of panels for each measure.
+
+    Args:
+        measures: titles by the columns that hold the curves.
+    """
+    keys, stages = _present(rows, "explainer", list(names)), _present(rows, "stage", stages)
+    with page_style():
+        figure, axes = panels(len(measures), len(stages), 3.6, 2.3, sharex=True, sharey=True)
+        methods = [key for key in keys if key not in baselines]
+        for down, (column, title) in enumerate(measures.items()):
+            for across, stage in enumerate(stages):
+                axis = axes[down][across]
+                for key in keys:
+                    part = rows[(rows["stage"] == stage) & (rows["explainer"] == key)]
+                    mean = np.mean(np.stack(part[column].to_list()), axis=0)
+                    axis.plot(
+                        np.linspace(0, 1, len(mean)),
+                        mean,
+                        color=METHODS[methods.index(key) % len(METHODS)] if key in methods else INK,
+                        linestyle=(0, (1 + keys.index(key) % 3, 1.5)) if key in baselines else "-",
+                        linewidth=1.0 if key in baselines else 1.5,
+                        alpha=0.6 if key in baselines else 1.0,
+                        label=names[key] if (across, down) == (0, 0) else None,
+                    )
+                axis.set_xlim(0, 1)
+                axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+                quiet(axis, "both")
+            axes[down][0].set_ylabel(title)
+        for across, stage in enumerate(stages):
+            axes[0][across].set_title(stage, fontweight="bold")
+            axes[-1][across].set_xlabel("features replaced")
+        figure.legend(loc="outside lower center", ncols=min(len(keys), 6), frameon=False)
+        return inline_svg(figure)
 
 
 def flip_curves(rows: pandas.DataFrame, names: Names, stages: Sequence[str], baselines: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas
 
+from apem_fast.experiment.report import figures
 from apem_fast.experiment.report import statistics as st
 from apem_fast.experiment.report.measure_reliability import (
     APEM,
@@ -18,8 +19,9 @@ from apem_fast.experiment.report.measure_reliability import (
     title_of,
 )
 from apem_fast.experiment.report.section import Cell, Section, Table, number
-from apem_fast.experiment.report.subject import Subject
+from apem_fast.experiment.report.subject import Subject, is_baseline
 from apem_fast.experiment.run.columns import MEASURES
+from apem_fast.experiment.run.tables import CURVE
 
 
 def other_measures(run: Subject) -> Section | None:
@@ -63,6 +65,23 @@ def other_measures(run: Subject) -> Section | None:
             ("Means", table(lambda values: values.mean())),
             ("What they are", meanings),
         ),
+    )
+
+
+def curves(run: Subject) -> Section | None:
+    """The curves whose areas are measures; None where the run kept none."""
+    kept = {f"{name}{CURVE}": one.title for name, one in MEASURES.items() if f"{name}{CURVE}" in run.rows}
+    if not kept:
+        return None
+    baselines = list(filter(is_baseline, run.names))
+    return Section(
+        "curves",
+        "What the network still sees",
+        "The network’s belief in its prediction while features are taken away. Where the most relevant go first "
+        "(selectivity, deletion), a good map’s curve falls early; where the least relevant go first (insertion), late.",
+        figures=run.by_set(lambda rows: figures.removal_curves(rows, kept, run.names, run.stages, baselines)),
+        caption="Means over the photographs. Selectivity turns features grey (P2 Algorithm 1), the others replace them "
+        f"({run.store.options.imputation}). Baselines are dotted.",
     )
 
 

@@ -29,6 +29,7 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     trust_sections.shuffles,
     trust_sections.trust,
     measure_sections.other_measures,
+    measure_sections.curves,
     measure_sections.reliability,
     randomisation_section.randomisation,
 )

@@ -12,7 +12,7 @@ import pandas
 from apem_fast.experiment.report.censoring import Estimate, bootstrap_interval, intervals, mean_of, median_of
 from apem_fast.experiment.report.sets import image_sets, with_truth
 from apem_fast.experiment.run.store import RunStore
-from apem_fast.experiment.run.tables import Column
+from apem_fast.experiment.run.tables import CURVE, Column
 from apem_fast.relevance import STAGES
 
 
@@ -161,8 +161,10 @@ def dropped_lines(store: RunStore, shown: int = 5) -> list[str]:
 
 
 def results_with_images(store: RunStore) -> pandas.DataFrame:
-    """Every image's row for each explainer and stage, with what is known of the image."""
-    return store.results().merge(store.images(), on="image", how="left")
+    """Every image's row for each explainer and stage, with what is known of the image; without curves."""
+    results = store.results()
+    kept = [name for name in results if not name.endswith(CURVE)]
+    return results[kept].merge(store.images(), on="image", how="left")
 
 
 def write_csv(store: RunStore) -> None:

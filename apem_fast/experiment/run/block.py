@@ -23,7 +23,7 @@ from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
-from apem_fast.experiment.run.tables import OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
+from apem_fast.experiment.run.tables import CURVE, OF_SEARCH, OF_SHUFFLES, SHUFFLE, columns_of_results, empty_row
 from apem_fast.explain import Explainer
 from apem_fast.files.pictures import png_of
 from apem_fast.measures.adversarial_curves import FlippedImages, flipped_images
@@ -301,7 +301,7 @@ class Block:
         explanation's equally, the search's by probes."""
         rows = []
         shared = attribution_seconds / (len(self.photographs) * len(flags))
-        columns = columns_of_results(self.options.shuffles, self.options.measures)
+        columns = columns_of_results(self.options.shuffles, self.options.measures, self.options.curves)
         for stage, of_stage in flags.items():
             for n, (photograph, flag) in enumerate(zip(self.photographs, of_stage)):
                 row = empty_row(columns)
@@ -358,10 +358,13 @@ class Block:
                 lambda: self.flipped,
             )
             values = {name: MEASURES[name].of(explained).tolist() for name in options.measures}
+            curves = {name: MEASURES[name].curve for name in options.measures} if options.curves else {}
+            drawn = {f"{name}{CURVE}": of(explained).output.tolist() for name, of in curves.items() if of is not None}
             seconds = (time.perf_counter() - started) / count
             for n, row in enumerate(of_stage):
                 if not row["flag"]:
                     row |= {name: values[name][n] for name in options.measures}
+                    row |= {name: of_images[n] for name, of_images in drawn.items()}
                 row |= {"measure_probes": int(explained.probes[n]), "measure_seconds": seconds}
         self.progress.update(doing="")
 

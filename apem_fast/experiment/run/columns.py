@@ -105,6 +105,7 @@ class Measure:
         curves: of how many outputs, one for each part and one more, it is made; for the estimate of the time left.
         probes: that it takes beside these, about; for the same.
         across_stages: whether values of different stages can be compared.
+        curve: that it is the area under, if a run can keep it.
     """
 
     of: Callable[[Explained], Tensor]
@@ -114,6 +115,7 @@ class Measure:
     curves: int = 0
     probes: float = 0
     across_stages: bool = True
+    curve: Callable[[Explained], RemovalCurve] | None = None
 
 
 NEIGHBOURS = 3
@@ -173,6 +175,7 @@ MEASURES: dict[str, Measure] = {
         "lower",
         "the area under the network’s output while the most relevant features turn grey (P2 Algorithm 1)",
         curves=1,
+        curve=lambda e: e.curve("deletion", "constant"),
     ),
     "continuity": Measure(
         _continuity,
@@ -189,6 +192,7 @@ MEASURES: dict[str, Measure] = {
         "lower",
         "the area under the output while the most relevant features are replaced first",
         curves=1,
+        curve=lambda e: e.curve("deletion", e.imputation),
     ),
     "insertion": Measure(
         lambda e: e.curve("insertion", e.imputation).area,
@@ -196,6 +200,7 @@ MEASURES: dict[str, Measure] = {
         "higher",
         "the area under the output as the most relevant features come back first",
         curves=1,
+        curve=lambda e: e.curve("insertion", e.imputation),
     ),
     "relevance_gain": Measure(_gain, "Relevance gain", "higher", "insertion less deletion (SRG)", curves=2),
     "region_perturbation": Measure(

@@ -157,6 +157,9 @@ class RunOptions(Options):
         "number, none, or a number for each channel, -2.1/-2/-1.8. The papers clamp nothing.",
         metavar="BOUNDS",
     )
+    curves: bool = option(
+        False, "Keep the curves of the measures selectivity, deletion and insertion; the page draws them.", metavar=""
+    )
     device: str = option("cpu", "cpu, cuda or cuda:N.", metavar="DEVICE")
     block: int | None = option(
         None,
@@ -229,6 +232,11 @@ class RunOptions(Options):
         if "all" in self.measures:
             object.__setattr__(self, "measures", tuple(MEASURES))
         validation.choice("imputation", self.imputation, IMPUTATIONS)
+        drawn = [name for name, one in MEASURES.items() if one.curve is not None]
+        if self.curves and not set(drawn) & set(self.measures):
+            raise ValueError(
+                f"curves needs one of the measures {', '.join(drawn)} (got {', '.join(self.measures) or 'none'})"
+            )
         validation.choice("search", self.search, POLICIES)  # a policy of one's own has no name to be recorded by
         for name, known in (("measures", MEASURES), ("stages", STAGES)):
             for one in getattr(self, name):

@@ -226,7 +226,8 @@ class RunStore:
         """The columns of any shard of this kind: also of one without rows, or of images of unknown classes."""
         if key in TABLES:
             return tables.schema_of(TABLES[key])
-        return tables.schema_of(tables.columns_of_results(self.options.shuffles, self.options.measures))
+        o = self.options
+        return tables.schema_of(tables.columns_of_results(o.shuffles, o.measures, o.curves))
 
     def write(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
         """Write one shard whole."""

@@ -14,9 +14,15 @@ import pyarrow
 
 from apem_fast.experiment.run.columns import MEASURES
 
-_ARROW = {"text": pyarrow.string(), "number": pyarrow.float64(), "integer": pyarrow.int64(), "truth": pyarrow.bool_()}
+_ARROW = {
+    "text": pyarrow.string(),
+    "number": pyarrow.float64(),
+    "numbers": pyarrow.list_(pyarrow.float64()),
+    "integer": pyarrow.int64(),
+    "truth": pyarrow.bool_(),
+}
 
-_NOTHING: dict[str, Any] = {"text": "", "number": float("nan"), "integer": 0, "truth": False}
+_NOTHING: dict[str, Any] = {"text": "", "number": float("nan"), "numbers": [], "integer": 0, "truth": False}
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Column:
     """One column of a table."""
 
     name: str
-    kind: str  # "text", "number" (float64), "integer" (int64) or "truth" (true, false, or missing)
+    kind: str  # "text", "number" (float64), "numbers" (of them), "integer" (int64) or "truth" (or missing)
     meaning: str
 
 
@@ -90,6 +96,9 @@ OF_MEASURES = (
 )
 """Further columns of a run with measures, after one for each."""
 
+CURVE = "_curve"
+"""Ends the name of a column that holds a measure's curve: shards have it, CSV files do not."""
+
 LEFT_OUT = (
     Column("path", "text", "the file that did not take part"),
     Column("reason", "text", "why"),
@@ -106,10 +115,24 @@ def schema_of(columns: Iterable[Column]) -> pyarrow.Schema:
     return pyarrow.schema({one.name: _ARROW[one.kind] for one in columns})
 
 
-def columns_of_results(shuffles: int, measures: Iterable[str]) -> tuple[Column, ...]:
+def columns_of_results(shuffles: int, measures: Iterable[str], curves: bool = False) -> tuple[Column, ...]:
     """The columns of a run's results, by its options."""
-    of_measures = [*map(column_of, measures)]
-    return (*RESULTS, *(SHUFFLED if shuffles else ()), *of_measures, *(OF_MEASURES if of_measures else ()))
+    measures = tuple(measures)
+    of_measures = (*map(column_of, measures), *(OF_MEASURES if measures else ()))
+    return (*RESULTS, *(SHUFFLED if shuffles else ()), *of_measures, *(curves_of(measures) if curves else ()))
+
+
+def curves_of(measures: Iterable[str]) -> tuple[Column, ...]:
+    """The columns of the curves that a run with these measures can keep."""
+    return tuple(
+        Column(
+            f"{name}{CURVE}",
+            "numbers",
+            f"the output at equal steps from no feature replaced to all, whose area is {name}; empty where there is none",
+        )
+        for name in measures
+        if MEASURES[name].curve is not None
+    )
 
 
 def column_of(measure: str) -> Column:
