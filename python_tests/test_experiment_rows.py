@@ -277,9 +277,7 @@ def test_curves_are_kept_where_they_are_asked_for(tmp_path):
     assert all(f">{word}<" in drawn for word in ("Deletion", "Selectivity", "Insertion", "3-channel", "times-image"))
     with pytest.raises(ValueError, match="curves=True, not False"):
         evaluate(dataclasses.replace(options, curves=False), store.folder)
-    with pytest.raises(
-        ValueError, match=r"curves needs one of the measures selectivity, deletion, insertion \(got none"
-    ):
+    with pytest.raises(ValueError, match=r"curves needs one of the measures selectivity, .* \(got none"):
         dataclasses.replace(options, measures=())
 
 

@@ -128,7 +128,7 @@ def curves_of(measures: Iterable[str]) -> tuple[Column, ...]:
         Column(
             f"{name}{CURVE}",
             "numbers",
-            f"the output at equal steps from no feature replaced to all, whose area is {name}; empty where there is none",
+            f"the output at equal steps from none replaced to all, whose area is {name}; empty where there is none",
         )
         for name in measures
         if MEASURES[name].curve is not None
