@@ -308,6 +308,23 @@ def test_captum_signature():
     assert torch.equal(keep, expected_scores(model, images, attribution, channels="keep"))
 
 
+def test_captum_and_quantus_multiply_by_the_image():
+    """The papers' stage times-image; `pixels` undoes the normalisation of what the model receives."""
+    model, (images, _) = small_network(), images_and_maps(3)
+    attribution = attributions(model, images)
+
+    def pixels(values: torch.Tensor) -> torch.Tensor:
+        return (values - images.min()) / (images.max() - images.min())
+
+    expected = expected_scores(model, images, attribution, images=pixels(images))
+    assert not torch.equal(expected, expected_scores(model, images, attribution))
+    assert torch.equal(captum_adapter.apem(model, images, attribution, pixels=pixels, **GRID), expected)
+    metric = quantus_adapter.Apem(pixels=pixels, **GRID)
+    assert metric(model, images.numpy(), None, attribution.numpy()) == expected.tolist()
+    last = metric(model, images.movedim(1, -1).numpy(), None, attribution.movedim(1, -1).numpy(), channel_first=False)
+    assert last == expected.tolist() and metric.get_params["pixels"] is pixels
+
+
 def test_captum_functions_with_further_arguments_and_an_untouched_model():
     model, (images, _) = small_network(), images_and_maps(2)
     attribution = attributions(model, images)

@@ -482,3 +482,35 @@ def test_bad_options_get_one_sentence(options, error, words):
     with pytest.raises(error, match=words) as caught:
         LRP(**options)
     assert str(caught.value).startswith("LRP: ")
+
+
+# P2 Table 4.1: numerically stable, consistent with linear mapping, conserves relevance.
+VARIANTS = {
+    "naive": (LRP(rule="naive", bias=False), (False, True, True)),
+    "epsilon": (LRP(epsilon=1.0, bias=False), (True, True, False)),
+    "alpha-beta": (LRP(rule="alpha-beta", bias=False), (True, False, True)),
+}
+
+
+def linear_map(weights: list[float], bias: float) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([weights, [0.0] * 4]))
+        model[1].bias.copy_(torch.tensor([bias, 0.0]))
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_variants_have_the_properties_that_the_paper_says(variant, pictures):
+    method, (stable, linear, conserves) = VARIANTS[variant]
+    # Contributions 1 and -1 + 1e-9 cancel, while the unit is 1 for its bias.
+    cancelling = method(linear_map([1.0, -1.0 + 1e-9, 0, 0], 1.0), torch.ones(1, 1, 2, 2).double())
+    assert (float(cancelling.abs().max()) < 10) == stable
+
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+    weights = [1.0, -0.5, 2.0, -0.25]
+    shares = method(linear_map(weights, 0.0), values.view(1, 1, 2, 2)).flatten() / (values * torch.tensor(weights))
+    assert (float(shares.max() - shares.min()) < 1e-9) == linear  # in proportion to x_i w_i
+
+    conservation = method.explain(vgg_like(bias=False), pictures).conservation
+    assert bool(((conservation - 1).abs() < 1e-5).all()) == conserves

@@ -33,6 +33,7 @@ def apem(
     *,
     percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
+    pixels: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
     """APEM of the attributions of each example: epsilon_plus - epsilon_minus, high is good.
@@ -48,6 +49,8 @@ def apem(
             prediction. None takes the predictions.
         max_examples_per_batch: how many perturbed inputs enter one call; None measures what is fastest.
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
+        pixels: (N, C, H, W) inputs -> pixels in [0, 1] to multiply the map by, such as `lambda x: x * std + mean`: the
+            papers' last stage, times-image. None leaves the product out.
         options: see `apem_fast.options.Options`, but for batch_size, which Captum calls max_examples_per_batch.
 
     Returns:
@@ -61,7 +64,8 @@ def apem(
     if baselines is not None:
         raise ValueError(sentence(f"baselines must be None, for APEM has none (got {type(baselines).__name__})"))
     labels = _labels(target, images)
-    relevance = relevance_map(attribution.to(images.dtype), percentile=percentile, channels=channels)
+    factor = None if pixels is None else pixels(images)
+    relevance = relevance_map(attribution.to(images.dtype), factor, percentile=percentile, channels=channels)
     result = apem_of_relevance(
         _Forward(forward_func, extra), images, relevance, labels=labels, batch_size=max_examples_per_batch, **options
     )

@@ -33,6 +33,8 @@ class Apem:
 
     Args:
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
+        pixels: (N, C, H, W) images, a tensor as the model receives them -> pixels in [0, 1] to multiply the map by,
+            such as `lambda x: x * std + mean`: the papers' last stage, times-image. None leaves the product out.
         missing: what stands for an image without APEM: "nan", or "left out", so that there are fewer scores than
             images, for an aggregation that does not know NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
         return_aggregate: whether a call returns one number, [aggregate_func(scores)].
@@ -50,6 +52,7 @@ class Apem:
         *,
         percentile: float | None = PERCENTILE,
         channels: Literal["sum", "keep"] = "sum",
+        pixels: Callable[[Tensor], Tensor] | None = None,
         missing: Literal["nan", "left out"] = "nan",
         return_aggregate: bool = False,
         aggregate_func: Callable[[Sequence[float]], float] = np.mean,
@@ -59,7 +62,7 @@ class Apem:
         if missing not in ("nan", "left out"):
             raise ValueError(sentence(f'missing must be "nan" or "left out" (got {missing!r})'))
         self.missing = missing
-        self.percentile, self.channels, self.options = percentile, channels, options
+        self.percentile, self.channels, self.pixels, self.options = percentile, channels, pixels, options
         self.return_aggregate, self.aggregate_func = return_aggregate, aggregate_func
         self.evaluation_scores: list[float] = []
         self.all_evaluation_scores: list[float] = []
@@ -115,7 +118,8 @@ class Apem:
         attribution = torch.as_tensor(a_batch).to(device, like.dtype)
         if channel_first is False and attribution.dim() == 4:
             attribution = attribution.movedim(-1, 1)
-        maps = relevance_map(attribution, percentile=self.percentile, channels=self.channels)
+        factor = None if self.pixels is None else self.pixels(images)
+        maps = relevance_map(attribution, factor, percentile=self.percentile, channels=self.channels)
         zero, one = without_ray(maps)
         has_ray = ~(zero | one) & maps.flatten(1).isfinite().all(dim=1)
         scores = torch.full((len(images),), torch.nan, dtype=torch.float64, device="cpu")
@@ -133,7 +137,7 @@ class Apem:
     @property
     def get_params(self) -> dict[str, Any]:
         """What this metric was made with."""
-        names = ("percentile", "channels", "missing", "return_aggregate", "aggregate_func")
+        names = ("percentile", "channels", "pixels", "missing", "return_aggregate", "aggregate_func")
         return {name: getattr(self, name) for name in names} | self.options
 
     @property

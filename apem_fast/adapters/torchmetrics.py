@@ -46,6 +46,8 @@ class Apem(Metric):
             metric.update(images, af.relevance_map(attribution))
         metric.compute()
 
+    At the papers' last stage, times-image, the maps are `af.relevance_map(attribution, pixels)`.
+
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes); moving or copying the metric leaves it as
             it is.

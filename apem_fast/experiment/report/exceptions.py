@@ -14,15 +14,14 @@ import pandas
 
 from apem_fast.experiment.report import statistics as st
 from apem_fast.experiment.report.censoring import WORSE, compared, intervals, median_of
+from apem_fast.experiment.report.map_pictures import map_picture, photograph_picture
 from apem_fast.experiment.report.published import of_method
 from apem_fast.experiment.report.section import Cell, Picture, Section, Table, number
 from apem_fast.experiment.report.subject import Subject
-from apem_fast.experiment.run.pictures import coloured, kept_picture, small_picture
 from apem_fast.experiment.run.store import RunStore
 
 ORDER = ("gradient", "lrp", "smooth-grad")  # "the Gradient is the greatest one, followed by the LRP" (P2 Table 4.3)
 MOST = 3  # photographs by rule, as in P2 Table 4.3
-SIDE = 160
 
 
 @dataclass(frozen=True)
@@ -152,15 +151,11 @@ def _rows_of_pictures(run: Subject, one: Exceptional, rows: pandas.DataFrame) ->
     """A row for each photograph whose picture was kept: itself, and the methods' maps of it."""
     lines = []
     for image in one.images[:MOST]:
-        path = run.store.photograph(image)
-        if not path.exists():
-            continue
-        line = [Picture(small_picture(kept_picture(path).convert("RGB"), SIDE, quality=85), image)]
-        for key in one.methods:
-            path = run.store.map(image, key, run.stages[-1])
-            if path.exists() and (image, key) in rows.index:
+        line = [photograph_picture(run.store, image)]
+        for key in one.methods if line[0] is not None else ():
+            if (image, key) in rows.index:
                 row = rows.loc[(image, key)]
-                score = number(row["score"], 1, _mark(row, "score"))
-                line.append(Picture(small_picture(coloured(kept_picture(path)), SIDE), f"{run.names[key]}: {score}"))
-        lines.append(tuple(line))
-    return tuple(lines)
+                caption = f"{run.names[key]}: {number(row['score'], 1, _mark(row, 'score'))}"
+                line.append(map_picture(run.store, image, key, run.stages[-1], caption))
+        lines.append(tuple(picture for picture in line if picture is not None))
+    return tuple(filter(None, lines))

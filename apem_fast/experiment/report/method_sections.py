@@ -11,7 +11,8 @@ import pandas
 from apem_fast.experiment.report import figures
 from apem_fast.experiment.report import statistics as st
 from apem_fast.experiment.report.findings import sign_test, told_apart
-from apem_fast.experiment.report.section import Cell, Section, Table, count, number, percent
+from apem_fast.experiment.report.map_pictures import map_picture, photograph_picture
+from apem_fast.experiment.report.section import Cell, Pictures, Section, Table, count, number, percent
 from apem_fast.experiment.report.subject import Subject, is_baseline
 
 _SHARES = ("better", "equal", "worse", "undecided", "images")
@@ -180,7 +181,24 @@ def irrelevance(run: Subject) -> Section | None:
         "neither ε⁺ is censored: of all photographs (P1 Figure 8), and of those on which the first has the lower "
         "ε⁻ (P2 Figure 5.1).",
         tables=(("", Table(columns, tuple(lines))),),
+        pictures=_irrelevance_pictures(run, pair),
     )
+
+
+def _irrelevance_pictures(run: Subject, pair: tuple[str, str]) -> Pictures:
+    """P2 Figure 3.2: the first photograph that the run kept, a map of it, and what that map calls irrelevant."""
+    stage = run.stages[-1]
+    for image in run.main["image"].unique():
+        photograph = photograph_picture(run.store, image)
+        if photograph is not None:
+            maps = [
+                map_picture(run.store, image, key, stage, f"{run.names[key]}: {what}", irrelevance=inverted)
+                for key in pair
+                for what, inverted in (("R", False), ("1 − R", True))
+            ]
+            row = (photograph, *(one for one in maps if one is not None))
+            return ((f"What the maps call relevant, and what irrelevant ({stage}; P2 Figure 3.2)", (row,)),)
+    return ()
 
 
 def _pair(run: Subject) -> tuple[str, str] | None:

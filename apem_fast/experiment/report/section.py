@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from markupsafe import Markup
@@ -38,6 +39,10 @@ class Picture:
     caption: str
 
 
+Pictures: TypeAlias = tuple[tuple[str, tuple[tuple[Picture, ...], ...]], ...]
+"""Groups of a title and rows of pictures."""
+
+
 @dataclass(frozen=True)
 class Section:
     """One section of the page.
@@ -60,7 +65,7 @@ class Section:
     figures: tuple[tuple[str, Markup], ...] = ()
     caption: str = ""
     tables: tuple[tuple[str, Table], ...] = field(default=())
-    pictures: tuple[tuple[str, tuple[tuple[Picture, ...], ...]], ...] = field(default=())
+    pictures: Pictures = field(default=())
 
 
 def number(value: float, digits: int = 1, mark: str = "") -> str:
