@@ -140,7 +140,7 @@ def test_flags_of_maps():
 
 @pytest.mark.parametrize("said", ["pixels", "-1.9,1.5/1.6/1.7", "none,1.5", "none"])
 def test_a_run_with_bounds_has_the_epsilons_of_the_function(said, tmp_path):
-    options = dataclasses.replace(OPTIONS, bounds=said, stages=("times-grey", "1-channel"), max_epsilon=200.0)
+    options = dataclasses.replace(OPTIONS, bounds=said, stages=("times-grey", "1-channel"), max_epsilon=900.0)
     store = evaluate(options, tmp_path / "run")
     assert list(store.results()["stage"].unique()) == ["1-channel", "times-grey"]
     network = tiny()
@@ -158,12 +158,13 @@ def test_a_run_with_bounds_has_the_epsilons_of_the_function(said, tmp_path):
     free = 0
     for stage in options.stages:
         maps = STAGES[stage](attribution, pixels, 99.0)
-        bounded = af.apem(network.model, images, maps, max_epsilon=200, step=0.5, bounds=pair)
+        bounded = af.apem(network.model, images, maps, max_epsilon=900, step=0.5, bounds=pair)
         part = store.results().query("stage == @stage")
         assert part["epsilon_minus"].tolist() == bounded.epsilon_minus.tolist()
         assert part["epsilon_plus"].tolist() == bounded.epsilon_plus.tolist()
-        unbounded = af.apem(network.model, images, maps, max_epsilon=200, step=0.5)
+        unbounded = af.apem(network.model, images, maps, max_epsilon=900, step=0.5)
         free += int((bounded.epsilon_minus != unbounded.epsilon_minus).sum())
+        free += int((bounded.epsilon_plus != unbounded.epsilon_plus).sum())
     assert (free > 0) == (said != "none")  # the bounds are felt
     record = json.loads((store.folder / "run.json").read_text())
     assert record["options"]["bounds"] == (said if said == "pixels" else json.loads(json.dumps(pair)))

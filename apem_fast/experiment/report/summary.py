@@ -96,7 +96,7 @@ def _as(pattern: str, name: str) -> Callable[[dict[str, Any]], str]:
 
 COLUMNS = (
     Shown("set", "text", "which images: all, or correct and misclassified apart, or the two drawn from both"),
-    Shown("stage", "text", "how the attribution became a relevance map: 3-channel, 1-channel or times-image"),
+    Shown("stage", "text", "how the attribution became a map: 3-channel, 1-channel, times-grey or times-image"),
     Shown("explainer", "text", "the explainer's key: its name and the options that are not usual"),
     Shown("name", "text", "the explainer's name", "explanation", text=lambda row: row["name"]),
     Shown("images", "integer", "how many images have a score"),
