@@ -143,7 +143,7 @@ def test_a_report_that_was_stopped_keeps_what_is_done(finished, tmp_path):
 def test_the_page_has_every_section(finished):
     page = page_of(finished)
     titles = re.findall(r'<h2 id="([\w-]+)">', page)
-    assert titles[:6] == ["reading", "table-title", "spread", "pairs", "simplification", "irrelevance"]
+    assert titles[:6] == ["reading", "table-title", "spread", "pairs", "exceptions", "simplification"]
     assert {"flips", "trust", "maps-title", "papers"} <= set(titles) and "shuffled" not in titles
     for title in titles:
         if title != "reading":
@@ -192,7 +192,7 @@ def test_an_explainer_without_any_score_is_left_out(finished, tmp_path):
     rows = store.read(0, "gradient").to_dict("records")
     store.write(0, "gradient", [row | {"score": float("nan"), "flag": "no ray"} for row in rows])
     shown = sections_of(store, scored_rows(store)[0])
-    assert [one.key for one in shown][:3] == ["spread", "pairs", "simplification"]
+    assert [one.key for one in shown][:4] == ["spread", "pairs", "exceptions", "simplification"]
     assert "Random" in shown[0].figures[0][1] and "Gradient" not in shown[0].figures[0][1]
 
 

@@ -495,7 +495,7 @@ VARIANTS = {
 def linear_map(weights: list[float], bias: float) -> nn.Module:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double().eval()
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([weights, [0.0] * 4]))
+        model[1].weight.copy_(torch.tensor([weights, [0.0] * 4], dtype=torch.float64))
         model[1].bias.copy_(torch.tensor([bias, 0.0]))
     return model
 
