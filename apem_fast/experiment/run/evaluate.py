@@ -126,10 +126,9 @@ class _Share:
                 ranks.wait_for_all()
             ranks.first_does(lambda: require_done(store, missing))
             if self.options.pictures != 0:
-                names = ranks.first_does(lambda: list(self.also_pictured(store)))
+                also = ranks.share(ranks.first_does(lambda: list(self.also_pictured(store))))
                 photographs = {one.name: one for one in images.photographs}
-                shared = ranks.share(names)
-                keep_pictures(store, network, photographs, self.explainers, shared, self.device, self.progress)
+                keep_pictures(store, network, photographs, self.explainers, also, self.device, self.progress)
                 ranks.wait_for_all()
         return store
 

@@ -18,7 +18,7 @@ from apem_fast.experiment.run.explaining import Given, maps_of
 from apem_fast.experiment.run.progress import ProgressKeeper
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.explain import Explainer, explainer_from, imported_by
-from apem_fast.pictures import png_of
+from apem_fast.files.pictures import png_of
 
 
 def keep_pictures(
