@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import validation
-from apem_fast.callers import said_by, sentence
+from apem_fast.callers import said_by, sentence, warn
 from apem_fast.options import BoundOf, EngineOptions, Options, documented
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
 from apem_fast.probing.prober import Prober
+from apem_fast.probing.proving import proved
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
@@ -36,10 +37,13 @@ from apem_fast.running.record import record_for, run_of_record
 from apem_fast.running.repeated import require_repeatable
 from apem_fast.running.runners import runner_for
 from apem_fast.running.undisturbed import undisturbed
+from apem_fast.search import Certified
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
+FEW = 4  # images on which it is seen whether a network can be bounded
 
 # -- results -----------------------------------------------------------------------------------------------------
 
@@ -53,6 +57,7 @@ class EpsilonResult(TableResult):
     labels: Tensor  # int64: the predictions
     probes: Tensor  # int64: model inputs that were run
     record: str  # "float64" or "float32": what decided where margins are close to 0
+    proved: bool = False  # whether each epsilon is proved to be the first, as by search="certified"
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
         names = ("labels", "epsilon", "flipped", "probes")
@@ -60,7 +65,8 @@ class EpsilonResult(TableResult):
 
     def _said(self) -> list[str]:
         median = f"median epsilon {np.median(self.epsilon.numpy()):g}" if len(self.epsilon) else "no epsilon"
-        return [counted(len(self.epsilon), "image"), median, censored(self.flipped), f"record={self.record}"]
+        how = [f"record={self.record}", *["proved"] * self.proved]
+        return [counted(len(self.epsilon), "image"), median, censored(self.flipped), *how]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The epsilon of each image, a hollow dot where it is censored; into new matplotlib axes if none are given."""
@@ -84,6 +90,7 @@ class ApemResult(TableResult):
     max_epsilon: float
     step: float
     record: str  # "float64" or "float32": what decided where margins are close to 0
+    proved: bool = False  # whether each epsilon is proved to be the first, as by search="certified"
 
     @property
     def score(self) -> Tensor:
@@ -116,7 +123,8 @@ class ApemResult(TableResult):
         said.append(censored(self.flipped_minus[measured], self.flipped_plus[measured]))
         if not bool(measured.all()):
             said.append(f"{counted(int((~measured).sum()), 'map')} without a ray")
-        return [*said, f"max_epsilon={self.max_epsilon:g}", f"step={self.step:g}", f"record={self.record}"]
+        how = [f"record={self.record}", *["proved"] * self.proved]
+        return [*said, f"max_epsilon={self.max_epsilon:g}", f"step={self.step:g}", *how]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Both epsilons of each image, hollow dots where they are censored; into new matplotlib axes if none are given.
@@ -182,6 +190,33 @@ class Evaluator:
             self._clean, self._record = run_of_record(self._record, self._model, self._images, self._runner, targets)
         check_scale(self._model, self._clean.logits)
         validation.labels(labels, self._clean.labels)
+        if self._certified is not None:
+            self._check_provable()
+
+    @property
+    def _certified(self) -> Certified | None:
+        policy = self.options.policy
+        return policy if isinstance(policy, Certified) else None
+
+    def _check_provable(self) -> None:
+        """That a proof is of what decides, and that the model's operations can be bounded, before any search."""
+        if self.record != "float64":
+            raise ValueError(
+                sentence(
+                    'search="certified" proves the answers of record in float64, so record must be "float64" (got '
+                    f'"{self.record}")'
+                )
+            )
+        few = self._images[:FEW]
+        rays = direction_rays(few, self._clean, torch.ones_like(few))
+        row = np.arange(len(few))
+        with self.probing_exactly(self._bounded(rays)) as prober:
+            lowest, _ = prober.least_margins(row, np.zeros(len(few)), np.zeros(len(few)))
+        if not (lowest > 0).any():
+            warn(
+                'search="certified": the network is so deep that the bounds of its roundings prove nothing, and '
+                "every grid point up to a flip is asked of the answer of record, as slowly as by a scan"
+            )
 
     @said_by("Evaluator.on")
     def on(self, images: Tensor, labels: Tensor | None = None, target: int | Tensor | None = None) -> Evaluator:
@@ -310,6 +345,7 @@ class Evaluator:
             self._clean.labels.cpu(),
             torch.from_numpy(flips.probes),
             self.record,
+            self._certified is not None,
         )
 
     def at(self, direction: Tensor, epsilon: Tensor) -> Tensor:
@@ -345,7 +381,11 @@ class Evaluator:
     def _find(self, rays: Rays, progress: Progress | None) -> Flips:
         o = self.options
         with self.probing(rays) as prober:
-            return find_flips(prober, o.policy, step=o.step, last_step=o.last_step, progress=progress)
+            flips = find_flips(prober, o.policy, step=o.step, last_step=o.last_step, progress=progress)
+        if self._certified is None:
+            return flips
+        with self.probing_exactly(rays) as exact:
+            return proved(exact, flips, self._certified, step=o.step, last_step=o.last_step, progress=progress)
 
     def _result(self, flips: Flips, rows: slice) -> ApemResult:
         epsilon = torch.from_numpy(flips.step[rows] * self.options.step)
@@ -360,6 +400,7 @@ class Evaluator:
             self.options.max_epsilon,
             self.options.step,
             self.record,
+            self._certified is not None,
         )
 
 

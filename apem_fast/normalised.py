@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
-from apem_fast.options import EngineOptions, documented
+from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
 from apem_fast.relevance import shuffled
@@ -141,6 +141,7 @@ def apem_norm(
     caller's is changed.
     """
     validation.whole("shuffles", shuffles)
+    validation.not_certified(Options.of(**options).policy, "of shuffled maps")
     seed = _seed_of(generator)
     evaluator = Evaluator(model, images, labels=labels, **options)
     own = 2 * len(images)
@@ -181,6 +182,7 @@ def shuffled_epsilons(
         progress: called with (rays decided, rays in all, probes so far).
     """
     validation.whole("shuffles", shuffles)
+    validation.not_certified(evaluator.options.policy, "of shuffled maps")
     validation.relevance(relevance, evaluator.images)
     maps, options = relevance.detach(), evaluator.options
     count, per_image = len(maps), 2 * shuffles

@@ -79,7 +79,8 @@ class Options:
     search: str | Search = option(
         "isolate",
         "isolate: the first flip from some seven probes a ray; fast, careful: from fewer, from more. exhaustive: every "
-        "epsilon in turn until the prediction changes, as the papers define it; very slow.",
+        "epsilon in turn until the prediction changes, as the papers define it; very slow. certified: each epsilon is "
+        "proved, of networks of convolutions, linear layers, batch norm, pooling, ReLU and sums.",
         metavar="NAME",
     )
     batch_size: int | None = option(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apem_fast.callers import sentence, warn
 from apem_fast.running.outputs import is_exported
+from apem_fast.search import Certified
 
 
 def _name(value: object) -> str:
@@ -101,6 +102,17 @@ def maps_by_name(relevance: object) -> None:
     if not isinstance(relevance, Mapping):
         raise TypeError(
             sentence(f'relevance must be maps by name, such as {{"mine": relevance}} (got {_name(relevance)})')
+        )
+
+
+def not_certified(search: object, epsilons: str) -> None:
+    """A search that proves epsilons does not prove those."""
+    if isinstance(search, Certified):
+        raise ValueError(  # noqa: TRY004 - of the option's value: by its name it is a string
+            sentence(
+                f'search must be another one than "certified", which proves epsilons of maps and not {epsilons}; '
+                '"careful" is the safest of the others'
+            )
         )
 
 

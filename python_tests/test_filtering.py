@@ -496,7 +496,7 @@ BAD = {
     "an unknown search": (
         dict(search="bisect"),
         ValueError,
-        r'filter_relevance: search must be "isolate" or "fast" or "careful" or "exhaustive" or a policy '
+        r'filter_relevance: search must be "isolate" or "fast" or "careful" or "exhaustive" or "certified" or a policy '
         r'\(got "bisect"\)',
     ),
     "a model in training mode": (

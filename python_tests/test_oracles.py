@@ -1,4 +1,4 @@
-"""Answers that are known without a scan: networks that are linear in pieces, traced, built with a dip, and proved."""
+"""Answers that are known without a scan: networks that are linear in pieces, traced, and built with a dip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from networks import images_and_maps, small_network
 from torch import nn
 
 import apem_fast as af
-from bench.certified import certified, least_margin
 
 STEP, LAST = 1 / 8, 240
 
@@ -36,7 +35,7 @@ def dense() -> nn.Sequential:
 NETWORKS = {"dense": dense, "convolutions": lambda: small_network(1, dtype=torch.float64).requires_grad_(False)}
 
 
-@pytest.mark.parametrize("search", ["isolate", "fast", "careful", "exhaustive"])
+@pytest.mark.parametrize("search", ["isolate", "fast", "careful", "exhaustive", "certified"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_flips_are_where_a_trace_of_every_bend_says(name, search):
     network = NETWORKS[name]()
@@ -60,14 +59,14 @@ def test_flips_are_where_a_trace_of_every_bend_says(name, search):
 
 
 @pytest.mark.parametrize("width", [0.4, 3.0, 20.0, 60.0])
-@pytest.mark.parametrize("search", ["exhaustive", "careful", "isolate"])
-def test_a_dip_is_found_by_a_scan_if_a_grid_point_lies_in_it_and_by_the_search_if_it_is_wide(search, width):
+@pytest.mark.parametrize("search", ["exhaustive", "certified", "careful", "isolate"])
+def test_a_dip_with_a_grid_point_is_found_by_scans_and_proofs_and_by_the_search_if_it_is_wide(search, width):
     network = with_a_dip(start=100.5, width=width, depth=3.0, end=400.5)
     image, relevance = torch.zeros(1, 1, 4, 4).double(), torch.full((1, 1, 4, 4), 0.5).double()
     assert first_flip(network, image, torch.full((1, 1, 4, 4), 1 / 16).double(), 600.0) == pytest.approx(100.5)
     result = af.apem(network, image, relevance, max_epsilon=600.0, search=search)
     dip = 101.0 if width > 0.5 else 402.0
-    if search == "exhaustive" or width == 60:
+    if search in ("exhaustive", "certified") or width == 60:
         assert result.epsilon_minus.item() == dip
     else:
         assert result.epsilon_minus.item() in (dip, 402.0)  # never anything but a flip
@@ -76,40 +75,3 @@ def test_a_dip_is_found_by_a_scan_if_a_grid_point_lies_in_it_and_by_the_search_i
 def test_the_trace_refuses_what_is_not_linear_in_pieces():
     with pytest.raises(TypeError, match="no piecewise linear layer: Tanh"):
         first_flip(nn.Sequential(nn.Tanh()), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), 1.0)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_proofs_agree_with_the_trace_and_bounds_hold_everywhere(name):
-    network = NETWORKS[name]()
-    images, relevance = images_and_maps(2, dtype=torch.float64)
-    evaluator = af.Evaluator(network, images, step=STEP, max_epsilon=STEP * LAST)
-    for ray, direction in enumerate(directions(evaluator, relevance)):
-        image = images[ray // 2 : ray // 2 + 1]
-        label = int(network(image).argmax())
-        begin = torch.arange(0, 24, 3).double()
-        least = least_margin(network, image, direction, label, begin, begin + 3)
-        for low, start in zip(least.tolist(), begin.tolist()):
-            points = start + 3 * torch.linspace(0, 1, 41).double()
-            logits = network(image + points[:, None, None, None] * direction)
-            others = logits.clone()
-            others[:, label] = -math.inf
-            margins = logits[:, label] - others.amax(dim=1)
-            assert low <= float(margins.min())
-        proof = certified(network, image, direction, STEP, LAST)
-        at = first_flip(network, image, direction, STEP * LAST)
-        assert proof.proved and (proof.step == LAST + 1 if at == math.inf else proof.step >= math.ceil(at / STEP))
-
-
-def test_a_proof_finds_any_dip_that_a_grid_point_lies_in():
-    image, direction = torch.zeros(1, 1, 4, 4).double(), torch.full((1, 1, 4, 4), 1 / 16).double()
-    for width in (1.2, 20.0):
-        proof = certified(with_a_dip(100.5, width, 3.0, 400.5), image, direction, 1.0, 600)
-        assert proof.proved and proof.step == 101
-    proof = certified(with_a_dip(100.5, 0.4, 3.0, 400.5), image, direction, 1.0, 600)
-    assert proof.proved and proof.step == 402 and proof.segments < 200
-
-
-def test_layers_that_cannot_be_bounded_are_refused_by_name():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.GELU(), nn.Linear(4, 2)).double().eval()
-    with pytest.raises(TypeError, match="certified: GELU is no layer that can be bounded"):
-        certified(network, torch.zeros(1, 1, 4, 4).double(), torch.ones(1, 1, 4, 4).double(), 1.0, 10)

@@ -11,6 +11,7 @@ from apem_fast.callers import said_by
 from apem_fast.extras import extra
 from apem_fast.metric import ApemResult, apem
 from apem_fast.options import ENGINE, Options, documented
+from apem_fast.search import Certified
 
 with extra("torchmetrics", "apem_fast.adapters.torchmetrics"):
     from torchmetrics import Metric
@@ -97,7 +98,8 @@ class Apem(Metric):
             columns = {name: dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS}
         record = "float32" if "float32" in self._records else "float64"
         o = self._options
-        return ApemResult(**columns, max_epsilon=o["max_epsilon"], step=o["step"], record=record)
+        proved = isinstance(Options(**o).policy, Certified)
+        return ApemResult(**columns, max_epsilon=o["max_epsilon"], step=o["step"], record=record, proved=proved)
 
     def plot(self, val: Tensor | list[Tensor] | None = None, ax: Any = None) -> Any:
         """The mean score, or those that were collected over time, as torchmetrics plots its metrics; needs matplotlib.

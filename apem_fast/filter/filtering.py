@@ -24,7 +24,7 @@ from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, Levels, count_levels, levels_of
 from apem_fast.filter.stopping import Stop, StoppingRule
 from apem_fast.metric import Evaluator
-from apem_fast.options import EngineOptions, documented
+from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.level_prober import GRADIENT_COST, LevelProber
 from apem_fast.probing.rays import Rays
@@ -204,6 +204,7 @@ def filter_relevance(
     precision = options.get("precision", "float32")
     if precision != "float32":
         raise ValueError(sentence(f'precision must be "float32", the only one of the filter (got "{precision}")'))
+    validation.not_certified(Options.of(**options).policy, "of filtered maps")
     evaluator = Evaluator(model, images, labels=labels, **options)
     validation.relevance(relevance, images)
     validation.contrast(relevance)

@@ -28,9 +28,11 @@ from apem_fast.running.low_precision import low_precision
 from apem_fast.running.outputs import ModelOutputError, as_logits
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
+from apem_fast.running.segment_bounds import least_margins
 from apem_fast.running.transfer import sent
-from apem_fast.running.waiting import Waiting
+from apem_fast.running.waiting import Waiting, result_of
 
+SEGMENTS, VALUES_OF_SEGMENTS = 64, 2**20  # bounded at once, and their inputs' numbers
 COMPARED = 8  # probes that are run again alone to see how far a batch is off, where that is not known
 
 
@@ -214,6 +216,45 @@ class BatchProber:
                 inputs = self._located(np.zeros(1, np.int64), epsilon[i : i + 1], one).inputs(one)
                 predicted.append(int(logits_of(self._record.logits, inputs).argmax()))
         return np.array(predicted, np.int64)
+
+    def flips_of_record(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether the answer of record is a flip at these points, each alone."""
+        _, flipped = result_of(self._alone(ray, epsilon, None))
+        return flipped
+
+    @property
+    def segments_at_once(self) -> int:
+        """How many segments fill a batch: all that a network computes on them is in memory three times and more, in
+        float64."""
+        return max(1, min(SEGMENTS, VALUES_OF_SEGMENTS // self._rays.images[0].numel()))
+
+    def least_margins(
+        self, ray: NDArray[np.int64], first: NDArray[np.float64], last: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the segments from epsilon first[i] to last[i] of ray[i]: a number below every margin of record on it, and
+        about the margin in its middle.
+
+        Raises:
+            NotBounded: the model has an operation whose values cannot be bounded.
+        """
+        try:
+            with torch.no_grad():
+                at = self._located(ray, first, self._rays)
+                ends = (sent(torch.from_numpy(end), self._device) for end in (first, last))
+                inputs = self._rays.on_segments(at.norm, at.image, at.map, at.irrelevance, *ends)
+                above = None if self._rays.above is None else self._rays.above[at.image]
+                logits = logits_of(self._record.model, inputs)
+                lowest, middle = least_margins(logits, self._rays.labels[at.image], above)
+                return lowest.cpu().numpy(), middle.cpu().numpy()
+        except RuntimeError as error:
+            if len(ray) == 1 or not is_out_of_memory(error):
+                raise
+        half = len(ray) // 2
+        parts = (
+            self.least_margins(ray[:half], first[:half], last[:half]),
+            self.least_margins(ray[half:], first[half:], last[half:]),
+        )
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def input_gradient(self, ray: int, epsilon: float, rays: Rays) -> Tensor:
         """The gradient of the margin at one probe with respect to the model's input, (C, H, W)."""

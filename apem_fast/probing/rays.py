@@ -15,6 +15,7 @@ from torch import Tensor
 
 from apem_fast import ops
 from apem_fast.running.clean import Clean
+from apem_fast.running.segment_bounds import UNIT, OnSegments
 
 PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
 
@@ -108,6 +109,37 @@ class Rays:
         if isinstance(self.lower, Tensor):
             inputs = torch.maximum(inputs, self.lower, out=out)
         return torch.minimum(inputs, self.upper, out=out) if isinstance(self.upper, Tensor) else inputs
+
+    def on_segments(
+        self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, first: Tensor, last: Tensor
+    ) -> OnSegments:
+        """What the model receives on the M segments from epsilon `first` to `last`, all arguments (M,), in float64.
+
+        The error holds what rounding does to the points of a segment when they are computed, in the images' type. Of
+        rays without a filter level.
+        """
+        dtype = self.images.dtype
+
+        def each(t: Tensor) -> Tensor:
+            return t[:, None, None, None]
+
+        value = self.relevance[map].to(dtype)
+        value = torch.where(each(irrelevance), 1 - value, value)
+        direction = (value / each(norm.to(dtype)) * self.sign[image].to(dtype)).double()
+        images, middle, half = self.images[image].double(), (first + last) / 2, (last - first) / 2
+        farthest = each(last) * direction.abs()
+        # The last sum is rounded once; epsilon, the quotient and their product, to be safe, five times.
+        rounded = torch.finfo(dtype).eps / 2 * (1 + 1e-6) * (images.abs() + 6 * farthest)
+        error = rounded + 8 * UNIT * (images.abs() + farthest) + torch.finfo(dtype).tiny
+        inputs = OnSegments(images + each(middle) * direction, each(half) * direction, error)
+        lower, upper = (None if bound is None else self._bound_of(bound) for bound in (self.lower, self.upper))
+        if lower is not None:
+            inputs = torch.maximum(inputs, lower)  # type: ignore[assignment]
+        return inputs if upper is None else torch.minimum(inputs, upper)  # type: ignore[return-value]
+
+    def _bound_of(self, bound: float | Tensor) -> Tensor:
+        """A bound of perturbed images, as it is in their type, in float64."""
+        return torch.as_tensor(bound, dtype=self.images.dtype, device=self.images.device).double()
 
     def in_format(self, memory_format: torch.memory_format) -> Rays:
         def lay(t: Tensor) -> Tensor:

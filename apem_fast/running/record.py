@@ -35,7 +35,7 @@ class Record:
     """
 
     def __init__(self, model: nn.Module, runner: PlainRunner, images: Tensor):
-        self._runner = runner
+        self._runner, self._model = runner, model
         self.precision = str(images.dtype).removeprefix("torch.")
         """"float64" or "float32", whichever decides."""
         self.dtype = images.dtype
@@ -43,6 +43,11 @@ class Record:
 
     def refresh(self) -> None:
         """Brings the record up to date with the model, before a search."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that decides, of the record's type."""
+        return getattr(self._model, "_orig_mod", self._model)  # what `torch.compile` wraps
 
     def logits(self, image: Tensor) -> Tensor:
         """What is said of one image, (1, C, H, W) and contiguous: (1, classes), of the record's type."""
@@ -88,6 +93,10 @@ class Float64Record(Record):
         watched = _Watched(self._copy)
         self.gradients = gradients_for(watched, self._device, torch.float64)
         self._runner = runner_for(watched, self._device, compile=False)
+
+    @property
+    def model(self) -> nn.Module:
+        return self._copy
 
     def logits(self, image: Tensor) -> Tensor:
         return self._runner.alone(image.to(torch.float64))

@@ -5,6 +5,7 @@ Epsilons are grid steps here, whole numbers from 1 to `last_step` (epsilon = k *
 """
 
 from apem_fast.search.abilities import Clearing, Resumable, warn_of_slow_way
+from apem_fast.search.certified import Certified, Segment
 from apem_fast.search.exhaustive import Exhaustive, ExhaustiveState
 from apem_fast.search.isolate import SPARE, Isolate, IsolateState, lowest_margin
 from apem_fast.search.names import POLICIES, policy_of
@@ -15,6 +16,7 @@ __all__ = [
     "POLICIES",
     "SPARE",
     "UNDECIDED",
+    "Certified",
     "Clearing",
     "Exhaustive",
     "ExhaustiveState",
@@ -24,6 +26,7 @@ __all__ = [
     "Probes",
     "Resumable",
     "Search",
+    "Segment",
     "State",
     "lowest_margin",
     "policy_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apem_fast.callers import sentence
+from apem_fast.search.certified import Certified
 from apem_fast.search.exhaustive import Exhaustive
 from apem_fast.search.isolate import Isolate
 from apem_fast.search.policy import Search
@@ -14,6 +15,7 @@ POLICIES: dict[str, Callable[[], Search]] = {
     "fast": lambda: Isolate(safety=4, flat=128, steep=512, growth=0.25),
     "careful": lambda: Isolate(safety=8, flat=32, steep=128, growth=0.125),
     "exhaustive": Exhaustive,
+    "certified": Certified,
 }
 
 

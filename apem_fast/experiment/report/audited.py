@@ -20,13 +20,17 @@ NOT_AUDITED = (
 )
 ALL_SCANNED = "Every epsilon was found by a scan of every grid point, so there is nothing to audit."
 
+ALL_PROVED = (
+    "Every epsilon is proved: no grid point before it flips, by bounds of the margin on whole segments of the ray."
+)
+
 
 def audit_sentence(store: RunStore) -> str:
     """What is known of the run's epsilons; that nothing is, where it was not audited since it changed."""
     audit = read_audit(store)
     if audit is not None:
         return f"Audit: {audit}"
-    return ALL_SCANNED if store.options.search == "exhaustive" else NOT_AUDITED
+    return {"exhaustive": ALL_SCANNED, "certified": ALL_PROVED}.get(str(store.options.search), NOT_AUDITED)
 
 
 def worst_case(store: RunStore, audit: RunAudit) -> pandas.DataFrame:

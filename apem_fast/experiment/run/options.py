@@ -213,6 +213,8 @@ class RunOptions(Options):
         validation.whole("block", self.block)
         validation.whole("parts", self.parts)
         validation.whole("shuffles", self.shuffles, least=0)
+        if self.shuffles:
+            validation.not_certified(self.policy, "of shuffled maps, so shuffles must be 0 with it")
         if self.pictures is not None:
             validation.whole("pictures", self.pictures, least=0)
         if self.percentile is not None:
