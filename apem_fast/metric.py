@@ -184,6 +184,7 @@ class Evaluator:
 
     def _look_at(self, images: Tensor, labels: Tensor | None, target: int | Tensor | None) -> None:
         self._images = images.detach()
+        validation.within_bounds(self._images, *map(self._bound, self.options.bounds))
         targets = validation.target(target, labels, self._images)
         with undisturbed(self._model, self._images):
             self._clean: Clean

@@ -200,6 +200,25 @@ def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tup
     return lower, upper
 
 
+ROUNDED = 1e-5
+"""Images that were normalised in float32 may miss the bounds of their pixels by this share of their greatest value."""
+
+
+def within_bounds(images: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> None:
+    """Images outside of their bounds would be changed by the first perturbation before anything was added to them."""
+    slack = ROUNDED * images.abs().max()
+    below = lower is not None and bool((images < lower - slack).any())
+    above = upper is not None and bool((images > upper + slack).any())
+    if below or above:
+        least, greatest = (float(bound) for bound in images.aminmax())
+        raise ValueError(
+            sentence(
+                "images must lie within bounds, which are in the space of the model's input "
+                f"(got {least:g} to {greatest:g})"
+            )
+        )
+
+
 def _bound(value: object) -> float | tuple[float, ...] | None:
     if value is None:
         return None

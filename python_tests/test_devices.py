@@ -138,7 +138,7 @@ def measures(device: str) -> Any:
 ON_THE_CPU: dict[str, Callable[[str], Any]] = {
     "apem": metric(),
     "apem, exhaustive": metric(search="exhaustive", max_epsilon=64.0),
-    "apem, bounded": metric(bounds=(-2.0, 2.0), batch_size=2),
+    "apem, bounded": metric(bounds=(-4.2, 4.2), batch_size=2),
     "apem, screened in bfloat16": metric(precision="bfloat16"),
     "Evaluator": of_evaluator,
     "apem_norm": normalised,
@@ -167,7 +167,7 @@ def test_perturbed_images_stay_on_the_device() -> None:
     def case(device: str) -> Any:
         c = classifier(device)
         epsilon = torch.tensor([3.0, 50.0, 90.0])
-        view = RayView(c.model, c.images, c.relevance, bounds=(-2.0, 2.0))
+        view = RayView(c.model, c.images, c.relevance, bounds=(-4.2, 4.2))
         return view.perturbed(epsilon), view.perturbed(epsilon.to(device), irrelevance=True)
 
     check(case, everywhere)

@@ -177,6 +177,19 @@ def test_bounds_for_each_channel_are_those_of_normalised_pixels():
         af.apem(model, images, MAPS, bounds=((0, 0, 1), 1))
 
 
+def test_images_outside_of_their_bounds_are_refused():
+    """Clamping alone would change them, and the flip be no answer to a perturbation."""
+    model, images = network(), torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    for bounds, shown in (((0, 0.5), r"got 0\.\d+ to 0\.9"), ((0.5, None), "got"), (([0, 0, 0.5], 1.0), "got")):
+        with pytest.raises(ValueError, match=f"apem: images must lie within bounds, .*{shown}"):
+            af.apem(model, images, MAPS, bounds=bounds, max_epsilon=8)
+    rounded = images.clone()
+    rounded[0, 0, 0, 0] = 1 + 5e-6  # as normalising in float32 leaves it
+    for one in (rounded, images):
+        af.apem(model, one, MAPS, bounds=(0.0, 1.0), max_epsilon=8)
+        af.apem(model, one, MAPS, bounds=(None, (1.0, 1.0, 1.0)), max_epsilon=8)
+
+
 def test_values_that_are_of_another_scale_are_warned_of():
     with pytest.warns(UserWarning, match="looks like pixels in 0...255"):
         af.apem(network(), X.abs() * 100, MAPS, max_epsilon=8)
