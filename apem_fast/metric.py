@@ -179,7 +179,7 @@ class Evaluator:
             tuner_for(images, self.options.batch_size, compile, low_precision) for low_precision in (False, True)
         )
         self._trial = Trial(clock_is_free=images.device.type == "cpu")
-        require_repeatable(model, images)
+        require_repeatable(model, images, in_batches=self.options.batch_size != 1)
         self._look_at(images, labels, target)
 
     def _look_at(self, images: Tensor, labels: Tensor | None, target: int | Tensor | None) -> None:
@@ -191,6 +191,7 @@ class Evaluator:
             self._clean, self._record = run_of_record(self._record, self._model, self._images, self._runner, targets)
         check_scale(self._model, self._clean.logits)
         validation.labels(labels, self._clean.labels)
+        validation.moving(self._clean.sign)
         if self._certified is not None:
             self._check_provable()
 

@@ -97,6 +97,16 @@ def choice(name: str, value: object, known: Iterable[str]) -> None:
         raise ValueError(sentence(f"{name} must be one of {', '.join(known)} (got {value!r})"))
 
 
+def moving(sign: Tensor) -> None:
+    """Without a gradient no direction leads anywhere: rays of such images are censored, whatever the map."""
+    still = int((sign.flatten(1) == 0).all(dim=1).sum())
+    if still:
+        warn(
+            f"the model's gradient is 0 throughout for {still} of {len(sign)} images, as of a model that answers with "
+            "classes or constants: nothing moves along their rays, and every epsilon of theirs is max_epsilon"
+        )
+
+
 def maps_by_name(relevance: object) -> None:
     """What an evaluator takes: several sets of maps, each under a name."""
     if not isinstance(relevance, Mapping):

@@ -190,6 +190,111 @@ def test_images_outside_of_their_bounds_are_refused():
         af.apem(model, one, MAPS, bounds=(None, (1.0, 1.0, 1.0)), max_epsilon=8)
 
 
+# -- models whose answers are not of the image alone ---------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """A network with something done to its input, or to its answers."""
+
+    def __init__(self, before=None, after=None):
+        super().__init__()
+        self.inner, self.before, self.after = network(), before, after
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images if self.before is None else self.before(images)
+        logits = self.inner(images)
+        return logits if self.after is None else self.after(logits)
+
+
+BATCH_DEPENDENT = {
+    "statistics of the batch": Around(nn.BatchNorm2d(3, track_running_stats=False).eval()),
+    "the batch's mean": Around(lambda images: images - images.mean(dim=0, keepdim=True) / 2),
+    "the other way round": Around(after=lambda logits: logits.flip(0)),
+    "the first one's": Around(after=lambda logits: logits[:1].expand(len(logits), -1)),
+    "the last one's": Around(after=lambda logits: logits[-1:].expand(len(logits), -1)),
+}
+EVERY_MEASURE = {
+    "apem": lambda model, images: af.apem(model, images, MAPS, max_epsilon=32).score,
+    "filter": lambda model, images: af.filter_relevance(model, images, MAPS, levels=4, max_epsilon=32).relevance,
+    "selectivity": lambda model, images: af.selectivity(model, images, MAPS, steps=4).area,
+    "continuity": lambda model, images: af.continuity(model, images, af.explain.Gradient()).continuity,
+    "flip fraction": lambda model, images: af.measures.flip_fraction(model, images, MAPS).fraction,
+}
+
+
+@pytest.mark.parametrize("measure", EVERY_MEASURE)
+@pytest.mark.parametrize("kind", BATCH_DEPENDENT)
+def test_a_model_that_answers_by_the_batch_is_refused(kind, measure):
+    with pytest.raises(ValueError, match=r"model must answer each image by itself .* another image is in the batch"):
+        EVERY_MEASURE[measure](BATCH_DEPENDENT[kind], X)
+
+
+@pytest.mark.parametrize("kind", BATCH_DEPENDENT)
+def test_one_image_at_a_time_such_a_model_has_an_answer(kind):
+    """Which is found by going through the images and the grid by hand."""
+    model, steps = BATCH_DEPENDENT[kind], 400
+    result = af.apem(model, X, MAPS, max_epsilon=steps, batch_size=1, record="float32")
+    for n, (image, relevance) in enumerate(zip(X.split(1), MAPS.split(1))):
+        leaf = image.clone().requires_grad_()
+        logits = model(leaf)
+        label = int(logits.argmax())
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, torch.tensor([label])), leaf)
+        direction = relevance / (3 * relevance.sum()) * gradient.sign()
+        with torch.no_grad():
+            flips = (step for step in range(1, steps) if int(model(image + step * direction).argmax()) != label)
+            assert result.epsilon_minus[n] == next(flips, steps)
+
+
+def test_a_model_for_one_image_alone_is_run_so():
+    def only_one(images: Tensor) -> Tensor:
+        if len(images) != 1:
+            raise RuntimeError("one at a time")
+        return images
+
+    result = af.apem(Around(only_one), X, MAPS, max_epsilon=64, batch_size=1)
+    assert torch.equal(result.score, af.apem(network(), X, MAPS, max_epsilon=64).score)
+
+
+IN_PLACE = {
+    "normalises": lambda images: images.sub_(0.1).div_(0.5),
+    "inplace=True": nn.ReLU(inplace=True),
+    "writes": lambda images: images.index_fill_(2, torch.tensor([0]), 0.0),
+}
+
+
+@pytest.mark.parametrize("method", ["gradient", "smooth-grad:samples=2", "lrp", "grad-cam", "occlusion", "rise"])
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_a_model_that_writes_into_its_input_cannot_be_explained(kind, method):
+    model, images, explain = Around(IN_PLACE[kind]), X.clone(), af.explain.explainer_from(method)
+    for labels in (None, torch.zeros(4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"model must not write into its input .*; Classifier\(model\)"):
+            explain(model, images, labels)
+    assert torch.equal(images, X)
+    if method == "gradient":
+        copying = Around(lambda images: IN_PLACE[kind](images.clone()))
+        assert torch.equal(explain(af.Classifier(model), images), explain(copying, X)) and torch.equal(images, X)
+
+
+@pytest.mark.parametrize("measure", EVERY_MEASURE)
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_a_model_that_writes_into_its_input_is_refused_and_served_behind_a_copy(kind, measure):
+    images, model = X.clone(), Around(IN_PLACE[kind])
+    with pytest.raises(ValueError, match=r"model must not write into its input .*; Classifier\(model\)"):
+        EVERY_MEASURE[measure](model, images)
+    assert torch.equal(images, X)
+    copying = Around(lambda images: IN_PLACE[kind](images.clone()))
+    came = EVERY_MEASURE[measure](af.Classifier(model), images)
+    assert torch.equal(came, EVERY_MEASURE[measure](copying, X)) and torch.equal(images, X)
+
+
+def test_a_model_without_a_gradient_anywhere_is_warned_of():
+    for after in (lambda logits: 0 * logits, lambda logits: 0 * logits + torch.tensor([1.0, 2.0, 3.0])):
+        with pytest.warns(UserWarning, match="apem: the model's gradient is 0 throughout for 4 of 4 images"):
+            result = af.apem(Around(after=after), X, MAPS, max_epsilon=8)
+        assert not result.flipped_minus.any() and not result.flipped_plus.any()
+
+
 def test_values_that_are_of_another_scale_are_warned_of():
     with pytest.warns(UserWarning, match="looks like pixels in 0...255"):
         af.apem(network(), X.abs() * 100, MAPS, max_epsilon=8)

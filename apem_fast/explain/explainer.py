@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apem_fast.running.outputs import ModelOutputError, as_logits, check_scale, is_exported
+from apem_fast.running.outputs import ModelOutputError, check_scale, is_exported, logits_of
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -142,7 +142,7 @@ def untouched(images: Tensor) -> Iterator[None]:
 def checked_logits(model: nn.Module, images: Tensor, name: str) -> Tensor:
     """The model's logits (N, classes), refused in one sentence where its output holds none."""
     try:
-        return as_logits(model(images), images.shape[0])
+        return logits_of(model, images)
     except ModelOutputError as error:
         raise ModelOutputError(f"{name}: {error}") from None
 

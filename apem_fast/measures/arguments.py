@@ -16,10 +16,10 @@ Explain = Explainer | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An explanation method, or a function (model, images, labels) -> attribution."""
 
 
-def check_model_and_images(model: nn.Module, images: Tensor) -> None:
+def check_model_and_images(model: nn.Module, images: Tensor, batch_size: int | None = None) -> None:
     validation.model(model)
     validation.images(images, model)
-    require_repeatable(model, images)
+    require_repeatable(model, images, in_batches=batch_size != 1)
 
 
 def check_classes(labels: Tensor | None, images: Tensor) -> None:
@@ -53,10 +53,10 @@ def check_curve(
 ) -> tuple[int | None, int | None]:
     """What all measures demand that take features away in the order of their relevance; steps and batch_size as plain
     numbers."""
-    check_model_and_images(model, images)
+    batch_size = validation.whole_or_none("batch_size", batch_size)
+    check_model_and_images(model, images, batch_size)
     validation.map_of_images("relevance", relevance, images)
     check_classes(labels, images)
-    batch_size = validation.whole_or_none("batch_size", batch_size)
     if steps is not None:
         steps = validation.whole("steps", steps)
     if output not in ("probability", "logit"):

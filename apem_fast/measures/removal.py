@@ -18,8 +18,8 @@ from apem_fast.callers import sentence
 from apem_fast.results import TableResult, counted
 from apem_fast.results.plots import draw_curves
 from apem_fast.running.batching import in_batches
-from apem_fast.running.clean import logits_of, predictions_of
-from apem_fast.running.outputs import ModelOutputError
+from apem_fast.running.clean import predictions_of
+from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.undisturbed import undisturbed
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ from apem_fast.probing.prober import Answers
 from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
-from apem_fast.running.clean import logits_of, without
+from apem_fast.running.clean import without
 from apem_fast.running.inputs import Inputs, format_of
 from apem_fast.running.low_precision import low_precision
-from apem_fast.running.outputs import ModelOutputError, as_logits
+from apem_fast.running.outputs import ModelOutputError, as_logits, logits_of
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
 from apem_fast.running.segment_bounds import least_margins

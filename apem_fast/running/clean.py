@@ -19,15 +19,10 @@ from apem_fast import ops
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.capture import Function, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
-from apem_fast.running.outputs import ModelOutputError, as_logits
+from apem_fast.running.outputs import ModelOutputError, logits_of
 
 LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
 IMAGES_A_LANE = 8  # for which it pays to capture one
-
-
-def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
-    """The model's logits (N, classes), checked."""
-    return as_logits(model(inputs), len(inputs))
 
 
 def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
@@ -36,7 +31,7 @@ def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
     Raises:
         ModelOutputError: NaN, whose index would be taken for the greatest logit's.
     """
-    logits = torch.cat([logits_of(model, image) for image in images.split(1)])
+    logits = torch.cat([logits_of(model, image.clone()) for image in images.split(1)])
     if bool(logits.isnan().any()):
         raise ModelOutputError("model must not return NaN (got such logits of an unperturbed image)")
     return logits.argmax(dim=1)

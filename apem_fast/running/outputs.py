@@ -8,6 +8,7 @@ Everything else is said with `Classifier(model, output=...)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Classifier(nn.Module):
         output: makes logits (N, classes), or one logit an image, of what the model returns. It has to be
             differentiable, and each image's logits must depend on that image alone. One logit z stands for two classes
             with logits -z / 2 and z / 2: the prediction is class 1 where z > 0, and the margin is the size of z.
+
+    The model receives a copy of its input, so that one whose forward works on it in place can be used.
     """
 
     def __init__(self, model: nn.Module, output: Callable[[object], object] | None = None):
@@ -42,7 +45,7 @@ class Classifier(nn.Module):
         self.training = getattr(model, "training", False)
 
     def forward(self, images: Tensor) -> Tensor:
-        answer = self.model(images)
+        answer = self.model(images.clone())  # which the model may write into
         return as_logits(answer if self.output is None else self.output(answer), len(images))
 
 
@@ -63,6 +66,40 @@ def as_logits(output: object, images: int) -> Tensor:
             f"(got {came}); Classifier(model, output=...) says where they are"
         )
     return found
+
+
+def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
+    """The model's logits of these inputs, (N, classes).
+
+    Raises:
+        ModelOutputError: the model returns none that can be told, or writes into what it is given: the images would
+            not be the same afterwards, and every later answer be another image's.
+    """
+    before = None if inputs.is_inference() else inputs._version
+    try:
+        output = model(inputs)
+    except RuntimeError:
+        # What a gradient is taken of cannot be written into: torch says so in terms of its own.
+        if inputs.requires_grad and inputs.is_leaf and _writes_into_its_input(model, inputs):
+            raise ModelOutputError(WRITES) from None
+        raise
+    if before is not None and inputs._version != before:
+        raise ModelOutputError(WRITES)
+    return as_logits(output, len(inputs))
+
+
+WRITES = (
+    "model must not write into its input (its forward works in place on it, as x.sub_(mean) does, or a first layer "
+    "with inplace=True); Classifier(model) hands it a copy"
+)
+
+
+def _writes_into_its_input(model: Callable[[Tensor], object], inputs: Tensor) -> bool:
+    given = inputs.detach().clone()
+    before = given._version
+    with suppress(Exception), torch.no_grad():
+        model(given)
+    return given._version != before
 
 
 def is_exported(model: nn.Module) -> bool:

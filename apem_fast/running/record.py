@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from apem_fast import ops
 from apem_fast.callers import sentence
 from apem_fast.running.batching import is_out_of_memory
-from apem_fast.running.clean import Clean, Gradients, gradients_for, logits_of, run_clean, without
+from apem_fast.running.clean import Clean, Gradients, gradients_for, run_clean, without
 from apem_fast.running.fingerprint import Fingerprint
-from apem_fast.running.outputs import ModelOutputError
+from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.runners import PlainRunner, runner_for
 
 COMPARED = 8  # images of which it is seen how far off float32 is
@@ -146,7 +146,8 @@ def _compare(clean: Clean, model: nn.Module, images: Tensor, runner: PlainRunner
         logits = torch.cat([logits_of(model, image) for image in few.split(1)]).double()
     above = None if clean.above is None else clean.above[: len(few)]
     margin, _ = ops.label_margin(without(logits, above), clean.labels[: len(few)])
-    off = np.abs(margin.cpu().numpy() - clean.margin[: len(few)]) / logits.abs().amax(dim=1).cpu().numpy()
+    greatest = logits.abs().amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny).cpu().numpy()
+    off = np.abs(margin.cpu().numpy() - clean.margin[: len(few)]) / greatest
     runner.differed(None, float(np.max(off, where=np.isfinite(off), initial=0.0)))
 
 
