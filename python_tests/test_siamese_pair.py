@@ -351,3 +351,41 @@ def test_a_verifier_of_digits_is_explained_near_and_far() -> None:
         assert explained.reached
         assert "The network takes the two for " in explained.sentences[0]
         assert "threshold 0.5" in explained.sentences[0]
+
+
+# -- networks whose answers are not of the pair alone --------------------------------------------------------------
+
+
+class Redness(torch.nn.Module):
+    """A regressor that does something else to its input first."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before = before
+
+    def forward(self, images):
+        images = self.before(images)
+        return 100 * torch.sigmoid(4 * (images[:, 0] - images[:, 2]).mean(dim=(1, 2)))
+
+
+NOT_ALONE = {
+    "must not write into its images": lambda images: images.sub_(0.1),
+    "must answer each pair by itself": lambda images: images - images.mean(dim=0, keepdim=True) / 2,
+    "must answer the same pair in the same way": lambda images: torch.nn.functional.dropout(images, 0.5),
+}
+ATTACKS = {
+    "attack": lambda ranker, a, b: af.siamese.attack(ranker, a, b, 0.5),
+    "one_step_attack": lambda ranker, a, b: af.siamese.one_step_attack(ranker, a, b, 0.5),
+    "explain_pair": lambda ranker, a, b: af.siamese.explain_pair(ranker, a[0], b[0]),
+}
+
+
+@pytest.mark.parametrize("call", ATTACKS)
+@pytest.mark.parametrize("said", NOT_ALONE)
+def test_a_ranker_whose_answers_are_not_of_a_pair_alone_is_refused(said, call):
+    first, second = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    given = first.clone(), second.clone()
+    ranker = af.siamese.ScoreRanker(Redness(NOT_ALONE[said]), low=0, high=100).eval()
+    with pytest.raises(ValueError, match=rf"{call}: ranker {said}"):
+        ATTACKS[call](ranker, *given)
+    assert torch.equal(given[0], first) and torch.equal(given[1], second)

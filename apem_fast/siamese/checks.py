@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apem_fast.running.repeated import differing_answers
+from apem_fast.running.undisturbed import undisturbed
 from apem_fast.siamese.networks import Ranker
 
 TOLERANCE = 1e-4  # by which rounding may take a ranking out of [0, 1]
@@ -44,7 +46,45 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
         raise ValueError(
             f"{call}: target must lie in [0, 1] (got min={float(goal.min()):g}, max={float(goal.max()):g})"
         )
+    _check_answers(call, ranker, first[:1].detach(), second[:1].detach())
     return goal.reshape(-1).expand(len(first))
+
+
+def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> None:
+    """Refuses a ranker whose answer is not of a pair alone, and one that would change the user's images."""
+
+    def ranking(a: Tensor, b: Tensor) -> Tensor:
+        before = a._version, b._version
+        score = ranker.rank(a, b)
+        if (a._version, b._version) != before:
+            raise _WritesIntoItsInputError
+        return score
+
+    try:
+        with torch.inference_mode(False), torch.no_grad(), undisturbed(ranker, first, second):
+            differs = differing_answers(ranking, [first.clone(), second.clone()])
+    except _WritesIntoItsInputError:
+        raise ValueError(
+            f"{call}: ranker must not write into its images (its network works in place on them, as x.sub_(mean) does, "
+            "or a first layer with inplace=True); let its first line be x = x.clone()"
+        ) from None
+    except Exception:  # noqa: BLE001 - whatever a network raises of these images is said where it is first run on all
+        return
+    if differs is None:
+        return
+    if differs.between == "runs":
+        raise ValueError(
+            f"{call}: ranker must answer the same pair in the same way each time (its rankings differ by "
+            f"{differs.by:.2g} between two runs; is dropout, or another random layer, still on?)"
+        )
+    raise ValueError(
+        f"{call}: ranker must answer each pair by itself (its rankings differ by {differs.by:.2g} when another pair is "
+        "in the batch, as with batch normalisation that keeps no running statistics)"
+    )
+
+
+class _WritesIntoItsInputError(Exception):
+    """A network changed what it was given."""
 
 
 def check_region(call: str, region: Tensor | None, images: Tensor) -> Tensor | None:
