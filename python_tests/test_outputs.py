@@ -212,7 +212,6 @@ BATCH_DEPENDENT = {
     "the batch's mean": Around(lambda images: images - images.mean(dim=0, keepdim=True) / 2),
     "the other way round": Around(after=lambda logits: logits.flip(0)),
     "the first one's": Around(after=lambda logits: logits[:1].expand(len(logits), -1)),
-    "the last one's": Around(after=lambda logits: logits[-1:].expand(len(logits), -1)),
 }
 EVERY_MEASURE = {
     "apem": lambda model, images: af.apem(model, images, MAPS, max_epsilon=32).score,

@@ -13,7 +13,6 @@ from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.undisturbed import undisturbed
 
 ROUNDING = 2.0**-14  # of the greatest answer: sums in another order differ by far less, what is random by far more
-COARSE_ROUNDING = 2.0**-7  # the same of models with layers in a low precision, between one batch and another
 
 
 class Differs(NamedTuple):
@@ -26,30 +25,30 @@ class Differs(NamedTuple):
 def differing_answers(
     answer: Callable[..., Tensor], inputs: Sequence[Tensor], *, in_batches: bool = True
 ) -> Differs | None:
-    """Runs one input alone and beside another, and compares.
+    """Runs one input beside another and beside itself, and compares. Both batches have one size, so that the same sums
+    are formed in the same order: what differs is not rounding.
 
     Args:
         answer: takes `inputs`, each (1, ...) of the first image, or pair of images, and gives its answer (1, ...).
-        in_batches: whether more than one at a time is going to be run.
+        in_batches: whether more than one at a time is going to be run; otherwise it is run twice alone.
     """
 
-    def alone() -> Tensor:
-        return answer(*(one.clone() for one in inputs))
+    def beside(others: Sequence[Tensor]) -> Tensor:
+        return answer(*(torch.cat([other, one]) for other, one in zip(others, inputs)))[1:]
 
-    first = alone()
-    beside = [one.flip(tuple(range(2, one.dim()))) / 2 for one in inputs]
+    def itself() -> Tensor:
+        return beside(inputs) if together is not None else answer(*(one.clone() for one in inputs))
+
     together = None
     if in_batches:
         with suppress(RuntimeError, ValueError):  # of a model that takes one image at a time
-            together = answer(*(torch.cat(both) for both in zip(inputs, beside)))
-    if together is None:
-        off = again = _difference(first, alone())
-    else:
-        off = _difference(torch.cat([first, answer(*beside)]), together)
-        again = _difference(first, alone()) if off > ROUNDING else off
-    if again > ROUNDING:
-        return Differs("runs", again)
-    return Differs("batches", off) if off > COARSE_ROUNDING else None
+            together = beside([one.flip(tuple(range(2, one.dim()))) / 2 for one in inputs])
+    first = itself()
+    off = _difference(first, itself() if together is None else together)
+    if off <= ROUNDING:
+        return None
+    again = off if together is None else _difference(first, itself())
+    return Differs("runs", again) if again > ROUNDING else Differs("batches", off)
 
 
 def require_repeatable(model: nn.Module, images: Tensor, *, in_batches: bool = True) -> None:
