@@ -260,7 +260,7 @@ def test_the_progress_calls_a_method_as_the_program_does(model, pixels):
     assert any(state.finished.startswith("my gradient: 4 images at 3 stages") for state in told)
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), ((0.0, 0.1, 0.2), (1.0, 0.9, 0.8))])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), ((0.0, -0.1, -0.2), (1.0, 1.1, 1.2))])
 def test_a_run_keeps_its_probes_within_the_bounds(model, pixels, bounds):
     """Its epsilons are the metric's with these bounds, and those are others than without."""
     rows = af.evaluate(
