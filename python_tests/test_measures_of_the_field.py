@@ -29,6 +29,7 @@ from apem_fast.measures import (
 from apem_fast.measures.adversarial_curves import flipped_images
 from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.reliability import interval_of, resampled_alphas
+from apem_fast.search import Isolate
 from apem_fast.seeding import generator_for
 
 
@@ -168,21 +169,15 @@ def first_change(model, image, relevance, filling, label, parts) -> float:
 def test_the_flip_fraction_is_the_first_share_that_changes_the_prediction(imputation, map_channels):
     model = small_network()
     images, relevance = images_and_maps(12, map_channels=map_channels)
-    found = {
-        search: flip_fraction(model, images, relevance, imputation=imputation, parts=64, search=search)
-        for search in ("isolate", "exhaustive")
-    }
+    found = flip_fraction(model, images, relevance, imputation=imputation, parts=64)
     filling = filling_of(imputation, images)
-    expected = [
-        first_change(model, images[n], relevance[n], filling[n], int(found["isolate"].labels[n]), 64) for n in range(12)
-    ]
-    scan = found["exhaustive"]
-    assert scan.flipped.tolist() == [value < math.inf for value in expected]
-    assert scan.fraction.tolist() == [min(value, 1.0) for value in expected]
-    missed = [n for n in range(12) if found["isolate"].fraction[n] != scan.fraction[n]]
-    assert len(missed) <= 1, missed  # of rays as rough as these a search may miss one, never find one too early
-    assert (found["isolate"].fraction >= scan.fraction).all()
-    assert found["isolate"].probes.sum() < scan.probes.sum() or scan.probes.sum() < 100
+    expected = [first_change(model, images[n], relevance[n], filling[n], int(found.labels[n]), 64) for n in range(12)]
+    assert found.flipped.tolist() == [value < math.inf for value in expected]
+    assert found.fraction.tolist() == [min(value, 1.0) for value in expected]
+    # A policy of one's own is taken as it is: it finds no change too early, and may find a later one.
+    skipping = flip_fraction(model, images, relevance, imputation=imputation, parts=64, search=Isolate(flat=4))
+    assert (skipping.fraction >= found.fraction).all()
+    assert skipping.probes.tolist() != found.probes.tolist()
 
 
 def test_the_flip_fraction_depends_on_no_batch_and_leaves_everything_alone():

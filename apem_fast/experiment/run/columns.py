@@ -216,7 +216,7 @@ MEASURES: dict[str, Measure] = {
         "Flip fraction",
         "lower",
         "the least share of the most relevant features whose replacement changes the prediction",
-        probes=20,
+        probes=50,
     ),
     "robustness_s": Measure(
         lambda e: e.robustness().area_relevant,
