@@ -138,7 +138,7 @@ def test_flags_of_maps():
 # -- bounds and the grey stage ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", ["pixels", "-1.9,1.5/1.6/1.7", "none,1.5", "none"])
+@pytest.mark.parametrize("said", ["pixels", "-2,2/2.1/2.2", "none,2.0", "none"])
 def test_a_run_with_bounds_has_the_epsilons_of_the_function(said, tmp_path):
     options = dataclasses.replace(OPTIONS, bounds=said, stages=("times-grey", "1-channel"), max_epsilon=900.0)
     store = evaluate(options, tmp_path / "run")
@@ -150,8 +150,8 @@ def test_a_run_with_bounds_has_the_epsilons_of_the_function(said, tmp_path):
     black, white = ((value - 0.5) / 0.25 for value in (0.0, 1.0))
     pair = {
         "pixels": (black, white),
-        "-1.9,1.5/1.6/1.7": (-1.9, (1.5, 1.6, 1.7)),
-        "none,1.5": (None, 1.5),
+        "-2,2/2.1/2.2": (-2.0, (2.0, 2.1, 2.2)),
+        "none,2.0": (None, 2.0),
         "none": (None, None),
     }[said]
     attribution = af.explain.Gradient()(network.model, images)
