@@ -10,7 +10,7 @@ import pandas
 
 from apem_fast.experiment.report.closeups import RAYS, closeup_picture, read_closeup
 from apem_fast.experiment.report.subject import explainer_names
-from apem_fast.experiment.run.pictures import coloured, kept_picture, small_picture
+from apem_fast.experiment.run.pictures import kept_picture, small_map, small_picture
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
@@ -107,7 +107,7 @@ class _OfRun:
                 continue
             entry: dict[str, Any] = {"flag": row.get("flag") or ""}
             if row["image"] in with_pictures:
-                entry["map"] = small_picture(coloured(kept_picture(path)), side)
+                entry["map"] = small_map(kept_picture(path), side)
             if row["score"] == row["score"]:  # a flagged map has no numbers
                 entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
                 entry |= {name: bool(row[name]) for name in ("flipped_minus", "flipped_plus")}
@@ -131,7 +131,7 @@ def _common_images(runs: list[_OfRun], shown_images: int | None) -> list[str]:
     return [
         name
         for name in names
-        if first.store.photograph(name).exists()  # a big run keeps only the first
+        if all(run.store.photograph(name).exists() for run in runs)  # a big run keeps only the first
         and all(name in run.by_name and first.shows_what(run, name) for run in others)
     ]
 

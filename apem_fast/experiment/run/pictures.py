@@ -37,11 +37,23 @@ def kept_picture(path: Path) -> Image.Image:
         raise ValueError(f"{path} is damaged ({reason}); remove it to go on without it") from None
 
 
+def small_map(picture: Image.Image, side: int) -> str:
+    """A relevance map, at most `side` pixels wide and high, coloured, as a WebP data URI. It is made small first: the
+    colour of a mean is meant, and it is quicker so."""
+    return small_picture(coloured(_at_most(picture, side)), side)
+
+
+def _at_most(picture: Image.Image, side: int) -> Image.Image:
+    if max(picture.size) <= side:
+        return picture
+    picture = picture.copy()
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return picture
+
+
 def small_picture(picture: Image.Image, side: int, quality: int = 72) -> str:
     """The picture, at most `side` pixels wide and high, as a WebP data URI."""
-    if max(picture.size) > side:
-        picture = picture.copy()
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    picture = _at_most(picture, side)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=quality, method=6)
     return data_uri(buffer.getvalue(), "webp")
