@@ -338,6 +338,9 @@ def test_an_overlay_takes_maps_as_they_come():
     assert (np.asarray(af.overlay(maps[0], pixels[0])) == one).all()
     assert (np.asarray(af.overlay(maps.numpy(), pixels.numpy())) == whole).all()
     assert af.overlay(torch.rand(2, 1, 2, 2), pixels).size == (20, 20)
+    two = np.asarray(af.overlay({"a": maps, "b": 1 - maps}, pixels))
+    assert two.shape == (20, 32, 3) and (two[:, :20] == whole).all()
+    assert (two[:, 24:] == np.asarray(af.overlay(1 - maps, pixels))[:, 12:]).all()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ _NEARLY = 1e-3  # how far outside [0, 1] values may lie that were rounded
 
 
 @said_by("overlay")
-def overlay(relevance: Tensor, pixels: Tensor, *, opacity: float = 0.6) -> Image.Image:
+def overlay(relevance: Tensor | Mapping[str, Tensor], pixels: Tensor, *, opacity: float = 0.6) -> Image.Image:
     """Relevance maps laid over their images: a picture with a row for each image, itself and with its map.
 
     A notebook shows it as it is; `.save("maps.png")` keeps it. The photograph is grey under the map, so that all colour
@@ -29,7 +30,8 @@ def overlay(relevance: Tensor, pixels: Tensor, *, opacity: float = 0.6) -> Image
 
     Args:
         relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1], as `relevance_map` makes it, or (N, H, W), or one map (H, W).
-            Channels are averaged; a map of another size than the pixels' is stretched to it bilinearly.
+            Channels are averaged; a map of another size than the pixels' is stretched to it bilinearly. Several sets of
+            maps, by their names, get a column each, in their order.
         pixels: the images as a person sees them, (N, 3, H, W) or (N, 1, H, W) in [0, 1], before any normalisation; or
             one of them without the first dimension.
         opacity: of the map, in [0, 1].
@@ -44,14 +46,19 @@ def overlay(relevance: Tensor, pixels: Tensor, *, opacity: float = 0.6) -> Image
     if not (isinstance(opacity, int | float) and 0 <= opacity <= 1):
         raise ValueError(sentence(f"opacity must lie in [0, 1] (got {opacity})"))
     images = _pixels(pixels)
-    maps = _maps(relevance, len(images))
+    sets = relevance.values() if isinstance(relevance, Mapping) else [relevance]
+    columns = [images, *(_laid_over(_maps(one, len(images)), images, opacity) for one in sets)]
+    rows = [torch.cat([_framed(picture) for picture in row], dim=2) for row in zip(*columns)]
+    sheet = torch.cat(rows, dim=1)[:, GAP:, GAP:]
+    return Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+
+
+def _laid_over(maps: Tensor, images: Tensor, opacity: float) -> Tensor:
+    """(N, 3, H, W): the maps in colour over the images in grey."""
     if maps.shape[2:] != images.shape[2:]:
         maps = interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)
     colours = torch.from_numpy(colour_scale())[(maps[:, 0] * 255).round().long()].permute(0, 3, 1, 2) / 255
-    over = opacity * colours + (1 - opacity) * images.mean(dim=1, keepdim=True)
-    rows = [torch.cat([_framed(image), _framed(one)], dim=2) for image, one in zip(images, over)]
-    sheet = torch.cat(rows, dim=1)[:, GAP:, GAP:]
-    return Image.fromarray((sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+    return opacity * colours + (1 - opacity) * images.mean(dim=1, keepdim=True)
 
 
 def _pixels(pixels: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ function showGallery() {
     });
   }
   const from = images.length ? view.page * PAGE + 1 : 0, to = Math.min(images.length, (view.page + 1) * PAGE);
-  const kept = run.images.length < run.image_count ? " with pictures (the run has " + number.format(run.image_count) + ")" : "";
+  const kept = run.runs.length > 1 ? " that all runs have" : run.images.length < run.image_count ? " with pictures (the run has " + number.format(run.image_count) + ")" : "";
   document.getElementById("count").textContent = images.length
     ? from + " to " + to + " of " + images.length + (images.length < run.images.length ? " that suit, of " + run.images.length : "") + " photographs" + kept
     : "no photograph suits";
