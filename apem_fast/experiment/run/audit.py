@@ -39,7 +39,7 @@ from apem_fast.experiment.run.explaining import NO_MAP, NOT_FINITE, maps_of
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.provenance import provenance
-from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.ranks import Ranks, torchrun_ranks
 from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, RunStore, file_name_of
 from apem_fast.explain import Explainer, explainer_from, imported_by
@@ -258,15 +258,7 @@ class _Auditor:
             if missing:
                 self.progress.update(doing="reading images")
                 network, photographs = ranks.all_do(self.inputs)
-                try:
-                    self.work(network, photographs, ranks.share(missing))
-                except ValueError as error:
-                    if ranks.count > 1:
-                        raise RankFailed(f"process {ranks.rank} of {ranks.count}: {error}") from error
-                    raise
-                if ranks.count > 1:
-                    self.progress.update(doing="waiting for the other processes")
-                    ranks.wait_for_all()
+                ranks.each_does(lambda: self.work(network, photographs, ranks.share(missing)), self.progress.waiting)
             return ranks.first_does(lambda: self.concluded(every, chosen, seed, stratified))
 
     def planned(self, chosen: pandas.DataFrame, trust: bool) -> tuple[pandas.DataFrame, list[Part]]:

@@ -23,7 +23,7 @@ from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.kept_pictures import keep_pictures
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
-from apem_fast.experiment.run.ranks import RankFailed, Ranks, torchrun_ranks
+from apem_fast.experiment.run.ranks import Ranks, torchrun_ranks
 from apem_fast.experiment.run.reading import Reader
 from apem_fast.experiment.run.store import IMAGES, LEFT_OUT, RunStore
 from apem_fast.explain import Explainer, explainer_from
@@ -115,15 +115,9 @@ class _Share:
             store = RunStore(self.folder)
             if not missing:
                 self.progress.update(finished=finished_already(store, len(names)))
-            try:
-                self.work(network, images, names, ranks.share(missing), store)
-            except ValueError as error:
-                if ranks.count > 1:
-                    raise RankFailed(f"process {ranks.rank} of {ranks.count}: {error}") from error
-                raise
-            if ranks.count > 1:
-                self.progress.update(doing="waiting for the other processes")
-                ranks.wait_for_all()
+            ranks.each_does(
+                lambda: self.work(network, images, names, ranks.share(missing), store), self.progress.waiting
+            )
             ranks.first_does(lambda: require_done(store, missing))
             if self.options.pictures != 0:
                 also = ranks.share(ranks.first_does(lambda: list(self.also_pictured(store))))

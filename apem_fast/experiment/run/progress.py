@@ -49,6 +49,9 @@ class ProgressKeeper:
             self._report(self.state)
         self.state = replace(self.state, finished="")
 
+    def waiting(self) -> None:
+        self.update(doing="waiting for the other processes")
+
 
 def doing_of(state: RunProgress) -> str:
     """What is being done, in a few words."""

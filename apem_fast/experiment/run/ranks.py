@@ -101,6 +101,25 @@ class Ranks:
         self._raise_first([sentence], failure)
         return result
 
+    def each_does(self, work: Callable[[], None], waiting: Callable[[], None]) -> None:
+        """Each process does its own work; returns when all have done theirs.
+
+        Args:
+            waiting: called where this process comes to wait for others.
+
+        Raises:
+            RankFailed: this one failed, one of several; it says which.
+        """
+        try:
+            work()
+        except ValueError as error:
+            if self.count > 1:
+                raise RankFailed(f"process {self.rank} of {self.count}: {error}") from error
+            raise
+        if self.count > 1:
+            waiting()
+            self.wait_for_all()
+
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
