@@ -83,6 +83,31 @@ def test_a_planted_epsilon_is_found_and_an_audit_of_other_epsilons_counts_no_mor
     assert "Rays that differ" in write_page(run).read_text()
 
 
+def test_an_audit_up_to_an_epsilon_speaks_of_those_rays_alone(run):
+    every = rays_of(run)
+    limit = float(every["found"].quantile(0.4))
+    near = every[every["found_flipped"] & (every["found"] <= limit)]
+    assert 5 <= len(near) < ALL
+    audit = af.audit(run, rays=5, up_to=limit, trust=True)
+    assert (audit.rays, audit.of, audit.others) == (5, len(near), ALL - len(near))
+    assert audit.most_wrong_count == most_wrong_of(len(near), 5, 0) and audit.probes <= 5 * limit / OPTIONS.step
+    said = (
+        f"the {len(near)} of {ALL} rays whose epsilon was found to be at most {limit:g}; nothing is said of the others."
+    )
+    assert said in str(audit) and read_audit(run) == audit
+    page = write_page(run).read_text()
+    assert said in page and "without --up-to draws from all" in page and "median at worst" not in page
+    assert not (run.folder / "audit" / "table.csv").exists()
+    with pytest.raises(
+        ValueError, match=rf"rays must be at most the {len(near)} that there are to draw from \(got {ALL}\)"
+    ):
+        af.audit(run, rays=ALL, up_to=limit, trust=True)
+    with pytest.raises(ValueError, match=r"up_to must be at least the run's least epsilon, [\d.]+ \(got 0.1\)"):
+        af.audit(run, rays=1, up_to=0.1, trust=True)
+    whole = af.audit(run, rays=5, trust=True)
+    assert whole.up_to is None and (run.folder / "audit" / "table.csv").exists()
+
+
 def test_scans_are_those_of_the_papers_definition(run):
     """A run by search="exhaustive" holds what the audit's scans find."""
     af.audit(run, rays=ALL, trust=True)
@@ -192,7 +217,7 @@ def test_a_damaged_scan_is_done_again(run):
 
 
 def test_mistakes_are_one_sentence(run, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=rf"rays must be at most the {ALL} that the run has \(got 41\)"):
+    with pytest.raises(ValueError, match=rf"rays must be at most the {ALL} that there are to draw from \(got 41\)"):
         af.audit(run, rays=41, trust=True)
     with pytest.raises(ValueError, match="names code of somebody's own"):
         af.audit(run, rays=4)

@@ -18,6 +18,12 @@ def audit(
     stratified: Annotated[
         bool, typer.Option("--stratified", help="Draw as many of each explanation and stage as its share is.")
     ] = False,
+    up_to: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E", help="Draw only from rays found to flip by here, and speak of these alone.", show_default="all"
+        ),
+    ] = None,
     trust: Annotated[
         bool,
         typer.Option("--trust", help="Also run code that the run names, of somebody's own: see report."),
@@ -50,6 +56,7 @@ def audit(
                     rays=rays,
                     seed=seed,
                     stratified=stratified,
+                    up_to=up_to,
                     trust=trust,
                     device=device_named(device),
                     progress=progress,
@@ -66,6 +73,8 @@ def audit(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(str(result), highlight=False, soft_wrap=True)
     console.print(f"{result.probes:,} probes in {result.seconds:.0f} s", highlight=False)
+    if up_to is not None:
+        return
     console.print(
         f"What the rest could do to each mean and median: {run / 'audit' / 'table.csv'}",
         highlight=False,

@@ -39,6 +39,7 @@ def audit(
     rays: int = 300,
     seed: int = 0,
     stratified: bool = False,
+    up_to: float | None = None,
     trust: bool = False,
     device: str | None = None,
     progress: Callable[..., None] | None = None,
@@ -67,6 +68,8 @@ def audit(
         seed: of the draw.
         stratified: of a run: whether as many rays of each explainer and stage are drawn as its share is. Those of maps
             in memory are drawn from each set so.
+        up_to: of a run: draw only from the rays whose epsilon was found to be at most this, and speak of them alone; a
+            scan takes as long as its epsilon is great.
         trust: of a run: whether to run code of somebody's own that it names.
         device: of a run: where the network runs; None for where the run ran.
         progress: called often, with (rays scanned, rays of one set, probes so far), or a run's `RunProgress`.

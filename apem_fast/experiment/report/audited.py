@@ -71,8 +71,12 @@ def moved(part: pandas.DataFrame, wrong: int, step: float, limit: float) -> dict
 
 
 def write_worst_case(store: RunStore, audit: RunAudit) -> None:
-    """`audit/table.csv` in the run's folder: `worst_case`."""
-    store.write_file(store.inside("audit", "table.csv"), worst_case(store, audit).to_csv(index=False))
+    """`audit/table.csv` in the run's folder: `worst_case`; none where the audit is of a part of the rays."""
+    path = store.inside("audit", "table.csv")
+    if audit.up_to is not None:
+        path.unlink(missing_ok=True)
+        return
+    store.write_file(path, worst_case(store, audit).to_csv(index=False))
 
 
 def audit_section(store: RunStore, rows: pandas.DataFrame) -> list[Section]:
@@ -80,6 +84,44 @@ def audit_section(store: RunStore, rows: pandas.DataFrame) -> list[Section]:
     audit = read_audit(store)
     if audit is None:
         return []
+    tables = [("", _at_worst(store, audit))] if audit.up_to is None else []
+    if audit.differences:
+        wrong = tuple(
+            (
+                Cell(one.maps),
+                Cell(str(one.image)),
+                Cell("irrelevance" if one.irrelevance else "relevance"),
+                _epsilon(one.found),
+                _epsilon(one.scanned),
+            )
+            for one in audit.differences
+        )
+        tables.append(("Rays that differ", Table(("maps", "image", "ray", "search", "scan"), wrong)))
+    return [Section(key="audit", title="Audit", reading=_reading(audit), finding=str(audit), tables=tuple(tables))]
+
+
+def _reading(audit: RunAudit) -> str:
+    drawn = "as many of each explanation and stage as its share is" if audit.stratified else "each as likely as another"
+    which, say = "rays", "all epsilons"
+    if audit.up_to is not None:
+        which, say = f"rays whose epsilon was found to be at most {audit.up_to:g}", "their epsilons"
+    done = (
+        f"{audit.rays:,} of the {audit.of:,} {which}, drawn at random ({drawn}), were scanned at every grid point up "
+        f"to their flip, {audit.probes:,} probes, and compared with what the search found. At most "
+        f"{audit.most_wrong_count:,} of {say} are wrong, with 95 % confidence."
+    )
+    if audit.up_to is not None:
+        return (
+            f"{done} Of the {audit.others:,} rays that were found to flip later or not at all nothing is said: a flip "
+            "that the search passed over could be among them. apem-fast audit without --up-to draws from all."
+        )
+    return (
+        f"{done} At worst: if all of these were in one line of the table and could be anything from the first grid "
+        "point to the limit, its median and mean would lie in between. Rays of shuffled maps are not audited."
+    )
+
+
+def _at_worst(store: RunStore, audit: RunAudit) -> Table:
     names = explainer_names(store)
     table = worst_case(store, audit)
     apart = len(set(table["set"])) > 1
@@ -98,35 +140,7 @@ def audit_section(store: RunStore, rows: pandas.DataFrame) -> list[Section]:
         )
         for row in table.to_dict("records")
     )
-    tables = [("", Table((*(("photographs",) if apart else ()), *columns), lines))]
-    if audit.differences:
-        wrong = tuple(
-            (
-                Cell(one.maps),
-                Cell(str(one.image)),
-                Cell("irrelevance" if one.irrelevance else "relevance"),
-                _epsilon(one.found),
-                _epsilon(one.scanned),
-            )
-            for one in audit.differences
-        )
-        tables.append(("Rays that differ", Table(("maps", "image", "ray", "search", "scan"), wrong)))
-    drawn = "as many of each explanation and stage as its share is" if audit.stratified else "each as likely as another"
-    return [
-        Section(
-            key="audit",
-            title="Audit",
-            reading=(
-                f"{audit.rays:,} of the {audit.of:,} rays, drawn at random ({drawn}), were scanned at every grid point "
-                f"up to their flip, {audit.probes:,} probes, and compared with what the search found. At most "
-                f"{audit.most_wrong_count:,} of all epsilons are wrong, with 95 % confidence. At worst: if all of "
-                "these were in one line of the table and could be anything from the first grid point to the limit, "
-                "its median and mean would lie in between. Rays of shuffled maps are not audited."
-            ),
-            finding=str(audit),
-            tables=tuple(tables),
-        )
-    ]
+    return Table((*(("photographs",) if apart else ()), *columns), lines)
 
 
 def _between(row: dict[Hashable, Any], name: str) -> Cell:

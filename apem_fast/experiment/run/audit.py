@@ -58,12 +58,22 @@ class RunAudit(Audit):
     seed: int = 0
     stratified: bool = False
     seconds: float = 0.0
-    population: str = ""  # a digest of the epsilons it is about
+    population: str = ""  # a digest of the run's epsilons
     made_with: dict[str, Any] | None = None
+    up_to: float | None = None  # it is about the `of` rays whose epsilon was found to be at most this; None: about all
+    others: int = 0  # rays of which it says nothing
 
     @property
     def most_wrong(self) -> float:
         return self.most_wrong_count / self.of
+
+    def __str__(self) -> str:
+        if self.up_to is None:
+            return super().__str__()
+        return (
+            f"{super().__str__()} These are the {self.of:,} of {self.of + self.others:,} rays whose epsilon was found "
+            f"to be at most {self.up_to:g}; nothing is said of the others."
+        )
 
 
 # -- which rays ------------------------------------------------------------------------------------------------------
@@ -92,6 +102,16 @@ def digest_of_rays(rays: pandas.DataFrame) -> str:
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
 
 
+def within(every: pandas.DataFrame, up_to: float | None) -> pandas.DataFrame:
+    """The rays that were found to flip at `up_to` or before; for None all."""
+    if up_to is None:
+        return every
+    chosen = every[every["found_flipped"] & (every["found"] <= validation.positive("up_to", up_to))]
+    if chosen.empty:
+        raise ValueError(f"up_to must be at least the run's least epsilon, {every['found'].min():g} (got {up_to:g})")
+    return chosen.reset_index(drop=True)
+
+
 def draw(every: pandas.DataFrame, rays: int, seed: int, stratified: bool) -> pandas.DataFrame:
     """`rays` of them at random, without replacement; a greater draw of the same seed holds the smaller one.
 
@@ -103,7 +123,7 @@ def draw(every: pandas.DataFrame, rays: int, seed: int, stratified: bool) -> pan
     """
     rays = validation.whole("rays", rays)
     if rays > len(every):
-        raise ValueError(f"rays must be at most the {len(every):,} that the run has (got {rays:,})")
+        raise ValueError(f"rays must be at most the {len(every):,} that there are to draw from (got {rays:,})")
     if not stratified:
         return every.iloc[np.sort(np.random.default_rng(seed).permutation(len(every))[:rays])]
     of_stratum = {f"{key} {stage}": part.index for (key, stage), part in _strata(every)}
@@ -216,6 +236,7 @@ def audit_run(
     rays: int = 300,
     seed: int = 0,
     stratified: bool = False,
+    up_to: float | None = None,
     trust: bool = False,
     device: str | None = None,
     progress: Callable[[RunProgress], None] | None = None,
@@ -229,6 +250,8 @@ def audit_run(
         rays: how many; each map has two.
         seed: of the draw.
         stratified: whether as many rays of each explainer and stage are drawn as its share is.
+        up_to: draw only from the rays whose epsilon was found to be at most this, and speak of them alone: a scan takes
+            as long as its epsilon is great.
         trust: whether to import what the run names that is not of this package, torchvision, timm or Captum.
         device: where the network runs; None for where the run ran.
         progress: called often, with this process's share.
@@ -240,7 +263,7 @@ def audit_run(
         keeper = ProgressKeeper(progress, ranks.rank, ranks.count)
         on = ranks.device(device or store.options.device)
         with torch.cuda.device(on) if on.startswith("cuda") else nullcontext():
-            return _Auditor(store, ranks, keeper, on).audit(rays, seed, stratified, trust)
+            return _Auditor(store, ranks, keeper, on).audit(rays, seed, stratified, up_to, trust)
 
 
 class _Auditor:
@@ -249,9 +272,9 @@ class _Auditor:
         self.scans = Scans(store)
         self.evaluator: Evaluator | None = None
 
-    def audit(self, rays: int, seed: int, stratified: bool, trust: bool) -> RunAudit:
+    def audit(self, rays: int, seed: int, stratified: bool, up_to: float | None, trust: bool) -> RunAudit:
         ranks, store = self.ranks, self.store
-        every = ranks.all_do(lambda: rays_of(store))
+        every = ranks.all_do(lambda: within(rays_of(store), up_to))
         with ExitStack() as stack:
             ranks.first_does(lambda: stack.enter_context(store.claimed(store.folder)))
             chosen, missing = ranks.first_does(lambda: self.planned(draw(every, rays, seed, stratified), trust))
@@ -259,7 +282,7 @@ class _Auditor:
                 self.progress.update(doing="reading images")
                 network, photographs = ranks.all_do(self.inputs)
                 ranks.each_does(lambda: self.work(network, photographs, ranks.share(missing)), self.progress.waiting)
-            return ranks.first_does(lambda: self.concluded(every, chosen, seed, stratified))
+            return ranks.first_does(lambda: self.concluded(every, chosen, seed, stratified, up_to))
 
     def planned(self, chosen: pandas.DataFrame, trust: bool) -> tuple[pandas.DataFrame, list[Part]]:
         """The drawn rays with their blocks, and what of them is not scanned yet."""
@@ -412,7 +435,9 @@ class _Auditor:
             record=o.record,
         )
 
-    def concluded(self, every: pandas.DataFrame, chosen: pandas.DataFrame, seed: int, stratified: bool) -> RunAudit:
+    def concluded(
+        self, every: pandas.DataFrame, chosen: pandas.DataFrame, seed: int, stratified: bool, up_to: float | None
+    ) -> RunAudit:
         """Compare the drawn rays with their scans, and keep what that says."""
         parts = chosen[["block", "explainer"]].drop_duplicates().itertuples(index=False)
         scans = pandas.concat([self.scans.read(int(block), key) for block, key in parts])
@@ -424,6 +449,7 @@ class _Auditor:
             )
         flipped = audited["scanned_flipped"].astype(bool)
         wrong = audited[(flipped != audited["found_flipped"]) | (audited["scanned"] != audited["found"])]
+        all_rays = rays_of(self.store)
         audit = RunAudit(
             rays=len(audited),
             of=len(every),
@@ -433,8 +459,10 @@ class _Auditor:
             seed=seed,
             stratified=stratified,
             seconds=float(audited["seconds"].sum()),
-            population=digest_of_rays(every),
+            population=digest_of_rays(all_rays),
             made_with=provenance(self.device),
+            up_to=up_to,
+            others=len(all_rays) - len(every),
         )
         record = {name: value for name, value in vars(audit).items() if name != "differences"}
         record["differences"] = [vars(one) for one in audit.differences]
