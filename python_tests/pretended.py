@@ -29,9 +29,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_iter, tree_map
 
+import apem_fast
+
 aten = torch.ops.aten
 GPU, BELOW = torch.device("cuda", 0), torch.device("lazy", 0)
-PROGRAM = Path(__file__).resolve().parents[1] / "apem_fast"
+PROGRAM = Path(apem_fast.__file__).resolve().parent
 
 # Operators whose result the host has to wait for, besides reads of a value and copies.
 WAITING = {

@@ -15,7 +15,7 @@ import apem_fast
 from apem_fast.ops.load import LIBRARIES, OPERATORS
 
 ROOT = Path(__file__).parent.parent
-HEADER = ROOT / "apem_fast" / "include" / "apem_fast" / "operators.h"
+HEADER = Path(apem_fast.cmake_prefix()) / "include" / "apem_fast" / "operators.h"
 MISSING = [tool for tool in ("cmake", os.environ.get("CXX", "g++").split()[0]) if not shutil.which(tool)]
 TORCH = f"-DTORCH_ROOT={Path(torch.__file__).parent}"
 
