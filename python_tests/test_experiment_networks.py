@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import tiny_networks
 import torch
-import torchvision
 from torch import nn
 
 from apem_fast.experiment.inputs import networks
 from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
+
+torchvision = pytest.importorskip("torchvision")
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.reading import Reader
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def photographs(folder: Path, count: int) -> list[Photograph]:
@@ -26,10 +30,10 @@ def photographs(folder: Path, count: int) -> list[Photograph]:
 
 def test_what_is_read_ahead_is_what_is_read(tmp_path: Path) -> None:
     some = photographs(tmp_path, 9)
-    with Reader(pil_to_tensor, threads=3) as reader:
+    with Reader(pixels_of, threads=3) as reader:
         reader.ahead(some[:6])
         for one in some:  # the last three were not announced
-            assert torch.equal(reader.read(one), pil_to_tensor(one.open()))
+            assert torch.equal(reader.read(one), pixels_of(one.open()))
 
 
 def test_the_next_block_is_read_while_this_one_is_measured(tmp_path: Path) -> None:
@@ -37,7 +41,7 @@ def test_the_next_block_is_read_while_this_one_is_measured(tmp_path: Path) -> No
 
     def pixels(picture: Image.Image) -> Tensor:
         read.set()
-        return pil_to_tensor(picture)
+        return pixels_of(picture)
 
     with Reader(pixels, threads=1) as reader:
         reader.ahead(some)
@@ -47,9 +51,9 @@ def test_the_next_block_is_read_while_this_one_is_measured(tmp_path: Path) -> No
 def test_a_file_that_cannot_be_read_is_an_error_when_it_is_asked_for(tmp_path: Path) -> None:
     good, damaged = photographs(tmp_path, 2)
     damaged.path.write_bytes(b"no image")
-    with Reader(pil_to_tensor) as reader:
+    with Reader(pixels_of) as reader:
         reader.ahead([damaged, good])
-        assert torch.equal(reader.read(good), pil_to_tensor(good.open()))
+        assert torch.equal(reader.read(good), pixels_of(good.open()))
         with pytest.raises(OSError, match="not an image that can be read"):
             reader.read(damaged)
 
@@ -59,12 +63,12 @@ def test_beside_a_cpu_pictures_are_read_by_the_caller(tmp_path: Path) -> None:
 
     def pixels(picture: Image.Image) -> Tensor:
         readers.append(threading.current_thread())
-        return pil_to_tensor(picture)
+        return pixels_of(picture)
 
     with Reader.beside("cpu", pixels) as reader:
         reader.ahead([photograph])
         assert readers == []
-        assert torch.equal(reader.read(photograph), pil_to_tensor(photograph.open()))
+        assert torch.equal(reader.read(photograph), pixels_of(photograph.open()))
     assert readers == [threading.current_thread()]
 
 
@@ -76,7 +80,7 @@ def test_no_thread_outlives_the_run(tmp_path: Path) -> None:
         names.append(threading.current_thread().name)
         begun.set()
         go_on.wait(60)
-        return pil_to_tensor(picture)
+        return pixels_of(picture)
 
     with pytest.raises(KeyboardInterrupt), Reader(pixels, threads=1) as reader:
         reader.ahead(photographs(tmp_path, 5))

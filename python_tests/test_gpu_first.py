@@ -13,6 +13,8 @@ from both_devices import made_on_cpu
 from networks import images_and_maps, small_network
 from pretended import PretendedGPU
 
+pytest.importorskip("torchvision")  # whose networks it measures
+
 from bench import gpu_first, throughput, timing
 from bench.gpu_first import Step
 from bench.networks import Workload
