@@ -16,7 +16,7 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-reliability test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel kernel-hub check docs pictures format clean
+.PHONY: setup demo test test-slow test-reliability test-libraries test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel kernel-hub check docs pictures format clean
 
 setup: $(BUILT)
 
@@ -63,6 +63,12 @@ test-slow: $(BUILT)
 # Damaged files, kills, failing disks and models, some fourteen minutes long: the figures of docs/reliability.md.
 test-reliability: $(BUILT)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m reliability
+
+# APEM beside Quantus and torch-cam themselves. Quantus asks for the OpenCV that draws windows; the other one serves it.
+test-libraries: $(BUILT)
+	@$(PIP) install "torchcam>=0.5" cachetools opencv-python-headless
+	@$(PIP) install --no-deps "quantus>=0.5.3"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m libraries python_tests/test_real_libraries.py
 
 # The tests that a processor or a library could change, as on other machines; PYTHONS="a b": other interpreters as well.
 test-matrix: $(BUILT)

@@ -257,22 +257,6 @@ def test_quantus_accessories(capsys, tmp_path):
         quantus_adapter.Apem(missing=0)
 
 
-def test_quantus_itself_takes_it_for_a_metric():
-    quantus = pytest.importorskip("quantus")
-    model, (images, _) = small_network(), images_and_maps(3)
-    x, y = images.numpy(), model(images).argmax(dim=1).numpy()
-    attribution = attributions(model, images)
-    results = quantus.evaluate(
-        metrics={"APEM": quantus_adapter.Apem(**GRID)},
-        xai_methods={"mine": attribution.numpy()},
-        model=model,
-        x_batch=x,
-        y_batch=y,
-        call_kwargs={"call": {"device": "cpu"}},
-    )
-    assert results["mine"]["APEM"] == expected_scores(model, images, attribution).tolist()
-
-
 @pytest.mark.parametrize(
     "changes, error, sentence",
     [
