@@ -17,7 +17,7 @@ from test_experiment_processes import finish, start
 
 import apem_fast as af
 from apem_fast.auditing import most_wrong_of
-from apem_fast.experiment.report.audited import NOT_AUDITED, audit_sentence, moved, worst_case
+from apem_fast.experiment.report.audited import ALL_PROVED, NOT_AUDITED, audit_sentence, moved, worst_case
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.run import audit as run_audit
 from apem_fast.experiment.run.audit import bound, draw, rays_of, read_audit
@@ -116,6 +116,17 @@ def test_scans_are_those_of_the_papers_definition(run):
     both = rays_of(by_scan).merge(scans, on=run_audit.KEY, validate="one_to_one")
     assert len(both) == ALL
     assert (both["found"] == both["scanned"]).all() and (both["found_flipped"] == both["scanned_flipped"]).all()
+
+
+def test_a_run_of_proofs_holds_the_same_and_says_that_it_is_proved(run):
+    few = {"network": "tiny_networks:tiny_with_relu", "limit": 2, "stages": ("1-channel",), "explainers": ("gradient",)}
+    found, proofs = (
+        evaluate(dataclasses.replace(OPTIONS, search=search, **few), run.folder.parent / search)
+        for search in ("isolate", "certified")
+    )
+    both = rays_of(proofs).merge(rays_of(found), on=run_audit.KEY, validate="one_to_one")
+    assert len(both) == 4 and (both["found_x"] == both["found_y"]).all()
+    assert audit_sentence(proofs) == ALL_PROVED and ALL_PROVED in write_page(proofs).read_text()
 
 
 def test_the_draw_is_uniform_the_same_each_time_and_grows(made):

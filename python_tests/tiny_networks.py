@@ -21,6 +21,12 @@ def tiny() -> Network:
     return Network("tiny", model, 24, (0.5,) * 3, (0.25,) * 3, CATEGORIES)
 
 
+def tiny_with_relu() -> Network:
+    network = tiny()
+    network.model[1] = nn.ReLU()
+    return network
+
+
 def pooled() -> nn.Module:
     """A network that takes images of any size."""
     with torch.random.fork_rng([]):

@@ -89,7 +89,7 @@ class OnSegments(Tensor):
         name = func._schema.name.removeprefix("aten::")
         if name in SHAPES:
             return _each(func, args, kwargs)
-        if name in RULES:
+        if name in RULES and "out" not in kwargs:
             return RULES[name](*args, **kwargs)
         if name.endswith("_") and name[:-1] in RULES and isinstance(args[0], OnSegments):
             new = RULES[name[:-1]](*args, **kwargs)
