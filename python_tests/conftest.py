@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import hypothesis
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 from apem_fast.probing.trial import Trial
 
-hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=30, database=None)
+EXAMPLES = os.environ.get("APEM_FAST_EXAMPLES")  # more of them, by a seed: `python -m reliability --only hypothesis`
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=EXAMPLES is None, max_examples=int(EXAMPLES or 30), database=None
+)
 hypothesis.settings.load_profile("repeatable")
 
 

@@ -17,6 +17,7 @@ import tiny_networks
 from apem_fast.experiment.report.exceptions import exceptional_images
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.ranks import Ranks
 from apem_fast.experiment.run.store import RunStore
 
 HERE = Path(__file__).parent
@@ -212,3 +213,28 @@ def test_a_network_that_is_another_each_time_cannot_be_continued(tmp_path, monke
     monkeypatch.setattr(tiny_networks, "tiny", lambda: other)
     with pytest.raises(ValueError, match="the same network=tiny_networks:tiny as it was before; it has changed"):
         evaluate(OPTIONS, tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_are_everything_and_nothing_twice(count):
+    for items in ([], list(range(1)), list(range(11))):
+        shares = [Ranks(rank, count).share(items) for rank in range(count)]
+        assert sorted(one for share in shares for one in share) == items
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_processes_that_are_started_again_do_what_is_missing_each_its_own_share(victim, whole, tmp_path):
+    """As torchrun does it when one of them dies: all of them are started again."""
+    folder = tmp_path / "run"
+    kill_at = (30, -1) if victim == 0 else (-1, 30)
+    codes = [finish(process)[0] for process in start_two(kill_at, folder)]
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
+    assert 0 < len(before) < 16
+    both = [finish(process) for process in start_two((-1, -1), folder)]
+    assert [code for code, _, _ in both] == [0, 0], both
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
+    assert before.items() <= after.items()  # what was finished is left alone
+    assert_same(folder, whole)

@@ -12,6 +12,8 @@ from rankers import PIXELS, small_ranker
 
 import apem_fast as af
 from apem_fast import explain, siamese
+from apem_fast.adapters import captum as captum_adapter
+from apem_fast.adapters import quantus as quantus_adapter
 from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.siamese.results import AttackOptions
@@ -53,7 +55,59 @@ def _attack(n: Numbers):
     return siamese.attack(ranker, images[:1], images[1:], target=n.real(1), batch_size=n.count(2), **options).perturbed
 
 
+def _torchmetrics(n: Numbers):
+    pytest.importorskip("torchmetrics")
+    from apem_fast.adapters.torchmetrics import Apem
+
+    metric = Apem(small_network(), max_epsilon=n.real(20), step=n.real(2), batch_size=n.count(4))
+    metric.update(IMAGES, RELEVANCE)
+    return metric.result().score
+
+
+def _quantus(n: Numbers):
+    metric = quantus_adapter.Apem(max_epsilon=n.real(20), step=n.real(2), percentile=n.real(90))
+    labels = small_network()(IMAGES).argmax(1)
+    return torch.tensor(metric(small_network(), IMAGES, labels, RELEVANCE, batch_size=n.count(1)))
+
+
+def _randomised(n: Numbers):
+    options = {"stages": ["9"], "apem": {"max_epsilon": n.real(20), "step": n.real(2)}}
+    result = af.parameter_randomisation(small_network(), IMAGES, explain.Gradient(), seed=n.count(3), **options)
+    return torch.cat([result.rank_correlation, result.score])
+
+
+def _pair(n: Numbers):
+    images = torch.rand(2, 1, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
+    options = {"target": n.real(1), "steps": n.count(3), "step_size": n.real(1), "precision": n.real(1)}
+    options |= {"mean": [n.real(0)], "std": [n.real(1)], "segments": n.count(9), "tv_force": n.real(0)}
+    explained = siamese.explain_pair(small_ranker(dtype=torch.float32), images[0], images[1], **options)
+    return torch.cat([explained.perturbed.flatten(), explained.pictures["super-pixels"].flatten()])
+
+
+def _sanity(n: Numbers):
+    ranker = small_ranker(dtype=torch.float32)
+    images = torch.rand(2, 2, 1, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
+
+    def maps(model, first, second):
+        return {"score": model(first, second)[:, None, None, None] * first}
+
+    check = siamese.cascading_randomisation(ranker, images[0], images[1], maps, seed=n.count(2))
+    passed = check.passes("score", criterion=n.real(1)), check.passes("score", criterion=n.real(0))
+    return torch.cat([check.correlation["score"].flatten(), torch.tensor(passed).double()])
+
+
 CALLS = {
+    "torchmetrics": _torchmetrics,
+    "quantus": _quantus,
+    "captum": lambda n: captum_adapter.apem(
+        small_network(), IMAGES, RELEVANCE, max_examples_per_batch=n.count(3), percentile=n.real(90), step=n.real(2)
+    ),
+    "captum, a target": lambda n: captum_adapter.apem(
+        small_network(), IMAGES[:1], RELEVANCE[:1], target=n.count(int(small_network()(IMAGES[:1]).argmax()))
+    ),
+    "parameter_randomisation": _randomised,
+    "explain_pair": _pair,
+    "cascading_randomisation": _sanity,
     "apem": lambda n: (
         af.apem(small_network(), IMAGES, RELEVANCE, max_epsilon=n.real(20), step=n.real(2), batch_size=n.count(4)).score
     ),
