@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from apem_fast.seeding import seeded
+from apem_fast.seeding import seeded, whole_seed
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def randomised_stages(
         names: see `parts_of`.
         seed: any integer.
     """
+    seed = whole_seed(seed)
     for place, part in enumerate(parts_of(network, names)):
         before = [copy.deepcopy(_own_state(layer)) for layer in part.layers]
         _reset(part, (seed << 20) + place)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from apem_fast import ops
+from apem_fast.callers import said_by
 from apem_fast.papers import PERCENTILE
 from apem_fast.seeding import generator_for
-from apem_fast.validation import LOOKS_LIKE_BYTES
+from apem_fast.validation import LOOKS_LIKE_BYTES, number
 
 
 def relevance_map(
@@ -58,6 +59,10 @@ def relevance_map(
             raise TypeError(f"relevance_map: {name} must be a floating-point tensor (got {came})")
     if torch.compiler.is_compiling():
         return _in_a_graph(attribution, images, percentile, channels)
+    with said_by("relevance_map"):
+        percentile = None if percentile is None else number("percentile", percentile)
+    if not isinstance(channels, str):
+        raise TypeError(f'relevance_map: channels must be "sum" or "keep" (got {type(channels).__name__})')
     _look_at_values(attribution, images, percentile)
     images = None if images is None else images.to(attribution.dtype)
     try:

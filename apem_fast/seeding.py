@@ -4,11 +4,26 @@ drawn without a trace."""
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from apem_fast.callers import sentence
+
+
+def whole_seed(seed: object) -> int:
+    """A seed of any integer kind as an int; half a seed would silently be another one's.
+
+    Raises:
+        TypeError: it is no integer.
+    """
+    try:
+        return operator.index(seed)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # the last two from tensors of several values
+        raise TypeError(sentence(f"seed must be a whole number (got {type(seed).__name__})")) from None
 
 
 def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
@@ -22,7 +37,7 @@ def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
 
     def generator(*numbers: int) -> torch.Generator:
         digest = of_contents.copy()
-        digest.update(repr((str(values.dtype), tuple(values.shape), tuple(int(n) for n in numbers))).encode())
+        digest.update(repr((str(values.dtype), tuple(values.shape), tuple(map(whole_seed, numbers)))).encode())
         return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
     return generator
@@ -45,6 +60,9 @@ def generator_for(values: Tensor, *numbers: int) -> torch.Generator:
 def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
     """Inside, torch's random numbers on the CPU and on these devices begin with `seed`; afterwards they go on as if
     none had been drawn. Other devices' are left alone."""
+    seed = whole_seed(seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(sentence(f"seed must lie in [-2^63, 2^64) (got {seed})"))
     gpus = sorted({device.index for device in devices if device.type == "cuda"})
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would seed every GPU there is

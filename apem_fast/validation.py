@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apem_fast.callers import sentence, warn
+from apem_fast.callers import said_by, sentence, warn
 from apem_fast.running.outputs import is_exported
 from apem_fast.search import Certified
 
@@ -60,11 +61,19 @@ def plain(value: Any) -> Any:
 
 
 def make_numbers_plain(record: Any) -> None:
-    """In a frozen dataclass: what is computed with its numbers, compared or written down is an int or a float."""
-    for one in dataclasses.fields(record):
-        value = getattr(record, one.name)
-        made = tuple(map(plain, value)) if type(value) is tuple else plain(value)
-        object.__setattr__(record, one.name, made)
+    """In a frozen dataclass: what is computed with its numbers, compared or written down is an int or a float.
+
+    Raises:
+        TypeError: another thing is where a float is declared.
+    """
+    name = getattr(record, "name", None)
+    with said_by(name) if isinstance(name, str) else nullcontext():
+        for one in dataclasses.fields(record):
+            value = getattr(record, one.name)
+            made = tuple(map(plain, value)) if type(value) is tuple else plain(value)
+            if one.type in ("float", float):
+                number(one.name, made)
+            object.__setattr__(record, one.name, made)
 
 
 def positive(name: str, value: object) -> float:

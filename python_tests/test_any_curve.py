@@ -14,13 +14,14 @@ from test_search import first_flip_by_hand, search
 from torch import nn
 
 import apem_fast as af
-from apem_fast.search import CENSORED, Exhaustive, Isolate, policy_of
+from apem_fast.search import CENSORED, Exhaustive, Isolate, Measured, policy_of
 
 POLICIES = [policy_of(name) for name in ("isolate", "fast", "careful")]
 POLICIES += [Isolate(safety=1.5, spread=0, flat=1, steep=1, growth=0, depth=2), Isolate(flat=3, steep=40, growth=1)]
 CASES = settings(max_examples=settings().max_examples * 2, suppress_health_check=list(HealthCheck))
 
-heights = st.floats(1e-300, 1e300) | st.sampled_from([5e-324, 1e-3, 1.0, 7.5, 1.7e308])
+# All that float32 logits can be apart, and less.
+heights = st.floats(1e-45, 3e38) | st.sampled_from([5e-324, 1e-3, 1.0, 7.5, 6.8e38])
 pieces = st.lists(st.tuples(st.integers(1, 60), heights, heights), min_size=1, max_size=6)
 
 
@@ -33,10 +34,9 @@ def joined(parts: list[tuple[int, float, float]]) -> np.ndarray:
 @given(above=pieces, below=pieces | st.none(), room=st.sampled_from([1, 20, 300]), policy=st.sampled_from(POLICIES))
 def test_what_flips_once_and_for_all_is_found_exactly(above, below, room, policy):
     """Any jumps, plateaus and peaks of any size before it and after it."""
-    with np.errstate(over="ignore"):  # margins as large as these are no network's
-        curve = joined(above) if below is None else np.concatenate([joined(above), -joined(below)])
-        assume(len(curve) > 1 and np.isfinite(curve).all())
-        (found,), _ = search(policy, [curve], room)
+    curve = joined(above) if below is None else np.concatenate([joined(above), -joined(below)])
+    assume(len(curve) > 1)
+    (found,), _ = search(policy, [curve], room)
     assert found == first_flip_by_hand(curve)
 
 
@@ -60,28 +60,26 @@ def test_what_is_found_is_a_flip_and_none_too_long_to_be_passed_was(runs, room, 
         if size < 0 and length >= max(policy.steep, policy.growth * start):
             assert found != CENSORED and found <= start
             break
-    if room == 1:
-        assert probes <= 2 * len(curve)
+    if room == 1:  # what was forgotten may be asked for again, but not for ever
+        assert probes <= 8 * len(curve)
     assert search(Exhaustive(), [curve], room)[0][0] == first
 
 
 @CASES
 @given(above=pieces, below=pieces, cleared=st.floats(0, 1), seen=st.lists(st.floats(0, 1), max_size=4))
 def test_a_search_that_is_resumed_finds_the_same(above, below, cleared, seen):
-    with np.errstate(over="ignore"):
-        curve = np.concatenate([joined(above), -joined(below)])
-        assume(np.isfinite(curve).all())
-        last, first = len(curve) - 1, first_flip_by_hand(curve)
-        begin = int(cleared * (first - 1))
-        steps = sorted({begin + 1 + int(share * (last - begin - 1)) for share in seen})
-        measured = [(k, float(curve[k]), bool(curve[k] < 0)) for k in steps]
-        policy = Isolate().finer(0.25)
-        assert policy == dataclasses.replace(Isolate(), spread=0.25)
-        state = policy.resume(begin, float(curve[begin]), 0.0, last, measured)
-        while len(state.undecided):
-            row, step = policy.ask(state, 1)
-            margin = curve[np.minimum(step, last)]
-            state = policy.tell(state, af.search.Measured(row, step, margin, margin < 0))
+    curve = np.concatenate([joined(above), -joined(below)])
+    last, first = len(curve) - 1, first_flip_by_hand(curve)
+    begin = int(cleared * (first - 1))
+    steps = sorted({begin + 1 + int(share * (last - begin - 1)) for share in seen})
+    measured = [(k, float(curve[k]), bool(curve[k] < 0)) for k in steps]
+    policy = Isolate().finer(0.25)
+    assert policy == dataclasses.replace(Isolate(), spread=0.25)
+    state = policy.resume(begin, float(curve[begin]), 0.0, last, measured)
+    while len(state.undecided):
+        row, step = policy.ask(state, 1)
+        margin = curve[np.minimum(step, last)]
+        state = policy.tell(state, Measured(row, step, margin, margin < 0))
     assert state.first_flip[0] == first
 
 

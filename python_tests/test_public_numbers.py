@@ -17,6 +17,7 @@ from apem_fast.adapters import quantus as quantus_adapter
 from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.siamese.results import AttackOptions
+from apem_fast.siamese.sanity import cascading_randomisation
 from apem_fast.siamese.training import TrainingOptions
 
 KINDS = {
@@ -91,7 +92,7 @@ def _sanity(n: Numbers):
     def maps(model, first, second):
         return {"score": model(first, second)[:, None, None, None] * first}
 
-    check = siamese.cascading_randomisation(ranker, images[0], images[1], maps, seed=n.count(2))
+    check = cascading_randomisation(ranker, images[0], images[1], maps, seed=n.count(2))
     passed = check.passes("score", criterion=n.real(1)), check.passes("score", criterion=n.real(0))
     return torch.cat([check.correlation["score"].flatten(), torch.tensor(passed).double()])
 

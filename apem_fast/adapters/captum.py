@@ -18,6 +18,7 @@ from apem_fast.metric import apem as apem_of_relevance
 from apem_fast.options import ENGINE, documented
 from apem_fast.papers import PERCENTILE
 from apem_fast.relevance import relevance_map
+from apem_fast.validation import plain
 
 
 @documented([name for name in ENGINE if name != "batch_size"])
@@ -76,10 +77,12 @@ def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor |
     """What Captum takes for a target, as the label of each image."""
     if target is None:
         return None
-    if isinstance(target, list) and not all(isinstance(label, int) for label in target):
-        raise TypeError(sentence(f"target must be a class for each image (got a list with {target[0]!r})"))
-    if isinstance(target, (int, list)):
-        target = torch.tensor(target, dtype=torch.int64)
+    classes = [plain(label) for label in (target if isinstance(target, list) else [target])]
+    other = [label for label in classes if not isinstance(label, int)]
+    if isinstance(target, list) and other:
+        raise TypeError(sentence(f"target must be a class for each image (got a list with {other[0]!r})"))
+    if not other:  # of a tensor of several there is no plain number
+        target = torch.tensor(classes, dtype=torch.int64)
     if not isinstance(target, Tensor):
         raise TypeError(sentence(f"target must be an int, a list or a tensor (got {type(target).__name__})"))
     target = target.to(images.device)

@@ -99,6 +99,7 @@ class Apem:
         unwrap: Any = getattr(model, "get_model", None)  # of Quantus' own wrapper
         model = model if unwrap is None else unwrap()
         validation.model(model)
+        batch_size = validation.whole("batch_size", batch_size)
         if model_predict_kwargs:
             raise ValueError(sentence(f"model_predict_kwargs must be empty (got {', '.join(model_predict_kwargs)})"))
         like = next(model.parameters(), torch.empty(0, device="cpu"))

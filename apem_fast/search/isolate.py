@@ -277,7 +277,9 @@ class Isolate:
 
     def _longest(self, state: IsolateState, row: Rows, margin: Margins) -> NDArray[np.float64]:
         """How many steps the interval up to a margin may have."""
-        fallen = np.clip(1 - margin / np.maximum(state.margin[row], np.finfo(np.float64).tiny), 0, 1)
+        start = state.margin[row]
+        share = np.clip(margin, 0, start) / np.maximum(start, np.finfo(np.float64).tiny)
+        fallen = np.where(margin > start, 0, 1 - share)
         return np.maximum(self.flat + (self.steep - self.flat) * fallen, self.growth * state.cleared[row])
 
     def _lowest(self, state: IsolateState, row: Rows, margin: Margins, length: Steps) -> tuple[Margins, Margins]:

@@ -24,6 +24,7 @@ from apem_fast.siamese.saliency import superimpose, superpixel_maximum, superpix
 from apem_fast.siamese.tails import CosineTail, DistanceTail
 from apem_fast.siamese.wrapped import ScoreRanker, Swapped
 from apem_fast.similarity import rank_correlation
+from apem_fast.validation import plain
 
 __all__ = ["PairExplanation", "explain_pair"]
 
@@ -196,9 +197,8 @@ def _scale(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | 
     channels = images.shape[1]
     values = []
     for name, numbers, usual in (("mean", mean, 0.0), ("std", std, 1.0)):
-        row = torch.as_tensor(
-            [usual] * channels if numbers is None else list(numbers), dtype=images.dtype, device="cpu"
-        )
+        each = [usual] * channels if numbers is None else list(map(plain, numbers))
+        row = torch.as_tensor(each, dtype=images.dtype, device="cpu")
         if row.shape != (channels,):
             raise ValueError(f"explain_pair: {name} must be {channels} numbers, one a channel (got {len(row)})")
         values.append(row.to(images.device).view(1, -1, 1, 1))

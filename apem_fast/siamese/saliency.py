@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from apem_fast.ops import saliency_map
+from apem_fast.validation import whole
 
 __all__ = ["grey", "saliency_map", "superimpose", "superpixel_maximum", "superpixels", "tessellate"]
 
@@ -63,6 +64,7 @@ def superpixels(images: Tensor, segments: int = 60, compactness: float = 10.0) -
     """
     from skimage.segmentation import slic
 
+    segments = whole("segments", segments)
     colours = images.detach().cpu().double()
     if colours.shape[1] != 3:
         colours = grey(colours).expand(-1, 3, -1, -1)

@@ -16,6 +16,7 @@ from apem_fast.results import Result
 from apem_fast.seeding import seeded
 from apem_fast.siamese.networks import Ranker, SiameseRanker
 from apem_fast.similarity import rank_correlation
+from apem_fast.validation import number
 
 __all__ = ["CRITERION", "SanityCheck", "cascading_randomisation", "label_randomisation"]
 
@@ -50,11 +51,11 @@ class SanityCheck(Result):
 
         A map that was constant for every pair has no correlation, and does not pass.
         """
-        return bool((self.mean(name).abs() <= criterion).all())
+        return bool((self.mean(name).abs() <= number("criterion", criterion)).all())
 
     def verdict(self, name: str, criterion: float = CRITERION) -> str:
         """One sentence for a report."""
-        means = self.mean(name)
+        means, criterion = self.mean(name), number("criterion", criterion)
         if bool(means.isnan().any()):
             stage = self.stages[int(means.isnan().nonzero()[0])]
             return f"The {name} map fails: after {stage} it is constant for every pair, so nothing can be compared."
