@@ -60,7 +60,8 @@ test: $(BUILT)
 test-slow: $(BUILT)
 	@$(BIN)/python -m pytest -m slow
 
-# Damaged files, kills, failing disks and models, some fourteen minutes long: the figures of docs/reliability.md.
+# Damaged files, kills, failing disks and models, examples by the thousand, a fuzzer, some fourteen minutes long (and the
+# fuzzer's build, once): the figures of docs/reliability.md. Mutants are left out: $(BIN)/python -m reliability --only mutants.
 test-reliability: $(BUILT)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m reliability
 

@@ -159,11 +159,21 @@ class Call {
   Bytes bytes_;
 };
 
-const char* const kOperators[] = {"directed_relevance", "directed_relevance_backward", "perturb",
-                                  "perturb_backward",   "perturb_probes",              "label_margin",
-                                  "probe_answers",      "label_margin_backward",       "first_flip",
-                                  "relevance_map",      "zero_levels",                 "attack_penalty",
-                                  "attack_penalty_backward", "attack_step",            "saliency_map"};
+const char* const kOperators[] = {"directed_relevance",
+                                  "directed_relevance_backward",
+                                  "perturb",
+                                  "perturb_backward",
+                                  "perturb_probes",
+                                  "label_margin",
+                                  "probe_answers",
+                                  "label_margin_backward",
+                                  "first_flip",
+                                  "relevance_map",
+                                  "zero_levels",
+                                  "attack_penalty",
+                                  "attack_penalty_backward",
+                                  "attack_step",
+                                  "saliency_map"};
 
 torch::jit::Stack arguments_of(const std::string& op, Call& call) {
   Bytes& bytes = call.bytes();
@@ -186,7 +196,7 @@ torch::jit::Stack arguments_of(const std::string& op, Call& call) {
     return {full(), full(), call.tensor(steps, kFloating[bytes.below(4)]), call.bound(), call.bound()};
   }
   if (op == "perturb_backward") {
-    return {call.tensor({n, k, c, h, w}, dtype),      full(),       full(),
+    return {call.tensor({n, k, c, h, w}, dtype),           full(),       full(),
             call.tensor(steps, kFloating[bytes.below(4)]), call.bound(), call.bound()};
   }
   if (op == "perturb_probes") {
@@ -194,8 +204,18 @@ torch::jit::Stack arguments_of(const std::string& op, Call& call) {
     const auto rows = [&] { return call.tensor({k}, ScalarType::Long, n); };
     static constexpr ScalarType kOut[] = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Int};
     const c10::IValue out = bytes.below(2) ? c10::IValue(kOut[bytes.below(4)]) : c10::IValue();
-    return {full(),  call.tensor(map, dtype), signs(),      numbers(),    rows(), rows(), call.tensor({k}, ScalarType::Bool),
-            numbers(), numbers(),             call.bound(), call.bound(), out};
+    return {full(),
+            call.tensor(map, dtype),
+            signs(),
+            numbers(),
+            rows(),
+            rows(),
+            call.tensor({k}, ScalarType::Bool),
+            numbers(),
+            numbers(),
+            call.bound(),
+            call.bound(),
+            out};
   }
   const auto logits = [&] { return call.tensor({n, k + 2}, dtype); };
   const auto labels = [&] { return call.tensor({n}, ScalarType::Long, k + 2); };
@@ -228,9 +248,16 @@ torch::jit::Stack arguments_of(const std::string& op, Call& call) {
   }
   if (op == "attack_step") {
     const Sizes region{bytes.below(2) ? 1 : n, channels, h, w};
-    return {full(),         full(),       call.maybe(full()), call.maybe(call.tensor(region, ScalarType::Bool)),
-            bytes.number(), bytes.number(), call.bound(),     call.bound(),
-            call.maybe(full()), bytes.below(2) ? bytes.number() : 0.0};
+    return {full(),
+            full(),
+            call.maybe(full()),
+            call.maybe(call.tensor(region, ScalarType::Bool)),
+            bytes.number(),
+            bytes.number(),
+            call.bound(),
+            call.bound(),
+            call.maybe(full()),
+            bytes.below(2) ? bytes.number() : 0.0};
   }
   return {full(), full()};  // saliency_map
 }

@@ -26,10 +26,9 @@ void test(int64_t classes, int64_t offset, bool some_above) {
   labels[0] = -1;  // out of range on either side of all there is: NaN, and nothing read
   labels[n - 1] = classes;
 
-  launch_probe_answers<kBlock>(
-      ProbeAnswersArguments<T>{logits.data(), labels.data(), some_above ? above.data() : nullptr, out.data(), n,
-                               classes},
-      nullptr);
+  launch_probe_answers<kBlock>(ProbeAnswersArguments<T>{logits.data(), labels.data(),
+                                                        some_above ? above.data() : nullptr, out.data(), n, classes},
+                               nullptr);
   for (int64_t row = 0; row < n; ++row) {
     const bool exists = row != 0 && row != n - 1;
     const A lowest = -std::numeric_limits<A>::infinity();
