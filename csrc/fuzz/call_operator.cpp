@@ -164,6 +164,7 @@ const char* const kOperators[] = {"directed_relevance",
                                   "perturb",
                                   "perturb_backward",
                                   "perturb_probes",
+                                  "perturb_probes_into",
                                   "label_margin",
                                   "probe_answers",
                                   "label_margin_backward",
@@ -199,23 +200,22 @@ torch::jit::Stack arguments_of(const std::string& op, Call& call) {
     return {call.tensor({n, k, c, h, w}, dtype),           full(),       full(),
             call.tensor(steps, kFloating[bytes.below(4)]), call.bound(), call.bound()};
   }
-  if (op == "perturb_probes") {
+  if (op == "perturb_probes" || op == "perturb_probes_into") {
     const auto numbers = [&] { return call.tensor({k}, wide); };
     const auto rows = [&] { return call.tensor({k}, ScalarType::Long, n); };
     static constexpr ScalarType kOut[] = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float, ScalarType::Int};
     const c10::IValue out = bytes.below(2) ? c10::IValue(kOut[bytes.below(4)]) : c10::IValue();
-    return {full(),
-            call.tensor(map, dtype),
-            signs(),
-            numbers(),
-            rows(),
-            rows(),
-            call.tensor({k}, ScalarType::Bool),
-            numbers(),
-            numbers(),
-            call.bound(),
-            call.bound(),
-            out};
+    torch::jit::Stack stack{full(), call.tensor(map, dtype), signs(), numbers(), rows(), rows()};
+    for (const c10::IValue& argument :
+         torch::jit::Stack{call.tensor({k}, ScalarType::Bool), numbers(), numbers(), call.bound(), call.bound()}) {
+      stack.push_back(argument);
+    }
+    if (op == "perturb_probes") {
+      stack.push_back(out);
+    } else {
+      stack.insert(stack.begin(), call.tensor({k, c, h, w}, dtype));
+    }
+    return stack;
   }
   const auto logits = [&] { return call.tensor({n, k + 2}, dtype); };
   const auto labels = [&] { return call.tensor({n}, ScalarType::Long, k + 2); };

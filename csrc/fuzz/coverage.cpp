@@ -111,7 +111,7 @@ int main(int argc, char** argv) {
   const double seconds = argc > 3 ? std::atof(argv[3]) : 1e9;
   std::mt19937_64 draw(std::atoll(argv[2]));
   std::vector<Input> kept{Input{}};
-  for (int op = 0; op < 15; ++op) {  // each operator with whatever follows, to begin with
+  for (int op = 0; op < 16; ++op) {  // each operator with whatever follows, to begin with
     Input one(200);
     std::generate(one.begin(), one.end(), [&] { return draw(); });
     one[0] = op;
