@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -156,19 +160,47 @@ def test_networks_with_squeeze_and_excitation_are_explained(name):
     assert result.attribution.isfinite().all() and result.attribution.any()
 
 
+@pytest.fixture
+def lxt(monkeypatch) -> tuple[ModuleType, ModuleType]:
+    """The rules and patches of the authors' own library. Its package itself is not imported: that would need the
+    version of another library that it was written for, for the sake of language models."""
+    library = pytest.importorskip("lxt")
+    package = ModuleType("lxt.efficient")
+    package.__path__ = [str(Path(library.__path__[0]) / "efficient")]
+    for name in ("lxt.efficient", "lxt.efficient.rules", "lxt.efficient.patches"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "lxt.efficient", package)
+    return importlib.import_module("lxt.efficient.rules"), importlib.import_module("lxt.efficient.patches")
+
+
 @pytest.mark.slow
-def test_attributions_are_those_of_lxt():
-    """The authors' own library, on torchvision's ViT."""
-    efficient = pytest.importorskip("lxt.efficient")
-    vision = pytest.importorskip("torchvision.models.vision_transformer")
-    torch.manual_seed(0)
-    model = vision.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=3, num_heads=4, hidden_dim=32, mlp_dim=64, num_classes=10
-    ).eval()
-    nn.init.normal_(model.heads.head.weight)
-    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([3, 7])
-    came = LRP(rule="naive")(model, images, labels)
-    efficient.monkey_patch(vision, verbose=False)
-    inputs = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(model(inputs).gather(1, labels[:, None]).sum(), inputs)
-    torch.testing.assert_close(came, images * gradient, rtol=1e-3, atol=1e-5)
+@pytest.mark.parametrize("before", [0, 1])
+def test_attributions_are_those_of_lxt(before, images, lxt):
+    """The library takes its rules into the gradient; the gradient times the image is then AttnLRP with epsilon = 0."""
+    rules, patches = lxt
+    model = vision_transformer(before=before).double()
+    attend = patches.wrap_attention_forward(
+        lambda module, query, key, value: F.scaled_dot_product_attention(query, key, value)
+    )
+
+    class Norm(nn.LayerNorm):
+        forward = patches.layer_norm_forward
+
+    class Gelu(nn.GELU):
+        def forward(self, values: Tensor) -> Tensor:
+            return rules.identity_rule_implicit(F.gelu, values)
+
+    class Attending(Attention):
+        def forward(self, tokens: Tensor) -> Tensor:
+            parts = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.proj(attend(self, *parts).transpose(1, 2).flatten(2))
+
+    theirs = copy.deepcopy(model)
+    for module in theirs.modules():
+        for kind, other in ((nn.LayerNorm, Norm), (nn.GELU, Gelu), (Attention, Attending)):
+            if type(module) is kind:
+                module.__class__ = other
+    inputs, labels = images.clone().requires_grad_(), torch.tensor([0, 3, 4])
+    (gradient,) = torch.autograd.grad(theirs(inputs).gather(1, labels[:, None]).sum(), inputs)
+    torch.testing.assert_close(LRP(rule="naive")(model, images, labels), images * gradient, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(LRP(epsilon=1e-12)(model, images, labels), images * gradient, rtol=1e-6, atol=1e-9)
