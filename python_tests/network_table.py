@@ -37,6 +37,20 @@ TIMM = (
     "cait_xxs24_224 swin_tiny_patch4_window7_224 pit_ti_224 pvt_v2_b0 mobilevit_xxs mixer_s32_224 resnet50_clip"
 ).split()
 
+_WIDTH = {"num_hidden_layers": 3, "hidden_size": 48, "num_attention_heads": 3}
+_SMALL = {**_WIDTH, "intermediate_size": 96}
+TRANSFORMERS: dict[str, dict[str, object]] = {
+    "ViT": _SMALL,
+    "DeiT": _SMALL,
+    "Beit": _SMALL,
+    "Dinov2": {**_WIDTH, "image_size": 224, "patch_size": 16},
+    "Swin": {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 4, 8]},
+    "ConvNext": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]},
+    "ResNet": {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 48, 64, 96], "embedding_size": 16},
+    "MobileViT": {},
+}
+"""Architectures of Hugging Face's library, small ones: what works depends on how a network is written."""
+
 
 def made(name: str) -> tuple[nn.Module, int]:
     """A network of random weights in evaluation mode, and the side of its images."""
@@ -47,6 +61,11 @@ def made(name: str) -> tuple[nn.Module, int]:
 
         model = timm.create_model(architecture, pretrained=False, num_classes=10)
         size = model.default_cfg["input_size"][-1]
+    elif library == "transformers":
+        import transformers
+
+        config = getattr(transformers, f"{architecture}Config")(num_labels=10, **TRANSFORMERS[architecture])
+        model, size = getattr(transformers, f"{architecture}ForImageClassification")(config), 224
     else:
         from torchvision import models
 
@@ -71,7 +90,8 @@ def outcome(specification: str, model: nn.Module, images: torch.Tensor) -> str:
 
 
 def networks() -> list[str]:
-    return [f"torchvision:{name}" for name in TORCHVISION] + [f"timm:{name}" for name in TIMM]
+    libraries = {"torchvision": TORCHVISION, "timm": TIMM, "transformers": TRANSFORMERS}
+    return [f"{library}:{name}" for library, names in libraries.items() for name in names]
 
 
 def row(name: str) -> list[str]:
@@ -96,6 +116,8 @@ def page(rows: dict[str, list[str]]) -> str:
         "of a tick refers to the sentence below with which a method refuses the network. LRP's share is its",
         "conservation with `epsilon=1e-6`: what reaches the image of the logit that was handed in. Biases, position",
         "embeddings, class tokens and the expansion of softmax take the rest: with random weights often nearly all.",
+        "How each gets onto the command line (`timm:NAME`, `hf:FOLDER` for those of transformers, ...):",
+        "[models-and-targets.md](models-and-targets.md#networks-on-the-command-line).",
         "",
         "| network | " + " | ".join(METHODS) + " |",
         "|---" * (len(METHODS) + 1) + "|",

@@ -14,6 +14,7 @@ import pytest
 import tiny_networks
 from browser import CHROMIUM, in_browser
 from PIL import Image
+from test_experiment_page import AXE, serious_faults
 from typer.testing import CliRunner
 
 from apem_fast.cli.main import app
@@ -119,6 +120,13 @@ def test_the_runs_differences_are_shown_and_sorted_by(runs, tmp_path):
         change = float(re.search(r"\((.*)\)$", text)[1].replace("−", "-").replace(",", ""))
         assert change == pytest.approx(gap[image], abs=0.01)
     assert {row["run"] for row in found["rows"]} == {"one", "two"} and len(found["rows"]) == 3 * 2 * 2
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.skipif(not Path(AXE).exists(), reason="no axe-core: npm install axe-core, or AXE_CORE=axe.min.js")
+def test_axe_finds_nothing_serious_on_a_comparison(runs, tmp_path):
+    assert serious_faults(write_comparison(runs, tmp_path / "comparison.html")) == []
 
 
 # -- the address -----------------------------------------------------------------------------------------------------

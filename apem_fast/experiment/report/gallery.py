@@ -105,13 +105,14 @@ class _OfRun:
             path = store.map(row["image"], row["explainer"], row["stage"])
             if not path.exists():
                 continue
-            entry: dict[str, Any] = {"flag": row.get("flag") or ""}
+            entry: dict[str, Any] = {"flag": row["flag"]} if row.get("flag") else {}
             if row["image"] in with_pictures:
                 entry["map"] = small_map(kept_picture(path), side)
             if row["score"] == row["score"]:  # a flagged map has no numbers
                 entry |= {name: row[name] for name in ("epsilon_minus", "epsilon_plus", "score")}
                 entry |= {name: bool(row[name]) for name in ("flipped_minus", "flipped_plus")}
-                entry["rays"] = _rays(store, row["explainer"], row["stage"], row["image"])
+                rays = _rays(store, row["explainer"], row["stage"], row["image"])
+                entry |= {} if rays is None else {"rays": rays}
             column = self.column(row["explainer"], several)
             maps.setdefault(row["image"], {}).setdefault(column, {})[row["stage"]] = entry
 

@@ -234,7 +234,7 @@ function viewRows() {
       ...(run.runs.length > 1 ? { run: one.run } : {}),
       ...(notes.size ? { note: notes.get(image.image) ?? "" } : {}),
       epsilon_minus: entry.epsilon_minus ?? null, epsilon_plus: entry.epsilon_plus ?? null, score: entry.score ?? null,
-      flipped_minus: entry.flipped_minus ?? null, flipped_plus: entry.flipped_plus ?? null, flag: entry.flag });
+      flipped_minus: entry.flipped_minus ?? null, flipped_plus: entry.flipped_plus ?? null, flag: entry.flag ?? "" });
   }
   return rows;
 }
