@@ -5,7 +5,7 @@ Commands are parsed as `apem-fast` would; the reference has every public name; e
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NOT_EVERYWHERE = ("timm", "torchvision", "transformers")  # libraries that the package does not ask for
 # What python_tests/test_readme.py and test_siamese_pair.py run, and hold to what the text says of it. The site's first
 # page has README's first example.
 RUN_ELSEWHERE = {("README.md", 0), ("siamese.md", 0), ("index.md", 0)}
@@ -91,11 +92,9 @@ def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = yours()
     for number, code in blocks(page):
-        if "from transformers" in code:  # Hugging Face's library, which is not asked for elsewhere
-            try:
-                import transformers  # noqa: F401
-            except ImportError:
-                continue
+        missing = [name for name in NOT_EVERYWHERE if importlib.util.find_spec(name) is None]
+        if any(f"from {name} import" in code or f"import {name}\n" in code for name in missing):
+            continue
         exec(compile(code, f"{page.name}, example {number + 1}", "exec"), names)
 
 

@@ -55,7 +55,7 @@ refused(f"perturb_probes_into: {alone}", lambda: written_into(leaf * 2))
 out = torch.zeros_like(x)
 written_into(out)
 assert out._version == 1 and torch.equal(out[0], x[0] + torch.where(x[0, :1] <= 0, 0, x[0, :1]) * d[0].sign())
-assert written_into(out.to("meta")) is None
+ops.perturb_probes_into(*(a.to("meta") for a in (out, x, x[:, :1], d, one, row, row, row > 0, one, one)))
 transformed = "perturb: the library alone does not serve torch.func"
 refused(transformed, lambda: torch.func.jvp(lambda x: ops.perturb(x, d, e), (x,), (d,)))
 refused(transformed, lambda: torch.func.grad(lambda x: ops.perturb(x, d, e).sum())(x))

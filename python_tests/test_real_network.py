@@ -66,3 +66,27 @@ def test_low_precision_does_not_matter(network, pixels, maps, precision, screene
     assert {name: epsilons_of(result) for name, result in screened.items()} == {
         name: epsilons_of(result) for name, result in exact.items()
     }
+
+
+def test_without_torchvision_the_photographs_are_still_known(network, monkeypatch):
+    """Which no extra asks for, as pip would exchange torch for the one that it names."""
+    import sys
+
+    from apem_fast.experiment.inputs import imagenet, networks
+    from apem_fast.experiment.inputs.photographs import bundled_photographs
+
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in [name for name in sys.modules if name.startswith("torchvision.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.warns(UserWarning, match="they come with the torchvision that goes with this torch"):
+        without = networks.load_network("efficientnet-lite0")
+    assert without.categories[0] == "class 0" and len(without.categories) == 1000
+    used = {name for photograph in bundled_photographs() for name in photograph.categories}
+    assert used == set(imagenet.OF_PHOTOGRAPHS.values())
+    for photograph in bundled_photographs():
+        assert without.accepted(photograph) == network.accepted(photograph)
+    with pytest.raises(ValueError, match=r"unknown network 'resnet18'; .* such as resnet18 \(it is not installed\)"):
+        networks.load_network("resnet18")
+    as_torchvisions = networks.dataclasses.replace(without, resize=256)
+    with pytest.raises(FileNotFoundError, match="so it needs the torchvision that goes with this torch"):
+        as_torchvisions.read(bundled_photographs()[0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_operators import sample
+from test_operators import result_of, sample
 from torch import Tensor
 
 from apem_fast.ops.load import OPERATORS
@@ -42,7 +42,7 @@ def answers(operator: str) -> list[Tensor]:
                     return argument.contiguous(memory_format=form) if argument.dim() == 4 else argument
 
                 arguments = sample(operator, torch.Generator().manual_seed(size), size)
-                result = getattr(torch.ops.apem_fast, operator)(*map(placed, arguments))
+                result = result_of(operator, *map(placed, arguments))
                 given += result if isinstance(result, tuple) else (result,)
     return given
 

