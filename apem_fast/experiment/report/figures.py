@@ -154,8 +154,9 @@ def differences(found: Mapping[str, Mapping[str, Differences]], first: str, seco
     with page_style():
         figure, axes = panels(len(found), len(next(iter(found.values()))), 3.6, 2.0, sharex="col")
         for row, (title, by_stage) in zip(axes, found.items()):
-            for axis, one in zip(row, by_stage.values()):
-                _histogram(axis, one.exact, COLOURS["epsilon_plus"])
+            for axis, (stage, one) in zip(row, by_stage.items()):
+                beside = np.concatenate([of_choice[stage].exact for of_choice in found.values()])
+                _histogram(axis, one.exact, COLOURS["epsilon_plus"], beside)
             row[0].set_ylabel(title)
         for axis, stage in zip(axes[0], next(iter(found.values()))):
             axis.set_title(stage, fontweight="bold")
@@ -178,9 +179,11 @@ def shuffled_histograms(rows: pandas.DataFrame, explainer: str, stages: Sequence
         return inline_svg(figure)
 
 
-def _histogram(axis: Axes, values: np.ndarray, colour: str) -> None:
+def _histogram(axis: Axes, values: np.ndarray, colour: str, beside: np.ndarray | None = None) -> None:
+    """`beside`: all values of the panels that share the axis, so that they share the bins too."""
     if len(values):
-        edges = np.histogram_bin_edges(values, bins="auto" if len(values) >= 30 else 12)
+        every = values if beside is None else beside
+        edges = np.histogram_bin_edges(every, bins="auto" if len(every) >= 30 else 12)
         edges = np.linspace(edges[0], edges[-1], min(len(edges), 80))
         axis.hist(values, bins=edges.tolist(), color=colour + "55", edgecolor=colour, linewidth=0.6)
         if len(values) > 2 and np.ptp(values) > 0:

@@ -85,8 +85,8 @@ def _dominance(run: Subject, table: pandas.DataFrame) -> str:
     sure = sum(apart and test.better > test.worse for apart, test in zip(told_apart(tests), tests))
     return (
         f"At the {run.stages[0]} stage {run.names[best]} wins more photographs than it loses against "
-        f"{wins[best]} of {len(others)} others; chance does not explain {sure} of these "
-        "(sign test at 5 %, Holm’s procedure)."
+        f"{wins[best]} of {len(others)} others; chance explains {'all' if not sure else wins[best] - sure or 'none'} "
+        "of these (sign test at 5 %, Holm’s procedure)."
     )
 
 
