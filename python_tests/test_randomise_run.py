@@ -71,7 +71,7 @@ def test_a_run_is_randomised_and_its_page_shows_it(tmp_path):
     np.testing.assert_allclose(of_gradient["rank_correlation"], result.rank_correlation.flatten(), rtol=1e-5)
     page = (run / "index.html").read_text("utf-8")
     section = page[page.index('id="randomisation"') :]
-    assert "on top of one another" in section and "HOG" in section and "<svg" in section
+    assert "(cascading)" in section and "HOG" in section and "<svg" in section
 
 
 def test_code_of_somebodys_own_is_not_run_unasked(tmp_path):

@@ -213,7 +213,7 @@ def removal_curves(
     """
     keys, stages = _present(rows, "explainer", list(names)), _present(rows, "stage", stages)
     with page_style():
-        figure, axes = panels(len(measures), len(stages), 3.6, 2.3, sharex=True, sharey=True)
+        figure, axes = panels(len(measures), len(stages), 3.6, 2.3, sharex=True, sharey="row")
         methods = [key for key in keys if key not in baselines]
         for down, (column, title) in enumerate(measures.items()):
             for across, stage in enumerate(stages):

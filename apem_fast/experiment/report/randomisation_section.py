@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas
 from markupsafe import Markup
 
 from apem_fast.experiment.randomising import EDGES, FILE
-from apem_fast.experiment.report.drawing import INK, METHODS, page_style, panels, quiet
+from apem_fast.experiment.report.drawing import INK, METHODS, inline_svg, page_style, panels, quiet
 from apem_fast.experiment.report.section import Cell, Section, Table, number
+from apem_fast.experiment.report.subject import Subject, is_baseline
 from apem_fast.explain import explainer_from, imported_by
-from apem_fast.files.pictures import svg_of
 from apem_fast.measures.randomisation import SIMILARITIES
-
-if TYPE_CHECKING:
-    from apem_fast.experiment.report.subject import Subject
 
 SHOWN = {
     "rank_correlation": "rank correlation",
@@ -23,7 +18,11 @@ SHOWN = {
     "structural_similarity": "SSIM",
     "gradient_histograms": "HOG",
 }
-TESTS = {"cascading": "on top of one another", "independent": "one at a time", "data": "trained on permuted labels"}
+TESTS = {
+    "cascading": "More and more parts (cascading)",
+    "independent": "One part at a time (independent)",
+    "data": "Trained on permuted labels",
+}
 
 
 def randomisation(run: Subject) -> Section | None:
@@ -41,7 +40,7 @@ def randomisation(run: Subject) -> Section | None:
             part = last[last["explainer"] == key] if test != "independent" else of_test[of_test["explainer"] == key]
             cells = [Cell(_mean_and_deviation(part[column]), part[column].mean()) for column in SIMILARITIES]
             lines.append((Cell(TESTS[test], is_name=True), Cell(name, is_name=True), *cells))
-    methods = table[(table["test"] == "cascading") & (table["explainer"] != EDGES)]
+    methods = table[(table["test"] == "cascading") & ~table["explainer"].map(is_baseline)]
     end = methods[methods["place"] == methods["place"].max()].groupby("explainer")["absolute_rank_correlation"].mean()
     finding = ""
     if len(end):
@@ -61,9 +60,9 @@ def randomisation(run: Subject) -> Section | None:
             for test in ("cascading", "independent")
             if (table["test"] == test).any()
         ),
-        caption="Means over the photographs, with one standard deviation to either side. Dotted: an edge detector, "
-        "which knows no network. Maps are compared in one channel, rank correlations of signed and of absolute "
-        "values (P2 section 2.2).",
+        caption="Means over the photographs, with one standard deviation to either side. Dotted: an edge detector "
+        "and other baselines, which know no network. Maps are compared in one channel, rank correlations of signed and "
+        "of absolute values (P2 section 2.2).",
         tables=(
             (
                 "",
@@ -93,12 +92,13 @@ def _curves(rows: pandas.DataFrame, names: dict[str, str]) -> str:
             for number_, (key, name) in enumerate(names.items()):
                 of_part = rows[rows["explainer"] == key].groupby("place")[column]
                 mean, deviation = of_part.mean(), of_part.std().fillna(0)
-                edges = key == EDGES
-                colour = INK if edges else METHODS[number_ % len(METHODS)]
-                axis.plot(mean.index, mean, ":" if edges else "-", color=colour, linewidth=1.2, label=name)
+                blind = is_baseline(key)
+                colour = INK if key == EDGES else METHODS[number_ % len(METHODS)]
+                axis.plot(mean.index, mean, ":" if blind else "-", color=colour, linewidth=1.2, label=name)
                 axis.fill_between(mean.index, mean - deviation, mean + deviation, color=colour, alpha=0.1, linewidth=0)
             axis.set_title(SHOWN[column], fontsize=9)
+            axis.set_xlabel("part, from the output on", fontsize=7)
             axis.set_xticks(range(len(parts)), parts, rotation=90, fontsize=6)
             quiet(axis)
         axes[0][-1].legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        return svg_of(figure)
+        return inline_svg(figure)
