@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from reliability import changes, mutants
+from reliability.__main__ import write_page
+from reliability.tables import Part
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +45,62 @@ def test_every_part_briefly(tmp_path):
     came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert came.returncode == 0, came.stdout + came.stderr
     assert "| all |" in came.stdout and "| siamese train | a file operation |" in came.stdout
+
+
+# -- mutants ---------------------------------------------------------------------------------------------------------
+
+SOURCE = """
+def nearest(steps: list[int], most: int = 3) -> int:
+    'a < b'
+    if not steps:
+        raise ValueError(1 + 1)
+    best = min(steps) - 1
+    steps.sort()
+    return best if best < most else -best
+"""
+CHANGED = [
+    "3 -> 4",
+    "if not steps: -> if not not steps:",
+    "not steps -> steps",
+    "min(steps) - 1 -> min(steps) + 1",
+    "min -> max",
+    "1 -> 2",
+    "steps.sort() -> pass",
+    "best if best < most else -best -> best if not best < most else -best",
+    "best < most -> best <= most",
+    "best < most -> best >= most",
+    "-best -> best",
+]
+
+
+def test_each_change_is_made_alone():
+    found = [change.text for change in changes.changes(ast.parse(SOURCE))]
+    assert [text.replace("  ->  ", " -> ") for text in found] == CHANGED
+    programs = set()
+    for number in range(len(found)):
+        tree = ast.parse(SOURCE)
+        changes.changes(tree)[number].apply()
+        programs.add(ast.unparse(tree))
+        compile(ast.fix_missing_locations(tree), "mutant", "exec")
+    assert len(programs) == len(found) and ast.unparse(ast.parse(SOURCE)) not in programs
+
+
+def test_every_file_that_is_changed_is_there_and_so_are_its_tests():
+    for module in mutants.MODULES:
+        assert len(mutants.sample(module, 0)) > 100
+        for tests in module.tests.values():
+            assert all((ROOT / "python_tests" / test).exists() for test in tests)
+    for mutant in mutants.PLANTED:
+        assert mutants.planted(mutant)
+
+
+def test_the_page_keeps_the_figures_of_other_parts(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("Head.\n\n<!-- figures: made by python -m reliability -->\n\n<!-- end of figures -->\nTail.\n")
+    monkeypatch.setattr("reliability.__main__.PAGE", page)
+    for title, number in (("A", 1), ("B", 2), ("A", 3000)):
+        write_page([(Part(title, "Text.", ("n",), [(number,)], 0), 60.0)], seed=7)
+    text = page.read_text()
+    assert text.startswith("Head.\n") and text.endswith("<!-- end of figures -->\nTail.\n")
+    assert text.count("### ") == 2 and text.index("| 3,000 |") < text.index("| 2 |") and "| 1 |" not in text
+    assert text.count("seed 7, in 1.0 minutes") == 2

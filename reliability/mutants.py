@@ -53,8 +53,8 @@ class Module:
 
 
 SEARCH_TESTS = ("test_search_steps.py", "test_any_curve.py", "test_search.py", "test_engine.py")
-ENGINE_TESTS = ("test_engine.py", "test_engine_steps.py", "test_normalised.py")
-PROBER_TESTS = ("test_engine_steps.py", "test_metric.py", "test_record.py", "test_screening.py")
+ENGINE_TESTS = ("test_engine_steps.py", "test_engine.py", "test_normalised.py")
+PROBER_TESTS = ("test_metric.py", "test_record.py", "test_screening.py")
 SCREEN_TESTS = ("test_screen_errors.py", "test_screening.py", "test_low_precision.py")
 FILTER_TESTS = ("test_filtering.py",)
 STORE_TESTS = ("test_reliability_run.py", "test_experiment.py")
@@ -67,6 +67,7 @@ MODULES = (
             "search/exhaustive.py": SEARCH_TESTS,
             "search/policy.py": SEARCH_TESTS,
             "search/names.py": SEARCH_TESTS,
+            "search/certified.py": ("test_certified.py",),
         },
         wanted=0.1,
     ),
@@ -74,7 +75,7 @@ MODULES = (
         "engine",
         {
             "probing/engine.py": ENGINE_TESTS,
-            "probing/siblings.py": ("test_normalised.py", "test_engine_steps.py"),
+            "probing/siblings.py": ("test_engine_steps.py", "test_normalised.py"),
             "probing/rays.py": (*PROBER_TESTS, "test_normalised.py"),
             "probing/batch_prober.py": PROBER_TESTS,
             "probing/level_prober.py": ("test_filtering.py",),
@@ -103,8 +104,8 @@ MODULES = (
         "store",
         {
             "experiment/run/store.py": STORE_TESTS,
-            "checksums.py": STORE_TESTS,
-            "whole_files.py": STORE_TESTS,
+            "files/checksums.py": STORE_TESTS,
+            "files/whole.py": STORE_TESTS,
         },
     ),
 )
@@ -253,10 +254,6 @@ def sample(module: Module, seed: int) -> list[tuple[str, int]]:
     return every
 
 
-def _existing(tests: Sequence[str]) -> tuple[str, ...]:
-    return tuple(test for test in tests if (ROOT / "python_tests" / test.split("::")[0]).exists())
-
-
 def _serve(seconds: float, seed: int, most: int, only: Sequence[str]) -> None:
     """Writes a line of JSON for each mutant that was tried."""
     import hypothesis
@@ -296,7 +293,7 @@ def _serve(seconds: float, seed: int, most: int, only: Sequence[str]) -> None:
             if not waiting.get(module.name):
                 continue
             path, number = waiting[module.name].pop(0)
-            tests = _existing(module.tests[path])
+            tests = tuple(module.tests[path])
             tree, change = mutant_of(path, number)
             report(
                 module.name,
