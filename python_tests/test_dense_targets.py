@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -62,21 +63,21 @@ def image() -> Tensor:
 
 
 def test_the_pixel_of_a_segmentation(image):
-    segmentation = pytest.importorskip("torchvision").models.segmentation
-    network = random_network(segmentation.lraspp_mobilenet_v3_large, lambda model: model(torch.rand(4, 3, 32, 32)))
+    make = pytest.importorskip("torchvision").models.segmentation.lraspp_mobilenet_v3_large
+    network = random_network(make, lambda model: model(torch.rand(4, 3, 32, 32)))
+    twin = copy.deepcopy(network).double()
     y, x = 11, 20
     pixel = af.Classifier(network, output=lambda out: out["out"][:, :, y, x])
     relevance = af.relevance_map(af.explain.Gradient()(pixel, image))
-    copy = random_network(segmentation.lraspp_mobilenet_v3_large, lambda model: model(torch.rand(4, 3, 32, 32)))
-    copy = copy.double()
-    literal = literal_epsilons(lambda images: copy(images)["out"][:, :, y, x], image, relevance)
+    literal = literal_epsilons(lambda images: twin(images)["out"][:, :, y, x], image, relevance)
     assert epsilons(pixel, image, relevance) == literal and any(literal)
     # One class against another: a scalar whose sign decides.
-    first, second = copy(image.double())["out"][0, :, y, x].argsort(descending=True)[:2].tolist()
+    first, second = twin(image.double())["out"][0, :, y, x].argsort(descending=True)[:2].tolist()
     pair = af.Classifier(network, output=lambda out: out["out"][:, first, y, x] - out["out"][:, second, y, x])
 
     def two(images: Tensor) -> Tensor:
-        gap = copy(images)["out"][:, first, y, x] - copy(images)["out"][:, second, y, x]
+        logits = twin(images)["out"][:, :, y, x]
+        gap = logits[:, first] - logits[:, second]
         return torch.stack([-gap / 2, gap / 2], dim=1)
 
     assert epsilons(pair, image, relevance) == literal_epsilons(two, image, relevance)
@@ -95,15 +96,10 @@ class EveryAnchor(nn.Module):
 
 
 def test_the_box_of_a_detector(image):
-    detection = pytest.importorskip("torchvision").models.detection
-
-    def made() -> EveryAnchor:
-        noise = torch.rand(4, 3, 320, 320, generator=torch.Generator().manual_seed(1))
-        return EveryAnchor(
-            random_network(detection.ssdlite320_mobilenet_v3_large, lambda model: EveryAnchor(model)(noise))
-        )
-
-    network = made().eval()
+    make = pytest.importorskip("torchvision").models.detection.ssdlite320_mobilenet_v3_large
+    noise = torch.rand(2, 3, 320, 320, generator=torch.Generator().manual_seed(1))
+    network = EveryAnchor(random_network(make, lambda model: EveryAnchor(model)(noise))).eval()
+    twin = copy.deepcopy(network).double()
     with torch.no_grad():
         shares = network(image)[0].softmax(-1)
         found = network.detector(image)[0]
@@ -112,6 +108,5 @@ def test_the_box_of_a_detector(image):
     torch.testing.assert_close(found["scores"][0], shares[anchor, int(found["labels"][0])])
     box = af.Classifier(network, output=lambda logits: logits[:, anchor])
     relevance = af.relevance_map(af.explain.Gradient()(box, image))
-    copy = made().eval().double()
-    literal = literal_epsilons(lambda images: copy(images)[:, anchor], image, relevance)
+    literal = literal_epsilons(lambda images: twin(images)[:, anchor], image, relevance)
     assert epsilons(box, image, relevance) == literal and any(literal)

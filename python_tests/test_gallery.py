@@ -31,6 +31,12 @@ from apem_fast.experiment.run.store import RunStore
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 
 
+@pytest.fixture(autouse=True)
+def without_sections(monkeypatch) -> None:
+    """Figures take seconds, and are another test's."""
+    monkeypatch.setattr("apem_fast.experiment.report.page.sections_of", lambda store, rows: [])
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
@@ -279,9 +285,7 @@ def test_the_run_and_its_page_say_which_images_lost_something(tmp_path):
 # -- given again -----------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_given_again_keeps_the_papers_section_and_says_that_it_was_finished(photos, tmp_path, monkeypatch):
-    # Figures take seconds, and are another test's.
-    monkeypatch.setattr("apem_fast.experiment.report.page.sections_of", lambda store, rows: [])
+def test_evaluate_given_again_keeps_the_papers_section_and_says_that_it_was_finished(photos, tmp_path):
     run = tmp_path / "run"
     runner = CliRunner(env={"TERM": "dumb", "COLUMNS": "300"})
     chosen = ["--network", "tiny_networks:tiny", "--stages", "1-channel", "--max-epsilon", "20", "--limit", "2"]
