@@ -47,7 +47,6 @@ TRANSFORMERS: dict[str, dict[str, object]] = {
     "Swin": {"embed_dim": 24, "depths": [1, 1, 2], "num_heads": [2, 4, 8]},
     "ConvNext": {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64]},
     "ResNet": {"depths": [1, 1, 1, 1], "hidden_sizes": [32, 48, 64, 96], "embedding_size": 16},
-    "MobileViT": {},
 }
 """Architectures of Hugging Face's library, small ones: what works depends on how a network is written."""
 
