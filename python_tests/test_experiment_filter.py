@@ -135,7 +135,10 @@ def test_the_command(tmp_path):
         (("cat", "--min-drop", "-1"), "min_drop must be at least 0"),
         (("cat", "--patience", "-1"), "patience must be at least 0 (got -1)"),
         (("cat", "--against", "end"), "against must be one of previous, start (got 'end')"),
-        (("cat", "--stages", "colour"), "stages must be one of 3-channel, 1-channel, times-image (got 'colour')"),
+        (
+            ("cat", "--stages", "colour"),
+            "stages must be one of 3-channel, 1-channel, times-grey, times-image (got 'colour')",
+        ),
         (("cat", "--explainers", "gradiant"), "did you mean 'gradient'"),
     ],
 )

@@ -98,6 +98,12 @@ def test_a_run_explains_it(tmp_path):
     assert len(results) == 2 and (results["flag"] == "").all() and results["epsilon_minus"].gt(0).all()
 
 
+def test_another_preparation_is_another_network(tmp_path):
+    one, same, other = (saved(tmp_path / name, **how) for name, how in (("a", {}), ("b", {}), ("c", {"resample": 3})))
+    digests = [load_network(f"hf:{folder}").digest for folder in (one, same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_weights_in_half_precision_are_used_in_float32(tmp_path):
     transformers = pytest.importorskip("transformers")
     saved(tmp_path / "model")

@@ -6,6 +6,7 @@ that brings code of its own is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,12 @@ class HuggingFaceNetwork(Network):
         )
         pixels: Tensor = prepared["pixel_values"][0]
         return pixels.float().clamp(0, 1).contiguous()  # bicubic scaling may leave [0, 1]
+
+    @property
+    def digest(self) -> str:
+        """As of every network, and different where the image processor is."""
+        both = f"{super().digest} {self.processor.to_json_string()}"
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
 
 def hugging_face_network(name: str, weights: object = None) -> Network:
