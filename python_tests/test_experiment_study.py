@@ -79,6 +79,9 @@ def test_a_small_study_from_beginning_to_end(tmp_path):
     first, *reports = study.run(tmp_path / "study")
     assert first.name == "index.html" and len(reports) == 2
     assert all("The papers’ claims" in page.read_text("utf-8") for page in reports)
+    for page in reports:  # the filter's picture and table, of three photographs, two methods and two stages
+        assert 'id="filter"' in page.read_text("utf-8")
+        assert len((page.parent / "filter" / "filtered.csv").read_text().splitlines()) == 1 + 3 * 2 * 2
     before = [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]
     assert study.run(tmp_path / "study")[0] == first  # a second time finds everything done
     assert before == [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]

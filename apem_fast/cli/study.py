@@ -50,7 +50,7 @@ def study(
     device: Device = "auto",
     **options: Any,
 ) -> None:
-    """Repeat the papers' study: six methods, three stages, both sets of images, shuffled maps, each network.
+    """Repeat the papers' study: six methods, three stages, both sets of images, shuffles, the filter, each network.
 
     Says what is missing before anything is computed, predicts the time from a few images, runs each network, and
     writes their reports beside the papers' numbers and claims. A study that is stopped goes on where it was. On many

@@ -1,8 +1,9 @@
 """The papers' study in one piece: six methods, three stages, two sets of images, network by network.
 
 P1 section IV-A and P2 section 4.1: 5,000 correctly classified and 5,000 misclassified images of ILSVRC2012's validation
-set, VGG-16 and a ResNet; P2 section 5.2: ten shuffles of each map. A study is a folder of runs, one for each network,
-each with its report beside the papers' numbers, and a page that sets them side by side. Each run goes on where it was.
+set, VGG-16 and a ResNet; P2 section 5.2: ten shuffles of each map; P1 section IV-D: the filter, on a few maps. A study
+is a folder of runs, one for each network, each with its report beside the papers' numbers, and a page that sets them
+side by side. Each run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apem_fast.experiment.filter.maps import filter_run
+from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.report.comparison import named, write_comparison
 from apem_fast.experiment.report.exceptions import exceptional_images
 from apem_fast.experiment.report.report import write_report
@@ -24,6 +27,7 @@ from apem_fast.experiment.run.progress import RunProgress
 from apem_fast.experiment.run.store import RunStore
 
 METHODS = ("gradient", "smooth-grad", "lrp", "guided-backprop", "grad-cam", "guided-grad-cam")
+FILTERED = ("gradient", "smooth-grad", "lrp")  # P1 Figure 7, P2 Figure 4.9
 NETWORKS = ("vgg16", "resnet50")  # P1 does not say which ResNet
 QUICK = ("gradient", "smooth-grad:samples=20", "lrp", "guided-backprop", "grad-cam", "guided-grad-cam", "random")
 SAMPLE = 4  # images by which the time is predicted
@@ -35,9 +39,13 @@ class Study:
 
     Args:
         runs: the options of each run, by the name of its folder: alike but for the network and its weights.
+        filtered: so many images, a run's first, are filtered too, as in P1 Figure 7.
+        levels: in how many steps the filter takes a map's values away; None for one value at a time, as P1 has it.
     """
 
     runs: dict[str, RunOptions]
+    filtered: int = 3
+    levels: int | None = None
 
     @classmethod
     def of_papers(
@@ -72,8 +80,9 @@ class Study:
     @classmethod
     def quick(cls, device: str = "cpu") -> Study:
         """The protocol in small, of what comes with the package: the bundled network and photographs, two shuffles,
-        SmoothGrad from 20 samples, and random maps for comparison."""
-        return cls(runs={"efficientnet-lite0": RunOptions(explainers=QUICK, shuffles=2, device=device)})
+        SmoothGrad from 20 samples, random maps for comparison, one photograph filtered, in 256 steps."""
+        runs = {"efficientnet-lite0": RunOptions(explainers=QUICK, shuffles=2, device=device)}
+        return cls(runs=runs, filtered=1, levels=256)
 
     def missing(self) -> list[str]:
         """What the study lacks, a sentence each; nothing is computed, but for opening the networks and listing the
@@ -131,7 +140,25 @@ class Study:
         pages = []
         for store in stores:
             write_csv(store)
+            self._filter(store, progress)
             pages.append(write_report(store, paper=True, device=store.options.device, trust=True))
         if len(stores) > 1:
             pages.insert(0, write_comparison(named(stores), folder / "index.html"))
         return pages
+
+    def _filter(self, store: RunStore, progress: Callable[[RunProgress], None] | None) -> None:
+        """The run's first images filtered, those maps that are not yet, for its page."""
+        chosen = [key for key in store.options.explainers if key.split(":", maxsplit=1)[0] in FILTERED]
+        stages = tuple(stage for stage in FilterOptions().stages if stage in store.options.stages)
+        names = list(store.images()["image"][: self.filtered])
+        if not (chosen and stages and names):
+            return
+
+        def filtering(name: str, settled: int, total: int, probes: int) -> None:
+            if progress is not None:
+                progress(RunProgress(doing=f"filtering {name}: {settled:,} of {total:,} levels"))
+
+        options = FilterOptions.of_run(
+            store, explainers=tuple(chosen), stages=stages, levels=self.levels, device=store.options.device
+        )
+        filter_run(options, store, names, filtering, trust=True)

@@ -119,13 +119,13 @@ def medians(runs: list[Run]) -> Section:
             for run in runs:
                 part = run.rows[(run.rows["stage"] == stage) & (run.rows["explainer"] == key)]
                 if part.empty:
-                    cells += [Cell("–"), Cell("–")]
+                    cells += [Cell("–", np.nan), Cell("–", np.nan)]
                     continue
                 scores = intervals(part, "score")
                 estimate, (low, high) = median_of(scores), bootstrap_interval(scores.observed)
                 cells.append(Cell(number(estimate.value, 1, estimate.mark), estimate.value))
                 cells.append(Cell(f"{number(low)} to {number(high)}", low))
-            if any(cell.value is not None for cell in cells):
+            if any(cell.text != "–" for cell in cells):
                 lines.append((Cell(stage, list(STAGES).index(stage), is_name=True), Cell(name), *cells))
     columns = ("stage", "explanation", *(text for run in runs for text in (run.name, "95 % interval")))
     return Section(
