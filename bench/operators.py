@@ -4,8 +4,8 @@
 
 "Share of copy" is the speed of the operator as a share of the speed of `Tensor.copy_` into an existing tensor that
 moves as many bytes as the operator must: every input byte read once, every output byte written once. The operators
-allocate their outputs; the copy does not. On a GPU every case is several times larger than its cache; what cannot be
-compiled or does not fit is noted, and results are written after each case.
+allocate their outputs, all but `perturb_probes_into`; the copy does not. On a GPU every case is several times larger
+than its cache; what cannot be compiled or does not fit is noted, and results are written after each case.
 """
 
 from __future__ import annotations
@@ -73,6 +73,9 @@ def _cases(device: str) -> Iterator[Case]:
             epsilon = torch.rand(8 * count, generator=generator, dtype=torch.float64, device=device) * 99
             probes = norm, rows, rows, irrelevance, epsilon, torch.zeros_like(norm)
             yield case("perturb_probes", ", 8 probes each, signs", images, relevance, signs, *probes)
+            there = torch.empty(8 * count, 3, SIZE, SIZE, device=device)
+            yield case("perturb_probes_into", ", 8 probes each, signs", there, images, relevance, signs, *probes)
+            del there
             if on_gpu:
                 bounds = None, None, torch.bfloat16
                 yield case(
@@ -97,7 +100,9 @@ def _cases(device: str) -> Iterator[Case]:
                 yield case("zero_levels", ", 16 levels", relevance, torch.linspace(0, 1, 16, device=device))
     for rows in (64, 4096, 262_144) if on_gpu else (64, 4096):
         labels = torch.randint(0, 1000, (rows,), generator=generator, device=device)
-        yield Case("label_margin", f"{rows} x 1000", (normal(rows, 1000), labels), usual=rows != 4096)
+        logits = normal(rows, 1000)
+        yield Case("label_margin", f"{rows} x 1000", (logits, labels), usual=rows != 4096)
+        yield Case("probe_answers", f"{rows} x 1000", (logits, labels), usual=rows != 4096)
         flips = torch.rand((rows, 300), generator=generator, device=device) > 0.99
         predicted = torch.where(flips, 0, labels[:, None])
         grid = torch.arange(300.0, device=device)
@@ -135,7 +140,10 @@ def measure(case: Case, device: str, seconds: float, compiled: Callable[..., Any
     candidates = {name: call for name, call in calls.items() if _works(call, name, notes)}
     if "native" in candidates:
         outputs = calls["native"]()
-        size = bytes_of(case.arguments) + bytes_of(outputs if isinstance(outputs, tuple) else (outputs,))
+        # What is written into an argument is among the arguments.
+        made = outputs if isinstance(outputs, tuple) else () if outputs is None else (outputs,)
+        size = bytes_of(case.arguments) + bytes_of(made)
+        del made
         del outputs
         candidates["copy"] = copy_of(size, device)
         with torch.no_grad():

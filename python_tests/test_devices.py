@@ -312,7 +312,7 @@ def test_a_search_waits_once_a_round() -> None:
 def test_batches_are_written_where_their_graph_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not made somewhere else and copied; and the answers are those of the CPU, where they are."""
     images, relevance = made_on_cpu(images_and_maps, 12)
-    bounds = {"bounds": ([-1.0, -2.0, -3.0], 2.5)}
+    bounds = {"bounds": ([-4.4, -5.0, -6.0], 4.2)}
     expected = af.apem(made_on_cpu(small_network), images, relevance, batch_size=8, **LIMITS, **bounds)
     real, made, written = ops.perturb_probes, [], []
     into = ops.perturb_probes_into
