@@ -60,6 +60,26 @@ def test_its_epsilons_are_those_of_the_metric(model, pixels):
             assert part["flipped_plus"].tolist() == expected.flipped_plus.tolist()
 
 
+def test_region_perturbation_draws_all_that_pixels_can_be(model, pixels):
+    """Between black and white as the model receives them, which are those of the images' own normalisation."""
+    images = normalised(pixels)
+    rows = af.evaluate(
+        model,
+        images,
+        ["gradient"],
+        mean=MEAN,
+        std=STD,
+        per_image=True,
+        stages=["1-channel"],
+        measures=["region_perturbation"],
+        **SHORT,
+    )
+    relevance = STAGES["1-channel"](af.explain.Gradient()(model, images), pixels, 99.0)
+    low, high = (normalised(torch.full((1, 3, 1, 1), value)) for value in (0.0, 1.0))
+    expected = af.measures.region_perturbation(model, images, relevance, repeats=1, low=low, high=high)
+    np.testing.assert_allclose(rows["region_perturbation"], expected.area_over_curve, rtol=1e-5)
+
+
 class Items(Dataset):
     def __init__(self, images: torch.Tensor, labels: torch.Tensor):
         self.images, self.labels, self.read = images, labels, 0

@@ -96,7 +96,7 @@ def evaluate(
             kind for "both"), drawn by the seed; None for all.
         percentile: clip each explanation's values there; None does not.
         shuffles: measure so many shuffles of each map too.
-        measures: "selectivity", "continuity": a column each.
+        measures: "selectivity", "continuity", "deletion", ..., a column each, or "all"; docs/measures.md has them.
         block: how many images are in memory at once; None for 32, or 512 on a GPU.
         pictures: keep the pictures of the first so many images; None for all.
         options: see `apem_fast.options.Options`.
