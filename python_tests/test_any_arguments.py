@@ -19,7 +19,7 @@ from test_any_curve import network_of
 import apem_fast as af
 from apem_fast import explain, validation
 
-SOME = settings(max_examples=settings().max_examples * 2, suppress_health_check=list(HealthCheck))
+SOME = settings(suppress_health_check=list(HealthCheck))
 
 # What may stand where a number or a word is expected; most of it must be refused.
 WRONG = [None, "", "1", "float32", b"1", [], [1.0], (1, 2), {}, {1}, 1j, math.nan, math.inf, -math.inf, -1, 0, -0.5]

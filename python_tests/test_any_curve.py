@@ -18,7 +18,7 @@ from apem_fast.search import CENSORED, Exhaustive, Isolate, Measured, policy_of
 
 POLICIES = [policy_of(name) for name in ("isolate", "fast", "careful")]
 POLICIES += [Isolate(safety=1.5, spread=0, flat=1, steep=1, growth=0, depth=2), Isolate(flat=3, steep=40, growth=1)]
-CASES = settings(max_examples=settings().max_examples * 2, suppress_health_check=list(HealthCheck))
+CASES = settings(suppress_health_check=list(HealthCheck))
 
 # All that float32 logits can be apart, and less.
 heights = st.floats(1e-45, 3e38) | st.sampled_from([5e-324, 1e-3, 1.0, 7.5, 6.8e38])
@@ -97,7 +97,7 @@ def network_of(kind: str, seed: int, dtype: torch.dtype) -> nn.Module:
 STOPS = {"dropped": af.Stop.DROPPED, "empty": af.Stop.WOULD_BE_EMPTY, "censored": af.Stop.CENSORED}
 
 
-@settings(max_examples=settings().max_examples // 2 + 1, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 3 + 1, suppress_health_check=list(HealthCheck))
 @given(
     kind=st.sampled_from(["linear", "bent"]),
     seed=st.integers(0, 2**20),

@@ -242,7 +242,7 @@ def result_of(source: Any, operator: str, arguments: tuple[Any, ...], device: st
 
 
 @native_backend
-@settings(max_examples=settings().max_examples * 3, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples * 2, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_backend_is_the_reference(backend: Backend, data: st.DataObject) -> None:
     operator = data.draw(st.sampled_from(OPERATORS))
@@ -345,7 +345,7 @@ EXACT: tuple[str, ...] = ("directed_relevance", "perturb", "label_margin", "atta
 
 
 @every_backend
-@settings(max_examples=settings().max_examples * 2, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_value_is_off_by_more_than_its_roundings(backend: Backend, data: st.DataObject) -> None:
     operator, dtype = data.draw(st.sampled_from(EXACT)), data.draw(st.sampled_from(DTYPES))

@@ -300,12 +300,13 @@ def _serve(seconds: float, seed: int, most: int, only: Sequence[str]) -> None:
                 f"{path}:{change.line} #{number}  {change.text}",
                 *tried({path: tree}, tests, limit(tests), folder),
             )
+        # Every mutant would seem to be killed after somebody has broken the tree, or rebuilt what it loads.
+        if usual and tried({}, min(usual, key=usual.__getitem__), 600, folder)[0] != SURVIVED:
+            raise RuntimeError("the tree was changed meanwhile: without any change a test fails now")
 
 
 def run(seconds: float, seed: int, most: int = 40) -> Part:
     """At most so many mutants of each module, in turns, as far as the time allows."""
-    from scipy.stats import binomtest
-
     command = [sys.executable, "-m", "reliability.mutants", "--seconds", str(seconds), "--seed", str(seed)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -319,6 +320,13 @@ def run(seconds: float, seed: int, most: int = 40) -> Part:
             print(results[-1]["outcome"], results[-1]["module"], results[-1]["name"], file=sys.stderr, flush=True)
     if process.wait() != 0:
         raise RuntimeError("the mutants could not be tried")
+    return table_of(results, seed)
+
+
+def table_of(results: Sequence[Mapping[str, Any]], seed: int) -> Part:
+    """What was found, as a table."""
+    from scipy.stats import binomtest
+
     rows: list[tuple[Any, ...]] = []
     bad = 0
     for name, wanted, every in [
@@ -333,12 +341,15 @@ def run(seconds: float, seed: int, most: int = 40) -> Part:
             share, between = f"{survived / tried_:.1%}", f"{interval.low:.1%} to {interval.high:.1%}"
         bad += survived if wanted is not None and tried_ and survived > wanted * tried_ else 0
         rows.append((name, every, tried_, outcomes.count(KILLED), outcomes.count(TIMED_OUT), survived, share, between))
+    names = [one["name"].split("  ") for one in results if one["outcome"] == SURVIVED]
+    which = "; ".join(f"{name[0].split(' #')[0]} `{' '.join(name[1:])}`" for name in names)
     return Part(
         "Mutants",
         "One change at a time, drawn by the seed, and the few tests that concern the file (`reliability/mutants.py`). "
         "The interval of survival is that of Clopper and Pearson, 95 %. Wanted: none that was planted survives, and "
         "fewer than 10 % in the search and the engine. Some changes are none (a bound that is never met exactly, a "
-        "number that only says how a batch is filled), and are counted all the same.",
+        "number that only says how a batch is filled), and are counted all the same."
+        + (f" Survived: {which}." if which else ""),
         ("module", "mutants in all", "tried", "killed", "timed out", "survived", "survival", "between"),
         rows,
         bad,
