@@ -322,7 +322,8 @@ def test_every_measure_of_a_run_is_the_function_of_that_name(tmp_path):
     robust = field.robustness_s(network.model, images, relevance, **limits)
     adversarial = field.adversarial_curves(network.model, images, relevance, steps=9, **limits)
     blocks = field.region_perturbation(network.model, images, relevance, repeats=1, low=low, high=high)
-    fractions = field.flip_fraction(network.model, images, relevance, imputation="mean")
+    # A scan goes as far beyond the change as its batch does.
+    fractions = field.flip_fraction(network.model, images, relevance, imputation="mean", batch_size=OPTIONS.batch_size)
     expected = {
         "selectivity": af.selectivity(network.model, images, relevance, steps=9).area,
         "deletion": gain.deletion.area,
