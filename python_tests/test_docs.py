@@ -89,6 +89,7 @@ def yours() -> dict[str, object]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")  # whose networks stand for the reader's
     monkeypatch.chdir(tmp_path)
     names = yours()
     for number, code in blocks(page):

