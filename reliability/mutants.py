@@ -76,8 +76,8 @@ MODULES = (
         {
             "probing/engine.py": ENGINE_TESTS,
             "probing/siblings.py": ("test_engine_steps.py", "test_normalised.py"),
-            "probing/rays.py": (*PROBER_TESTS, "test_normalised.py"),
-            "probing/batch_prober.py": PROBER_TESTS,
+            "probing/rays.py": (*PROBER_TESTS, "test_normalised.py", "test_outputs.py"),
+            "probing/batch_prober.py": (*PROBER_TESTS, "test_filtering.py", "test_target.py"),
             "probing/level_prober.py": ("test_filtering.py",),
         },
         wanted=0.1,
