@@ -228,7 +228,7 @@ def test_shares_are_everything_and_nothing_twice(count):
 def test_processes_that_are_started_again_do_what_is_missing_each_its_own_share(victim, whole, tmp_path):
     """As torchrun does it when one of them dies: all of them are started again."""
     folder = tmp_path / "run"
-    kill_at = (30, -1) if victim == 0 else (-1, 30)
+    kill_at = (20, -1) if victim == 0 else (-1, 12)
     codes = [finish(process)[0] for process in start_two(kill_at, folder)]
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
