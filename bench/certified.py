@@ -25,7 +25,7 @@ from apem_fast.explain import Gradient
 from apem_fast.probing.engine import find_flips
 from apem_fast.probing.proving import Proving, proved
 from apem_fast.relevance import STAGES
-from apem_fast.running.segment_bounds import NotBounded
+from apem_fast.running.segments import NotBounded
 from apem_fast.search import Certified, Exhaustive, Isolate
 from bench import small_networks
 from bench.small_networks import NETWORKS, digits, trained

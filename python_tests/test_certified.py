@@ -18,7 +18,7 @@ import apem_fast as af
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.probing.engine import Flips
 from apem_fast.probing.proving import proved
-from apem_fast.running.segment_bounds import NotBounded, OnSegments, least_margins
+from apem_fast.running.segments import NotBounded, OnSegments, least_margins
 from apem_fast.search import Certified, Isolate
 
 # -- the loop, with scripted margins ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from apem_fast.running.low_precision import low_precision
 from apem_fast.running.outputs import ModelOutputError, as_logits, logits_of
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
-from apem_fast.running.segment_bounds import least_margins
+from apem_fast.running.segments import least_margins
 from apem_fast.running.transfer import sent
 from apem_fast.running.waiting import Waiting, result_of
 

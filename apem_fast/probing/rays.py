@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apem_fast import ops
 from apem_fast.running.clean import Clean
-from apem_fast.running.segment_bounds import UNIT, OnSegments
+from apem_fast.running.segments import UNIT, OnSegments
 
 PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
 
