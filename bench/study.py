@@ -1,10 +1,10 @@
 """One study, 6 methods x 3 stages: its time over that of the forward and backward passes in it, and over two processes.
 
-    python -m bench.study [--photographs 4] [--processes]
+    python -m bench.study [--photographs 4] [--measures all] [--processes]
 
-The passes are timed where they happen: inside the model's forward, and inside autograd's backward. What is left is the
-study's own: maps, rays, the search, pictures and shards. With --processes the same study also runs as one and as two
-processes of one thread each.
+The passes are timed where they happen: inside the model's forward, and inside autograd's backward. What is left is
+the study's own: maps, rays, the search, pictures and shards. With --measures other measures of the field are in it
+too. With --processes the same study also runs as one and as two processes of one thread each.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def network_timed() -> Iterator[Stopwatch]:
                 kind.forward = forward  # type: ignore[method-assign]
 
 
-def study(photographs: int, record: str) -> dict[str, float | str]:
-    options = RunOptions(explainers=METHODS, limit=photographs, record=record)
+def study(photographs: int, record: str, measures: tuple[str, ...] = ()) -> dict[str, float | str]:
+    options = RunOptions(explainers=METHODS, limit=photographs, record=record, measures=measures)
     with tempfile.TemporaryDirectory() as folder, network_timed() as watch:
         begin = time.perf_counter()
         store = evaluate(options, Path(folder) / "run")
@@ -143,9 +143,13 @@ def processes(photographs: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=int, default=4)
+    parser.add_argument("--measures", nargs="+", help="in the study too; nothing is written")
     parser.add_argument("--processes", action="store_true")
     arguments = parser.parse_args()
     study(1, "float64")  # so that neither pays for what is loaded once
+    if arguments.measures:
+        print_table("With other measures", [study(arguments.photographs, "float64", tuple(arguments.measures))])
+        return
     rows = [study(arguments.photographs, record) for record in ("float32", "float64")]
     rows[1]["float64 / float32"] = rows[1]["seconds"] / rows[0]["seconds"]  # type: ignore[operator]
     print_table("6 methods x 3 stages", rows)

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LIBRARIES = ROOT / "apem_fast" / "lib"
 FUNCTIONS = ROOT / "apem_fast" / "ops" / "functions.py"
+PAPERS = ROOT / "apem_fast" / "papers.py"  # numbers that are defaults of these functions
 
 INIT = '''"""The operators of apem_fast by themselves: no derivatives, for which there is the package of this name."""
 
@@ -118,9 +119,10 @@ def variants() -> dict[str, list[str]]:
 
 def main(folder: Path) -> None:
     source = FUNCTIONS.read_text("utf-8")
-    source = re.sub(r"^from apem_fast\.ops import load.*\n\n", "", source, flags=re.MULTILINE)
+    source = re.sub(r"^from apem_fast\.ops import load.*\n", "", source, flags=re.MULTILINE)
+    source = source.replace("from apem_fast.papers import", "from .papers import")
     if re.search(r"\b(import|from) apem_fast", source):
-        sys.exit("kernel_hub: apem_fast/ops/functions.py must need nothing else of the package")
+        sys.exit("kernel_hub: apem_fast/ops/functions.py must need nothing else of the package than papers.py")
     names = sorted(re.findall(r"^def ([a-z]\w*)\(", source, re.MULTILINE))
     version = re.search(r'__version__ = "(.+)"', (ROOT / "apem_fast" / "__init__.py").read_text("utf-8"))[1]
     shutil.rmtree(folder / "build", ignore_errors=True)
@@ -133,6 +135,7 @@ def main(folder: Path) -> None:
         init = INIT.format(libraries=tuple(libraries), names=", ".join(names), names_listed=names)
         (variant / "__init__.py").write_text(init, "utf-8")
         (variant / "functions.py").write_text(source, "utf-8")
+        shutil.copy(PAPERS, variant)
         kind = "cpu" if backend == "cpu" else "cuda"
         metadata = {
             "id": f"apem_fast_{kind}_{version.replace('.', '_')}",

@@ -39,9 +39,11 @@ print(sorted(operators.__all__))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (LIBRARIES / "libapem_fast.so").exists(), reason="the operators were not compiled")
-@pytest.mark.parametrize("load", [BY_HAND, BY_KERNELS], ids=["by hand", "by kernels"])
+@pytest.mark.parametrize(
+    "load",
+    [pytest.param(BY_HAND, id="by hand"), pytest.param(BY_KERNELS, id="by kernels", marks=pytest.mark.slow)],
+)
 def test_the_folder_is_loaded_without_the_package(tmp_path, load):
     if load is BY_KERNELS:
         pytest.importorskip("kernels")
