@@ -26,12 +26,13 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
     What lay there is removed first, a link too, which so leads nowhere; after an error nothing is left.
     """
     part = part_of(path, own=own)
+    part.unlink(missing_ok=True)
     try:
-        part.unlink(missing_ok=True)
         yield part
         part.replace(path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, contents: bytes) -> None:
