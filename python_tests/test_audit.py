@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from networks import images_and_maps, small_network
 
@@ -23,6 +24,9 @@ def test_the_bound_is_clopper_and_pearsons():
     p = most_wrong(50, 1)
     assert (1 - p) ** 50 + 50 * p * (1 - p) ** 49 == pytest.approx(0.05, rel=1e-9)
     assert most_wrong(5, 5) == 1
+    for rays, differ in ((84, 0), (300, 4), (5376, 2)):  # SciPy's exact interval, of which 5 % lie beyond the upper end
+        both = scipy.stats.binomtest(differ, rays).proportion_ci(0.9, "exact")
+        assert most_wrong(rays, differ) == pytest.approx(both.high, rel=1e-6)
 
 
 def test_a_search_by_scan_is_exact_and_a_wrong_epsilon_is_found():

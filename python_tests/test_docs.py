@@ -182,6 +182,30 @@ def test_the_reference_has_every_public_name_and_no_other():
             assert any(value is one for one in there), f"{module}.{name} is not in the reference"
 
 
+def test_the_map_from_the_papers_to_the_code_names_what_exists():
+    """Every function and every test in the tables of docs/papers.md; every equation and algorithm has a row."""
+    text = (DOCS / "papers.md").read_text("utf-8").split("## From the text to the code")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    rows = [row for row in rows if row[1] != "function"]
+    for passage, functions, tests in rows:
+        for path in re.findall(r"`([^`]+)`", functions):
+            value, left = importlib.import_module("apem_fast"), path.split(".")
+            while left:
+                name = left.pop(0)
+                if not hasattr(value, name):
+                    importlib.import_module(f"{value.__name__}.{name}")
+                value = getattr(value, name)
+        named = re.findall(r"`([^`]+)::(\w+)`", tests)
+        assert named and path, passage
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (ROOT / "python_tests" / file).read_text("utf-8"), re.MULTILINE), test
+    said = " ".join(row[0] for row in rows)
+    for one in ("equation 1)", "equation 2)", "Algorithm 1:", "Algorithm 2:", "Algorithms 2 and 3", "Algorithm 4"):
+        assert one in said, one
+    numbers = {int(one) for one in re.findall(r"\b(\d+)\b", " ".join(re.findall(r"equations? ([\d, and to]+)", said)))}
+    assert {7, 10, 13, 15, 18, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 36, 37, 38} <= numbers
+
+
 def test_the_list_for_language_models_has_every_page():
     listed = set(re.findall(r"\]\(([^)]+)\)", (DOCS / "llms.txt").read_text("utf-8")))
     assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}

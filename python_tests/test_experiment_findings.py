@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from apem_fast.experiment.report.findings import SignTest, leader_sentences, sign_test, told_apart
+from apem_fast.experiment.report.findings import SignTest, holm, leader_sentences, sign_test, told_apart
 from apem_fast.experiment.report.sets import image_sets
 
 
@@ -69,6 +72,15 @@ def test_holm_stops_at_the_first_that_chance_explains():
     assert p[0] < 0.05 / 3 and p[2] < 0.05 / 2 and p[1] > 0.05
     assert told_apart(tests) == [True, False, True]
     assert told_apart([SignTest(15, 5, 20)] * 3) == [False] * 3 and SignTest(15, 5, 20).p_value < 0.05
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferronis(p_values):
+    """A test is settled where each set of tests that it belongs to has one that Bonferroni's rule settles."""
+    every = range(len(p_values))
+    sets = [one for size in range(1, len(p_values) + 1) for one in itertools.combinations(every, size)]
+    settled = {one: min(p_values[i] for i in one) <= 0.05 / len(one) for one in sets}
+    assert holm(p_values) == [all(settled[one] for one in sets if i in one) for i in every]
 
 
 def test_the_headline_says_whom_the_images_separate():

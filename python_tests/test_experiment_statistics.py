@@ -24,6 +24,7 @@ from apem_fast.experiment.report.censoring import (
     quantile_of,
 )
 from apem_fast.experiment.report.published import (
+    BY_CORRECTNESS,
     BY_STAGE,
     EXCEPTIONS,
     LOSS_CORRELATION,
@@ -378,6 +379,7 @@ def test_sanity_of_baselines():
             rows(*[(10, 10 + d) for d in (20, 21, 22, 23, 24)], explainer="random:seed=1"),
             rows(*[(10, 10 + d) for d in (20, 21, 22, 23, 24)], explainer="edge"),
             rows(*[(10, 10 + d) for d in (20, 21, 22, 23, 24)], explainer="random", stage="times-image"),
+            rows(*[(10, 10 + d) for d in (20, 21, 22, 23, 24)], explainer="random", stage="times-grey"),
             rows(*[(10, 10 + d) for d in (20, 21, 22, 23, 24)]),
         ],
         ignore_index=True,
@@ -388,8 +390,9 @@ def test_sanity_of_baselines():
         ("random:seed=1", True, False),
         ("edge", False, False),
         ("random", False, False),
+        ("random", False, False),
     ]
-    assert found["median"].tolist() == [0, 22, 22, 22] and (found["low"] <= found["median"]).all()
+    assert found["median"].tolist() == [0, 22, 22, 22, 22] and (found["low"] <= found["median"]).all()
     one_step = rows(*[(10, 11)] * 5, explainer="random")
     assert trust.sanity(one_step, ("random",), step=1.0)["near"].all()
     assert not trust.sanity(one_step, ("random",), step=0.5)["near"].any()
@@ -454,6 +457,8 @@ def test_runs_of_before_show_what_they_have():
 def test_published_numbers_agree_with_each_other():
     for method, by_stage in BY_STAGE.items():
         assert by_stage[5] == MEDIAN_BY_NETWORK[method][0]  # Table II's last stage is Table I
+    for method, (average, _, median, _) in BY_CORRECTNESS.items():
+        assert (average, median) == (BY_STAGE[method][2], BY_STAGE[method][5])  # and Table III's correct images
     for cases in EXCEPTIONS.values():
         for one in cases:
             assert one[1] - one[0] == one[2] and one[4] - one[3] == one[5]

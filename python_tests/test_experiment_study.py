@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from typer.testing import CliRunner
 
 from apem_fast.cli.main import app
-from apem_fast.experiment.report.comparison import Run, named, write_comparison
+from apem_fast.experiment.report.comparison import Run, agreement, named, write_comparison
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.study import METHODS, Study
@@ -36,6 +37,24 @@ def test_runs_of_one_network_are_compared_image_by_image(runs, tmp_path):
     one, other = (Run.of(name, store) for name, store in named(runs).items())
     a, b = (run.scores("1-channel")["gradient"] for run in (one, other))
     assert f"{np.median(a - b.loc[a.index]):.1f}".replace("-", "−") in page
+
+
+def test_two_runs_of_the_same_images_are_resampled_together():
+    """Two networks of the same scores rank alike whichever images are drawn, if the same are drawn for both."""
+    generator = np.random.default_rng(0)
+    images = [f"image {i}" for i in range(9)]
+    rows = pandas.DataFrame(
+        {"image": image, "explainer": key, "stage": "1-channel", "score": generator.normal()}
+        for image in images
+        for key in "abc"
+    )
+    names = {key: key.upper() for key in "abc"}
+    one, same = (Run(name, name, rows, names) for name in ("one", "same"))
+    interval = agreement([one, same]).tables[0][1].rows[0][-1].text
+    assert interval == "1.00 to 1.00"
+    apart = dataclasses.replace(same, rows=rows.assign(image="another " + rows["image"]))
+    low, high = agreement([one, apart]).tables[0][1].rows[0][-1].text.replace("−", "-").split(" to ")
+    assert float(low) < 1 and float(high) == 1
 
 
 def test_a_run_is_not_compared_with_itself(runs):

@@ -301,6 +301,19 @@ def test_result_as_a_table():
         result.max_epsilon = 3
 
 
+def test_equation_2_is_the_mean_gap():
+    model = small_network()
+    images, relevance = images_and_maps(5)
+    result = af.apem(model, images, relevance, **GRID)
+    total, rows = (
+        0.0,
+        [literal_epsilons(model, x, r, GRID["step"], GRID["max_epsilon"]) for x, r in zip(images, relevance)],
+    )
+    for (minus, _), (plus, _) in rows:
+        total += plus - minus
+    assert result.mean == pytest.approx(total / len(rows), rel=1e-12) and total != 0
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------
 
 

@@ -21,12 +21,13 @@ from apem_fast.experiment.report.censoring import BETTER, WORSE, compared, inter
 from apem_fast.experiment.report.findings import LEVEL, SignTest, holm, sign_test
 from apem_fast.experiment.report.published import METHODS, of_method
 from apem_fast.experiment.report.section import Cell, Section, Table
-from apem_fast.experiment.report.sets import in_set
+from apem_fast.experiment.report.sets import FEWEST, in_set
 from apem_fast.experiment.report.trust import sanity, tau
 from apem_fast.relevance import STAGES, USUAL_STAGES
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not in this run"]
 RESAMPLES = 2000
+RANKED_AGAIN = 500  # of statistics that rank all images anew in each resample
 WITHOUT_COLOUR = "grad-cam"  # the same in every channel: summing them changes nothing, and P1 Table II shows no decline
 
 
@@ -79,6 +80,9 @@ def claims(rows: pandas.DataFrame, step: float, seed: int = 0) -> list[Claim]:
     run = _Claims(rows, step, seed)
     return [
         run.claim("P1 IV-B, Figure 4", "The gradient scores higher than every other method.", run.gradient_leads()),
+        run.claim(
+            "P2 4.3, Figure 4.3", "The gradient has the lowest ε⁻ and the highest ε⁺ of all.", run.gradient_leads_both()
+        ),
         run.claim("P1 IV-B, Table I", "LRP scores higher than SmoothGrad.", run.higher("lrp", "smooth-grad")),
         run.claim("P1 IV-B", "LRP's scores spread more than SmoothGrad's.", run.spreads("lrp", "smooth-grad")),
         run.claim("P1 IV-C, Table II", "A method's score falls from stage to stage.", run.declines()),
@@ -89,7 +93,13 @@ def claims(rows: pandas.DataFrame, step: float, seed: int = 0) -> list[Claim]:
         run.claim("P1 V-C, Table III", "Misclassified images rank the methods in the same order.", run.same_order()),
         run.claim("P1 V-D, Table IV", "Score and loss go opposite ways on correct images.", run.falls_with_loss()),
         run.claim("P1 V-D, Table IV", "They do so less on misclassified images.", run.weaker_when_wrong()),
+        run.claim(
+            "P1 V-D, Table IV",
+            "Of two methods, the one that scores higher goes with the loss more.",
+            run.follows_score(),
+        ),
         run.claim("P2 5.2, Figure 5.2", "The median score of shuffled maps is 0.", run.shuffles_are_blind()),
+        run.claim("P2 5.2, Table 5.1", "Normalised by them, methods rank in the same order.", run.norm_keeps_order()),
     ]
 
 
@@ -115,13 +125,23 @@ class _Claims:
             if method != "gradient":
                 yield from self.higher("gradient", method)
 
+    def gradient_leads_both(self) -> Iterable[_Test]:
+        for method in self.keys:
+            if method != "gradient":
+                for first, second, quantity in (
+                    (method, "gradient", "epsilon_minus"),
+                    ("gradient", method, "epsilon_plus"),
+                ):
+                    yield from self.higher(first, second, quantity)
+
     def higher(self, first: str, second: str, quantity: str = "score") -> Iterable[_Test]:
         """Whether a quantity of `first` is the greater on more images."""
         if first not in self.keys or second not in self.keys:
             return
         pair = self.keys[first], self.keys[second]
         test = sign_test(self.main, self.last, *pair) if quantity == "score" else self._signs(quantity, *pair)
-        yield _of_signs(test, f"{METHODS[first]} against {METHODS[second]}")
+        of = {"score": "", "epsilon_minus": "ε⁻ of ", "epsilon_plus": "ε⁺ of "}[quantity]
+        yield _of_signs(test, f"{of}{METHODS[first]} against {METHODS[second]}")
 
     def _signs(self, quantity: str, first: str, second: str) -> SignTest:
         one, other = st.paired(self.main[self.main["stage"] == self.last], "explainer", first, second)
@@ -206,6 +226,45 @@ class _Claims:
             text = f"{METHODS[method]}: {right.coefficient:.3f} against {wrong.coefficient:.3f}, {_p(p_value)}"
             yield _Test(int(np.sign(z)), p_value, text)
 
+    def follows_score(self) -> Iterable[_Test]:
+        """Kendall's tau of the methods' medians and the sizes of their correlations with the loss."""
+        correct = in_set(self.rows, "correct")
+        correct = correct[(correct["stage"] == self.last) & correct["loss"].notna()]
+        table = correct.pivot(index="image", columns="explainer", values="score")
+        keys = [key for key in self.keys.values() if key in table]
+        scores = table[keys].dropna()
+        if len(keys) < 2 or len(scores) < FEWEST:
+            return
+        loss = correct.drop_duplicates("image").set_index("image")["loss"].loc[scores.index].to_numpy(np.float64)
+        values = scores.to_numpy(np.float64)
+
+        def agreement(draw: np.ndarray) -> float:
+            ranks = stats.rankdata(np.column_stack([values[draw], loss[draw]]), axis=0)
+            ranks -= ranks.mean(axis=0)
+            spread = np.sqrt((ranks**2).sum(axis=0))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                coefficients = np.abs(ranks[:, :-1].T @ ranks[:, -1] / (spread[:-1] * spread[-1]))
+            return tau(np.median(values[draw], axis=0), np.nan_to_num(coefficients))
+
+        yield self._resampled(len(values), agreement, "Kendall's tau of median and correlation", RANKED_AGAIN)
+
+    def norm_keeps_order(self) -> Iterable[_Test]:
+        """Kendall's tau of the methods' APEM and their APEM_norm, as P2 Table 5.1 has it against Table 4.4."""
+        if not st.has_shuffles(self.main):
+            return
+        at_last = self.main[self.main["stage"] == self.last]
+        tables = [at_last.pivot(index="image", columns="explainer", values=name) for name in ("score", "score_norm")]
+        keys = [key for key in self.keys.values() if key in tables[0] and tables[1][key].notna().any()]
+        both = pandas.concat([table[keys] for table in tables], axis=1).dropna().to_numpy(np.float64)
+        if len(keys) < 2 or len(both) < FEWEST:
+            return
+
+        def agreement(draw: np.ndarray) -> float:
+            means = both[draw].mean(axis=0)
+            return tau(means[: len(keys)], means[len(keys) :])
+
+        yield self._resampled(len(both), agreement, "Kendall's tau of the means", RANKED_AGAIN)
+
     def _correlation(self, rows: pandas.DataFrame, key: str) -> st.Correlation:
         part = rows[(rows["stage"] == self.last) & (rows["explainer"] == key)]
         return st.spearman(part["score"].to_numpy(np.float64), part["loss"].to_numpy(np.float64), self.seed)
@@ -223,9 +282,11 @@ class _Claims:
             text = f"{METHODS[method]}, {row['stage']}: {row['median']:g} ({row['low']:g} to {row['high']:g})"
             yield _Test(direction, 0.0 if direction else 1.0, text)
 
-    def _resampled(self, count: int, statistic: Callable[[np.ndarray], float], name: str) -> _Test:
+    def _resampled(
+        self, count: int, statistic: Callable[[np.ndarray], float], name: str, resamples: int = RESAMPLES
+    ) -> _Test:
         generator = np.random.default_rng(self.seed)
-        values = [statistic(generator.integers(count, size=count)) for _ in range(RESAMPLES)]
+        values = [statistic(generator.integers(count, size=count)) for _ in range(resamples)]
         return _of_bootstrap(statistic(np.arange(count)), values, name)
 
 

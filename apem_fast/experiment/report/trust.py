@@ -14,6 +14,7 @@ from scipy import stats
 
 from apem_fast.experiment.report.censoring import bootstrap_interval, intervals
 from apem_fast.experiment.report.statistics import groups, has_shuffles
+from apem_fast.relevance import STAGES
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def sanity(rows: pandas.DataFrame, baselines: tuple[str, ...], step: float, seed
     for stage, explainer, part in groups(rows):
         kind = explainer.split(":")[0]
         if kind in baselines:
-            add(stage, explainer, part["score"].to_numpy(), False, kind in BLIND and stage != "times-image")
+            add(stage, explainer, part["score"].to_numpy(), False, kind in BLIND and not STAGES[stage].times_image)
     if has_shuffles(rows):
         for stage, explainer, part in groups(rows):
             part = part[part["shuffled_epsilon_plus"].notna()]
