@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apem_fast import explain, measures, ops, siamese
-    from apem_fast.auditing import Audit
     from apem_fast.cmake import cmake_prefix
     from apem_fast.experiment.audit import audit
     from apem_fast.experiment.functions import evaluate, report
-    from apem_fast.filter.filtering import FilterResult, ScoreCurve, filter_relevance
+    from apem_fast.filter.filtering import filter_relevance
+    from apem_fast.filter.results import FilterResult, ScoreCurve
     from apem_fast.filter.stopping import Stop
     from apem_fast.measures import continuity, data_randomisation, parameter_randomisation, selectivity
     from apem_fast.metric import ApemResult, EpsilonResult, Evaluator, apem, minimum_epsilon
-    from apem_fast.normalised import ApemNormResult, apem_norm
+    from apem_fast.metric.auditing import Audit
+    from apem_fast.metric.normalised import ApemNormResult, apem_norm
     from apem_fast.ops import backend
     from apem_fast.relevance import relevance_map
     from apem_fast.results.overlaying import overlay
@@ -62,17 +63,17 @@ __all__ = [
 
 # Where each of these names is defined; any other is a module of the package.
 _HOMES = {
-    "ApemNormResult": "normalised",
+    "ApemNormResult": "metric.normalised",
     "ApemResult": "metric",
-    "Audit": "auditing",
+    "Audit": "metric.auditing",
     "Classifier": "running.outputs",
     "EpsilonResult": "metric",
     "Evaluator": "metric",
-    "FilterResult": "filter.filtering",
-    "ScoreCurve": "filter.filtering",
+    "FilterResult": "filter.results",
+    "ScoreCurve": "filter.results",
     "Stop": "filter.stopping",
     "apem": "metric",
-    "apem_norm": "normalised",
+    "apem_norm": "metric.normalised",
     "audit": "experiment.audit",
     "backend": "ops",
     "cmake_prefix": "cmake",

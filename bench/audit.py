@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 import apem_fast as af
-from apem_fast.auditing import scanned
 from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.explain import Gradient
+from apem_fast.metric.auditing import scanned
 from apem_fast.relevance import STAGES
 from bench.throughput import bare_throughput
 from bench.timing import print_table, write_json

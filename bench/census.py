@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import apem_fast as af
-from apem_fast.auditing import most_wrong
 from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.explain import explainer_from
+from apem_fast.metric.auditing import most_wrong
 from apem_fast.probing.engine import find_flips
 from apem_fast.probing.prober import Answers, Prober, answered
 from apem_fast.probing.rays import Rays

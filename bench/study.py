@@ -22,7 +22,7 @@ from unittest import mock
 
 import torch
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.run import inputs
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions

@@ -26,5 +26,5 @@ def generator() -> torch.Generator:
 @pytest.fixture
 def screened_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
     """A low precision is used from the first probe to the last: whether it pays on this machine is left out."""
-    monkeypatch.setattr("apem_fast.metric.Trial", lambda clock_is_free: Trial(clock_is_free=False))
+    monkeypatch.setattr("apem_fast.metric.evaluator.Trial", lambda clock_is_free: Trial(clock_is_free=False))
     monkeypatch.setattr("apem_fast.probing.screening.ON_TRIAL", math.inf)

@@ -11,7 +11,7 @@ import torch
 from networks import images_and_maps, small_network
 
 import apem_fast as af
-from apem_fast.auditing import Audit, Difference, drawn, most_wrong
+from apem_fast.metric.auditing import Audit, Difference, drawn, most_wrong
 
 GRID = {"step": 0.5, "max_epsilon": 20.0}
 

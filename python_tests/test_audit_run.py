@@ -16,14 +16,14 @@ from scipy.stats import hypergeom
 from test_experiment_processes import finish, start
 
 import apem_fast as af
-from apem_fast.auditing import most_wrong_of
 from apem_fast.experiment.report.audited import ALL_PROVED, NOT_AUDITED, audit_sentence, moved, worst_case
 from apem_fast.experiment.report.page import write_page
 from apem_fast.experiment.run import audit as run_audit
-from apem_fast.experiment.run.audit import bound, draw, rays_of, read_audit
+from apem_fast.experiment.run.audited_rays import bound, draw, rays_of, read_audit
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore
+from apem_fast.metric.auditing import most_wrong_of
 
 OPTIONS = RunOptions(
     network="tiny_networks:tiny",

@@ -11,7 +11,7 @@ import apem_fast as af
 from apem_fast import audit, callers
 from apem_fast.adapters import captum, quantus, torchmetrics
 from apem_fast.margin_curve import RayView, margin_curve
-from apem_fast.normalised import shuffled_epsilons
+from apem_fast.metric.normalised import shuffled_epsilons
 
 MAPS = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 PIXELS = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

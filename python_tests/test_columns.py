@@ -11,7 +11,7 @@ from apem_fast.experiment.report.summary import COLUMNS, ON_TERMINAL
 from apem_fast.experiment.run import tables
 from apem_fast.experiment.run.columns import MEASURES
 from apem_fast.metric import ApemResult
-from apem_fast.normalised import ShuffledEpsilons
+from apem_fast.metric.normalised import ShuffledEpsilons
 
 PAGE = Path(__file__).parents[1] / "docs" / "columns.md"
 SECTIONS = {

@@ -23,7 +23,8 @@ import apem_fast as af
 from apem_fast.cli.console import flagged_lines, left_out_lines
 from apem_fast.experiment.filter.options import FilterOptions
 from apem_fast.experiment.inputs.image_folders import LeftOut
-from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 from apem_fast.experiment.report import measure_sections
 from apem_fast.experiment.report.page import write_page

@@ -11,8 +11,8 @@ from networks import images_and_maps, literal_epsilons, small_network
 from torch import nn
 
 import apem_fast as af
-from apem_fast import normalised
-from apem_fast.normalised import shuffled_epsilons
+from apem_fast.metric import normalised
+from apem_fast.metric.normalised import shuffled_epsilons
 from apem_fast.probing.siblings import Families
 from apem_fast.relevance import shuffled
 from apem_fast.search import CENSORED, Exhaustive, Isolate, Measured, Probes

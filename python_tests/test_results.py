@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import apem_fast as af
-from apem_fast.filter.filtering import ScoreCurve
+from apem_fast.filter.results import ScoreCurve
 from apem_fast.margin_curve import MarginCurve
 from apem_fast.measures import RandomisationResult
 from apem_fast.results import Result, TableResult
@@ -62,7 +62,7 @@ def randomisation() -> RandomisationResult:
 
 
 def every_result() -> list[Result]:
-    from apem_fast.normalised import ApemNormResult, ShuffledEpsilons
+    from apem_fast.metric.normalised import ApemNormResult, ShuffledEpsilons
 
     plain = apem_result()
     shuffled = ShuffledEpsilons(

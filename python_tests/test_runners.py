@@ -51,7 +51,7 @@ def recorded(monkeypatch):
         made.append(Recorded(model))
         return made[-1]
 
-    monkeypatch.setattr("apem_fast.metric.runner_for", instead)
+    monkeypatch.setattr("apem_fast.metric.evaluator.runner_for", instead)
     return made
 
 
@@ -74,7 +74,7 @@ def test_fixed_shapes_change_no_epsilon(recorded, screened_throughout, batch_siz
 def small_plain(model, images, relevance):
     """A run that cannot have been recorded: one image at a time, every grid point."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apem_fast.metric.runner_for", lambda model, device, compile: PlainRunner(model))
+        patch.setattr("apem_fast.metric.evaluator.runner_for", lambda model, device, compile: PlainRunner(model))
         return af.apem(model, images, relevance, batch_size=1, search="exhaustive", **GRID)
 
 

@@ -162,7 +162,7 @@ def test_a_run_in_a_precision_that_the_machine_lacks_is_broken_off(monkeypatch):
 
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_precision_that_the_machine_lacks_costs_two_runs_of_one_image(monkeypatch, batch_size):
-    monkeypatch.setattr("apem_fast.metric.Trial", Trial)
+    monkeypatch.setattr("apem_fast.metric.evaluator.Trial", Trial)
     monkeypatch.setattr(trial_module, "WORK_BEFORE", 10)
     monkeypatch.setattr(Trial, "_within", lambda self, seconds, one_input: one_input(1e9) or seconds > 2)
     monkeypatch.setattr(screening.BatchTuner, "seconds_an_input", 1.0)

@@ -61,7 +61,7 @@ def test_shuffles_and_filters_follow_the_target():
     model = network(5)
     target = model(X).argsort(dim=1, descending=True)[:, 1]
     evaluator = af.Evaluator(model, X, target=target, max_epsilon=LIMIT)
-    from apem_fast.normalised import shuffled_epsilons
+    from apem_fast.metric.normalised import shuffled_epsilons
     from apem_fast.relevance import shuffled
 
     found = shuffled_epsilons(evaluator, MAPS, shuffles=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.photographs import bundled_photographs
 
 CATEGORIES = ("tabby", "espresso", "missile", "moped", "daisy")

@@ -17,7 +17,7 @@ from torch import nn
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.filter.maps import filter_photographs, photographs_named
 from apem_fast.experiment.filter.options import FilterOptions
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.run.store import RunStore

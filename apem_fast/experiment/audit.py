@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
 
-from apem_fast.auditing import Audit, audit_maps
 from apem_fast.callers import said_by, sentence
 from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.metric.auditing import Audit, audit_maps
 
 if TYPE_CHECKING:
-    from apem_fast.experiment.run.audit import RunAudit
+    from apem_fast.experiment.run.audited_rays import RunAudit
     from apem_fast.experiment.run.store import RunStore
 
 Maps = Mapping[str, Tensor] | Tensor

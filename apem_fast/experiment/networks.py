@@ -1,5 +1,6 @@
 """The documented path of `Network`: what a function of one's own returns to bring a network to a run."""
 
-from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import load_network
 
 __all__ = ["Network", "load_network"]

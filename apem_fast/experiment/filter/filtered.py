@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apem_fast.files.checksums import Damaged, checked_tensors, tensors_with_checksum
 from apem_fast.files.whole import write_whole
-from apem_fast.filter.filtering import FilterResult
+from apem_fast.filter.results import FilterResult
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ with extra("experiment", "the command filter"):
 from apem_fast.experiment.filter.figures import before_and_after
 from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.filter.options import FilterOptions
-from apem_fast.experiment.inputs.networks import Network, imported_by_network, load_network
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import imported_by_network, load_network
 from apem_fast.experiment.inputs.photographs import Photograph, bundled_photographs
 from apem_fast.experiment.run.inputs import inputs_of
 from apem_fast.experiment.run.store import RunStore, file_name_of

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.experiment.inputs.image_folders import ImageSet, unique_names
-from apem_fast.experiment.inputs.networks import GIVEN, Network, outputs_of, usual_categories
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import GIVEN, outputs_of, usual_categories
 from apem_fast.experiment.inputs.photographs import Photograph
 
 UNKNOWN = -1

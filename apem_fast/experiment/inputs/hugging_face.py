@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from apem_fast.experiment.inputs.networks import HUGGING_FACE, Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.extras import extra
 
+HUGGING_FACE = "hf:"
+"""Begins the name of a network that is such a folder."""
 CONFIG, PREPARATION = "config.json", "preprocessor_config.json"
 OWN_CODE = "auto_map"
 """The entry of these files that names code of the folder's own."""

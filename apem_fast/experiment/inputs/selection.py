@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from apem_fast.experiment.inputs.image_folders import LeftOut
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.running.clean import predictions_of
 

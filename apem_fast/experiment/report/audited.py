@@ -12,7 +12,7 @@ from apem_fast.experiment.report.section import Cell, Section, Table, number
 from apem_fast.experiment.report.sets import TITLES, image_sets, with_truth
 from apem_fast.experiment.report.statistics import scored_rows
 from apem_fast.experiment.report.subject import explainer_names
-from apem_fast.experiment.run.audit import RunAudit, read_audit
+from apem_fast.experiment.run.audited_rays import RunAudit, read_audit
 from apem_fast.experiment.run.store import RunStore
 
 NOT_AUDITED = (

@@ -18,7 +18,7 @@ import pandas
 import torch
 from torch import Tensor
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.run.pictures import kept_picture
 from apem_fast.experiment.run.store import RunStore, file_name_of
 from apem_fast.explain import explainer_from

@@ -14,26 +14,22 @@ the audit was made.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apem_fast import validation
-from apem_fast.auditing import CONFIDENCE, Audit, Difference, drawn, most_wrong_of, scanned
-from apem_fast.experiment.inputs.networks import Network, imported_by_network
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import imported_by_network
 from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.experiment.run.audited_rays import KEY, RunAudit, bound, digest_of_rays, draw, rays_of, within
 from apem_fast.experiment.run.block import Block
 from apem_fast.experiment.run.explaining import NO_MAP, NOT_FINITE, maps_of
 from apem_fast.experiment.run.inputs import inputs_of
@@ -41,184 +37,12 @@ from apem_fast.experiment.run.progress import ProgressKeeper, RunProgress
 from apem_fast.experiment.run.provenance import provenance
 from apem_fast.experiment.run.ranks import Ranks, torchrun_ranks
 from apem_fast.experiment.run.reading import Reader
-from apem_fast.experiment.run.store import IMAGES, RunStore, file_name_of
+from apem_fast.experiment.run.scans import Scans
+from apem_fast.experiment.run.store import IMAGES, RunStore
 from apem_fast.explain import Explainer, explainer_from, imported_by
-from apem_fast.files.checksums import Damaged, checked_json, checked_parquet, json_with_checksum, parquet_of
+from apem_fast.files.checksums import Damaged, json_with_checksum
 from apem_fast.metric import Evaluator
-
-KEY = ["image", "explainer", "stage", "irrelevance"]
-"""What a ray is called."""
-
-
-@dataclass(frozen=True)
-class RunAudit(Audit):
-    """What a scan of some rays of a run says of all its epsilons."""
-
-    most_wrong_count: int = 0  # at most so many of the `of` epsilons are wrong, with 95 % confidence
-    seed: int = 0
-    stratified: bool = False
-    seconds: float = 0.0
-    population: str = ""  # a digest of the run's epsilons
-    made_with: dict[str, Any] | None = None
-    up_to: float | None = None  # it is about the `of` rays whose epsilon was found to be at most this; None: about all
-    others: int = 0  # rays of which it says nothing
-
-    @property
-    def most_wrong(self) -> float:
-        return self.most_wrong_count / self.of
-
-    def __str__(self) -> str:
-        if self.up_to is None:
-            return super().__str__()
-        return (
-            f"{super().__str__()} These are the {self.of:,} of {self.of + self.others:,} rays whose epsilon was found "
-            f"to be at most {self.up_to:g}; nothing is said of the others."
-        )
-
-
-# -- which rays ------------------------------------------------------------------------------------------------------
-
-
-def rays_of(store: RunStore) -> pandas.DataFrame:
-    """Every ray that the run's table rests on: image, explainer, stage, irrelevance, found, found_flipped, record."""
-    results = store.results()
-    if len(results):
-        results = results[(results["flag"].fillna("") == "") & results["score"].notna()]
-    if results.empty:
-        raise ValueError(f"{store.folder} holds no finished results to audit")
-    sides = []
-    for sign in ("minus", "plus"):
-        side = results[["image", "explainer", "stage", "record"]].copy()
-        side["irrelevance"] = sign == "plus"
-        side["found"] = results[f"epsilon_{sign}"].astype(float)
-        side["found_flipped"] = results[f"flipped_{sign}"].astype(bool)
-        sides.append(side)
-    return pandas.concat(sides).sort_index(kind="stable").reset_index(drop=True)
-
-
-def digest_of_rays(rays: pandas.DataFrame) -> str:
-    """Another one where any epsilon is, or there are more."""
-    plain = rays[[*KEY, "found", "found_flipped"]].to_csv(index=False)
-    return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
-
-
-def within(every: pandas.DataFrame, up_to: float | None) -> pandas.DataFrame:
-    """The rays that were found to flip at `up_to` or before; for None all."""
-    if up_to is None:
-        return every
-    chosen = every[every["found_flipped"] & (every["found"] <= validation.positive("up_to", up_to))]
-    if chosen.empty:
-        raise ValueError(f"up_to must be at least the run's least epsilon, {every['found'].min():g} (got {up_to:g})")
-    return chosen.reset_index(drop=True)
-
-
-def draw(every: pandas.DataFrame, rays: int, seed: int, stratified: bool) -> pandas.DataFrame:
-    """`rays` of them at random, without replacement; a greater draw of the same seed holds the smaller one.
-
-    Args:
-        stratified: as many of each explainer and stage as its share is.
-
-    Raises:
-        ValueError: more rays than there are, or fewer than one.
-    """
-    rays = validation.whole("rays", rays)
-    if rays > len(every):
-        raise ValueError(f"rays must be at most the {len(every):,} that there are to draw from (got {rays:,})")
-    if not stratified:
-        return every.iloc[np.sort(np.random.default_rng(seed).permutation(len(every))[:rays])]
-    of_stratum = {f"{key} {stage}": part.index for (key, stage), part in _strata(every)}
-    chosen = drawn({name: len(index) for name, index in of_stratum.items()}, rays, seed)
-    return every.loc[np.sort(np.concatenate([of_stratum[name][places] for name, places in chosen.items()]))]
-
-
-def _strata(rays: pandas.DataFrame) -> Any:
-    return rays.groupby(["explainer", "stage"], sort=False)
-
-
-def bound(every: pandas.DataFrame, audited: pandas.DataFrame, wrong: pandas.DataFrame, stratified: bool) -> int:
-    """At most how many epsilons of the run are wrong, with 95 % confidence.
-
-    Drawn from all alike: the exact bound. Drawn from strata: where none is wrong, the most that could be wrong and yet
-    all be passed over with a probability above 5 %, wherever they lie; else the sum of the strata's own bounds, each
-    of which holds with a confidence so much higher that all hold together.
-    """
-    if not stratified or len(audited) == len(every):
-        return most_wrong_of(len(every), len(audited), len(wrong))
-    sizes, drawn_of, wrong_of = (Counter(zip(part["explainer"], part["stage"])) for part in (every, audited, wrong))
-    if len(wrong):
-        confidence = 1 - (1 - CONFIDENCE) / len(sizes)
-        return sum(most_wrong_of(size, drawn_of[one], wrong_of[one], confidence) for one, size in sizes.items())
-    # Each further wrong ray of a stratum is passed over with the probability below, which falls within the stratum: so
-    # the greatest ones of all strata make the worst case.
-    passed = [max(0, size - drawn_of[one] - k) / (size - k) for one, size in sizes.items() for k in range(size)]
-    together = np.cumprod(sorted(passed, reverse=True))
-    return int((together > 1 - CONFIDENCE).sum())
-
-
-# -- scans on disk -----------------------------------------------------------------------------------------------------
-
-_SCANS = pyarrow.schema(
-    {
-        "image": pyarrow.string(),
-        "explainer": pyarrow.string(),
-        "stage": pyarrow.string(),
-        "irrelevance": pyarrow.bool_(),
-        "scanned": pyarrow.float64(),
-        "scanned_flipped": pyarrow.bool_(),
-        "probes": pyarrow.int64(),
-        "seconds": pyarrow.float64(),
-    }
-)
-
-
-class Scans:
-    """What was scanned, a file for each block and explainer in the run's folder."""
-
-    def __init__(self, store: RunStore):
-        self.store = store
-
-    def path(self, block: int, key: str) -> Path:
-        return self.store.inside("audit", f"{block:05d}.{file_name_of(key)}.parquet")
-
-    def read(self, block: int, key: str) -> pandas.DataFrame:
-        """The scans of one file; none where it is not there.
-
-        Raises:
-            Damaged: it is not what was written.
-        """
-        try:
-            return checked_parquet(self.path(block, key).read_bytes()).to_pandas()
-        except FileNotFoundError:
-            return _SCANS.empty_table().to_pandas()
-
-    def add(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
-        """Keep further scans."""
-        table = pyarrow.Table.from_pylist([*self.read(block, key).to_dict("records"), *rows], schema=_SCANS)
-        self.store.write_file(self.path(block, key), parquet_of(table))
-
-    def remove(self, block: int, key: str) -> None:
-        self.path(block, key).unlink(missing_ok=True)
-
-
-def read_audit(store: RunStore) -> RunAudit | None:
-    """What the last audit of the run said; None where there is none, or the epsilons are others since.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
-    path = store.inside("audit", "audit.json")
-    try:
-        record = checked_json(path.read_bytes())
-        differences = tuple(Difference(**one) for one in record.pop("differences"))
-        audit = RunAudit(differences=differences, **record)
-    except FileNotFoundError:
-        return None
-    except (OSError, Damaged, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); the same audit writes it again") from None
-    return audit if audit.population == digest_of_rays(rays_of(store)) else None
-
-
-# -- the audit ---------------------------------------------------------------------------------------------------------
+from apem_fast.metric.auditing import Difference, scanned
 
 
 @dataclass(frozen=True)

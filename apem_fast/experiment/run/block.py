@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.columns import MEASURES, Explained
 from apem_fast.experiment.run.explaining import Given, maps_of, with_stand_ins
@@ -28,7 +28,7 @@ from apem_fast.explain import Explainer
 from apem_fast.files.pictures import png_of
 from apem_fast.measures.adversarial_curves import FlippedImages, flipped_images
 from apem_fast.metric import ApemResult, Evaluator
-from apem_fast.normalised import ShuffledEpsilons, shuffled_epsilons
+from apem_fast.metric.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0

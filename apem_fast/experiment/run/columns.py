@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.explain import Explainer
 from apem_fast.measures import continuity, deletion, insertion, region_perturbation
 from apem_fast.measures.adversarial_curves import AdversarialCurvesResult, FlippedImages, curves_towards

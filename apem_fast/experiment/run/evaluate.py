@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from apem_fast.experiment.inputs.image_folders import ImageSet
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.inputs.selection import Selection, select
 from apem_fast.experiment.run.block import CLEAN_WORK, Block, expected_work

@@ -8,7 +8,8 @@ import torch
 
 from apem_fast.experiment.inputs.classes import Classes, with_class_file
 from apem_fast.experiment.inputs.image_folders import ImageSet, image_set
-from apem_fast.experiment.inputs.networks import Network, load_network
+from apem_fast.experiment.inputs.network import Network
+from apem_fast.experiment.inputs.networks import load_network
 from apem_fast.experiment.run.options import RunOptions
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from apem_fast.experiment.inputs.networks import Network
+from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.photographs import Photograph
 from apem_fast.experiment.run.block import digest_of
 from apem_fast.experiment.run.explaining import Given, maps_of

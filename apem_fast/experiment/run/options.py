@@ -183,8 +183,8 @@ class RunOptions(Options):
 
     def _check_inputs(self) -> None:
         from apem_fast import validation
+        from apem_fast.experiment.inputs.hugging_face import HUGGING_FACE
         from apem_fast.experiment.inputs.image_folders import NO_GROUND_TRUTH
-        from apem_fast.experiment.inputs.networks import HUGGING_FACE
 
         words = ("photographs", GIVEN)
         if self.images not in words and not Path(self.images).is_absolute() and not Path(self.images).is_dir():

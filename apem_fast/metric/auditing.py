@@ -17,7 +17,8 @@ from torch import Tensor
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
 from apem_fast.extras import extra
-from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.metric.evaluator import Evaluator
+from apem_fast.metric.results import ApemResult
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.search import Exhaustive
 

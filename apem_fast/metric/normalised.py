@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence
-from apem_fast.metric import ApemResult, Evaluator
+from apem_fast.metric.evaluator import Evaluator
+from apem_fast.metric.results import ApemResult
 from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips

@@ -1,17 +1,13 @@
-"""APEM: how reliable a relevance map is, by how little perturbation along it changes the model's prediction.
-
-The definition is P1 section III-A and P2 section 3.1. Epsilons live in the space of the tensors that the model
-receives; the l1 norm of the perturbation equals epsilon wherever the gradient is not exactly 0.
-"""
+"""The evaluator: a model and its images made ready once, for any number of relevance maps and directions."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Unpack
+from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 
 from apem_fast import validation
 from apem_fast.callers import said_by, sentence, warn
+from apem_fast.metric.results import ApemResult, EpsilonResult
 from apem_fast.options import BoundOf, EngineOptions, Options, documented
 from apem_fast.probing.batch_prober import BatchProber, tuner_for
 from apem_fast.probing.engine import Flips, Progress, find_flips
@@ -28,8 +25,6 @@ from apem_fast.probing.proving import proved
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
-from apem_fast.results import TableResult, censored, counted
-from apem_fast.results.plots import COLOURS, draw_epsilons, draw_values
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
@@ -39,107 +34,7 @@ from apem_fast.running.runners import runner_for
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.search import Certified
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-
 FEW = 4  # images on which it is seen whether a network can be bounded
-
-# -- results -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class EpsilonResult(TableResult):
-    """The least epsilon of each image along one direction (all tensors are (N,), on the CPU)."""
-
-    epsilon: Tensor  # float64; max_epsilon where censored
-    flipped: Tensor  # bool; False: no flip up to max_epsilon
-    labels: Tensor  # int64: the predictions
-    probes: Tensor  # int64: model inputs that were run
-    record: str  # "float64" or "float32": what decided where margins are close to 0
-    proved: bool = False  # whether each epsilon is proved to be the first, as by search="certified"
-
-    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
-        names = ("labels", "epsilon", "flipped", "probes")
-        return {name.replace("labels", "label"): getattr(self, name) for name in names}
-
-    def _said(self) -> list[str]:
-        median = f"median epsilon {np.median(self.epsilon.numpy()):g}" if len(self.epsilon) else "no epsilon"
-        how = [f"record={self.record}", *["proved"] * self.proved]
-        return [counted(len(self.epsilon), "image"), median, censored(self.flipped), *how]
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The epsilon of each image, a hollow dot where it is censored; into new matplotlib axes if none are given."""
-        return draw_values(ax, self.epsilon, self.flipped, xlabel="ε", label="least ε", log=True)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ApemResult(TableResult):
-    """The metric of N images (all tensors are (N,), on the CPU).
-
-    A ray without a flip is censored: its epsilon is `max_epsilon`, its `flipped_*` is False, and so the score is
-    not exact: too low where only the irrelevance ray is censored, too high where only the relevance ray is.
-    """
-
-    epsilon_minus: Tensor  # float64, on the relevance ray
-    epsilon_plus: Tensor  # float64, on the irrelevance ray
-    flipped_minus: Tensor  # bool; False: censored
-    flipped_plus: Tensor  # bool; False: censored
-    labels: Tensor  # int64: the predictions that were explained
-    probes: Tensor  # int64: model inputs that were run for the image's two rays
-    max_epsilon: float
-    step: float
-    record: str  # "float64" or "float32": what decided where margins are close to 0
-    proved: bool = False  # whether each epsilon is proved to be the first, as by search="certified"
-
-    @property
-    def score(self) -> Tensor:
-        """epsilon_plus - epsilon_minus, (N,) float64."""
-        return self.epsilon_plus - self.epsilon_minus
-
-    @property
-    def mean(self) -> float:
-        """APEM, P1 equation 2: the mean score over the images, without those that could not be measured."""
-        return float(self.score.nanmean())
-
-    @property
-    def measured(self) -> Tensor:
-        """(N,) bool; False where the map leaves no ray, and so every number is NaN: see `on_bad_map` of `apem`."""
-        return ~self.epsilon_minus.isnan()
-
-    @property
-    def median(self) -> float:
-        """The median score, the mean of the middle two for an even number of images."""
-        scores = self.score[self.measured]
-        return float(np.median(scores.numpy())) if len(scores) else math.nan
-
-    def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
-        names = ("labels", "epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
-        return {name.replace("labels", "label"): getattr(self, name) for name in names}
-
-    def _said(self) -> list[str]:
-        said = [counted(len(self.score), "image"), f"mean score {self.mean:.5g}", f"median {self.median:.5g}"]
-        measured = self.measured
-        said.append(censored(self.flipped_minus[measured], self.flipped_plus[measured]))
-        if not bool(measured.all()):
-            said.append(f"{counted(int((~measured).sum()), 'map')} without a ray")
-        how = [f"record={self.record}", *["proved"] * self.proved]
-        return [*said, f"max_epsilon={self.max_epsilon:g}", f"step={self.step:g}", *how]
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Both epsilons of each image, hollow dots where they are censored; into new matplotlib axes if none are given.
-
-        A good map has its epsilon_minus far to the left of its epsilon_plus. More than 30 images are sorted by their
-        score.
-        """
-        rays = (
-            ("ε⁻, relevance", COLOURS["epsilon_minus"], self.epsilon_minus, self.flipped_minus),
-            ("ε⁺, irrelevance", COLOURS["epsilon_plus"], self.epsilon_plus, self.flipped_plus),
-        )
-        return draw_epsilons(ax, rays, order=self.score)
-
-
-# -- the metric --------------------------------------------------------------------------------------------------
 
 
 @documented()
@@ -418,68 +313,3 @@ def _without(result: ApemResult, bad: Tensor | None) -> ApemResult:
         flipped_minus=result.flipped_minus & ~bad,
         flipped_plus=result.flipped_plus & ~bad,
     )
-
-
-@documented()
-@said_by("apem")
-def apem(
-    model: nn.Module,
-    images: Tensor,
-    relevance: Tensor,
-    *,
-    labels: Tensor | None = None,
-    target: int | Tensor | None = None,
-    on_bad_map: str = "raise",
-    progress: Progress | None = None,
-    **options: Unpack[EngineOptions],
-) -> ApemResult:
-    """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
-
-    epsilon_minus is the least grid epsilon at which ``x + epsilon * R / norm1(R) * sign`` is no longer predicted as
-    x is, with sign the sign of the gradient of the cross entropy of the model's own prediction; epsilon_plus is the
-    same for 1 - R.
-
-    Args:
-        model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
-        images: (N, C, H, W) float32 or float64 as the model receives them.
-        relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
-        labels: the predictions, if known; an error if they are not the model's.
-        target: the class that the maps explain, one for all or (N,) int64, where it is not the prediction. The classes
-            whose logits are as great as its own in the unperturbed image then take no part: the flip is "this class is
-            no longer above all those that it was above", the sign gradient is that of its cross entropy among them,
-            and for the prediction itself it is the definition above. Another scalar whose sign decides (a similarity
-            less a threshold, a pixel's margin, a detector's score) is said with `Classifier(model, output=...)`.
-        on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
-            "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
-        progress: called with (rays decided, rays in all, probes so far).
-        options: see `apem_fast.options.Options`.
-
-    Raises:
-        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
-    """
-    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
-    return evaluator.apem({"relevance": relevance}, progress, on_bad_map=on_bad_map)["relevance"]
-
-
-@documented()
-@said_by("minimum_epsilon")
-def minimum_epsilon(
-    model: nn.Module,
-    images: Tensor,
-    direction: Tensor,
-    *,
-    labels: Tensor | None = None,
-    target: int | Tensor | None = None,
-    progress: Progress | None = None,
-    **options: Unpack[EngineOptions],
-) -> EpsilonResult:
-    """The least grid epsilon at which ``x + epsilon * direction`` is no longer predicted as x is, for any direction.
-
-    Args:
-        direction: (N, C, H, W), finite, not 0 throughout; scaled as you like, for instance to l1 norm 1.
-        options: see `apem_fast.options.Options`.
-
-    The other arguments, and the errors, are those of `apem`.
-    """
-    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
-    return evaluator.minimum_epsilon(direction, progress)

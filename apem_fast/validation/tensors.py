@@ -1,30 +1,16 @@
-"""What the metric demands of a user's arguments: one sentence each that names the argument, what was expected and
-what came. Nothing is guessed, and nothing but numbers is converted: those become float64 here and nowhere else."""
+"""What models, images, maps and labels must be."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Mapping
+from numbers import Integral
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apem_fast.callers import said_by, sentence, warn
+from apem_fast.callers import sentence, warn
 from apem_fast.running.outputs import is_exported
-from apem_fast.search import Certified
-
-
-def _name(value: object) -> str:
-    return type(value).__name__
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+from apem_fast.validation.numbers import dtype_name, type_name
 
 
 def _finite(name: str, tensor: Tensor) -> None:
@@ -35,75 +21,7 @@ def _finite(name: str, tensor: Tensor) -> None:
 
 def _is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(sentence(f"{name} must be a torch.Tensor (got {_name(value)})"))
-
-
-def number(name: str, value: object) -> float:
-    """A real number of any kind (int, float, Fraction, a NumPy scalar, a tensor of no dimensions) as a float: whatever
-    is computed with it later is computed in float64."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        raise TypeError(sentence(f"{name} must be a number (got {_name(value)})"))
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # reals can be compared
-
-
-def plain(value: Any) -> Any:
-    """A number of any kind as an int or a float; anything else as it is, to be refused by whoever knows its name."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def make_numbers_plain(record: Any) -> None:
-    """In a frozen dataclass: what is computed with its numbers, compared or written down is an int or a float.
-
-    Raises:
-        TypeError: another thing is where a float is declared.
-    """
-    name = getattr(record, "name", None)
-    with said_by(name) if isinstance(name, str) else nullcontext():
-        for one in dataclasses.fields(record):
-            value = getattr(record, one.name)
-            made = tuple(map(plain, value)) if type(value) is tuple else plain(value)
-            if one.type in ("float", float):
-                number(one.name, made)
-            object.__setattr__(record, one.name, made)
-
-
-def positive(name: str, value: object) -> float:
-    converted = number(name, value)
-    if not (converted > 0 and math.isfinite(converted)):
-        raise ValueError(sentence(f"{name} must be positive and finite (got {converted:g})"))
-    return converted
-
-
-def whole(name: str, value: object, least: int = 1, kind: str = "a whole number") -> int:
-    """A whole number of any kind as an int."""
-    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(sentence(f"{name} must be {kind} (got {_name(value)})"))
-    if value < least:
-        raise ValueError(sentence(f"{name} must be at least {least} (got {value})"))
-    return int(value)
-
-
-def whole_or_none(name: str, value: object) -> int | None:
-    """The same, or None."""
-    return None if value is None else whole(name, value, kind="a whole number or None")
-
-
-def choice(name: str, value: object, known: Iterable[str]) -> None:
-    """One of a few words."""
-    known = tuple(known)
-    if value not in known:
-        raise ValueError(sentence(f"{name} must be one of {', '.join(known)} (got {value!r})"))
+        raise TypeError(sentence(f"{name} must be a torch.Tensor (got {type_name(value)})"))
 
 
 def moving(sign: Tensor) -> None:
@@ -120,44 +38,8 @@ def maps_by_name(relevance: object) -> None:
     """What an evaluator takes: several sets of maps, each under a name."""
     if not isinstance(relevance, Mapping):
         raise TypeError(
-            sentence(f'relevance must be maps by name, such as {{"mine": relevance}} (got {_name(relevance)})')
+            sentence(f'relevance must be maps by name, such as {{"mine": relevance}} (got {type_name(relevance)})')
         )
-
-
-def not_certified(search: object, epsilons: str) -> None:
-    """A search that proves epsilons does not prove those."""
-    if isinstance(search, Certified):
-        raise ValueError(  # noqa: TRY004 - of the option's value: by its name it is a string
-            sentence(
-                f'search must be another one than "certified", which proves epsilons of maps and not {epsilons}; '
-                '"careful" is the safest of the others'
-            )
-        )
-
-
-PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
-
-
-def precision(value: str, images: Tensor | None = None) -> None:
-    """Whether it is one, and with `images` whether it goes with them."""
-    choice("precision", value, PRECISIONS)
-    if images is None or value == "float32":
-        return
-    if images.dtype != torch.float32:
-        raise ValueError(sentence(f'precision="{value}" goes with float32 images (got {_dtype(images)})'))
-    if value == "tf32" and images.device.type != "cuda":
-        raise ValueError(sentence(f'precision="tf32" needs images on a CUDA device (got {images.device.type})'))
-
-
-RECORDS = ("float64", "float32")
-AGAINST = ("previous", "start")
-
-
-def min_drop(value: object) -> float:
-    converted = number("min_drop", value)
-    if not 0 <= converted < math.inf:
-        raise ValueError(sentence(f"min_drop must be at least 0 and finite (got {converted:g})"))
-    return converted
 
 
 def contrast(of_relevance: Tensor) -> None:
@@ -172,51 +54,6 @@ def contrast(of_relevance: Tensor) -> None:
                 f"throughout at index {i})"
             )
         )
-
-
-MOST_STEPS = 2**53  # beyond which not every whole number of steps is a float64
-MANY_STEPS = 10**7  # a search still takes few probes, but a scan never ends, and float32 images cannot tell steps apart
-
-
-def grid_steps(max_epsilon: float, step: float) -> int:
-    """The last step of the grid: the greatest k with k * step <= max_epsilon.
-
-    A quotient like 0.3 / 0.1 falls just short of the whole number that it means, and counts as that.
-    """
-    if max_epsilon < step:
-        raise ValueError(sentence(f"max_epsilon must be at least step={step:g} (got {max_epsilon:g})"))
-    if not max_epsilon / step <= MOST_STEPS:
-        raise ValueError(
-            sentence(
-                f"max_epsilon / step must be at most 2^53, beyond which steps are no longer told apart (got "
-                f"max_epsilon={max_epsilon:g}, step={step:g})"
-            )
-        )
-    last = math.floor(max_epsilon / step)
-    last += (last + 1) * step <= max_epsilon * (1 + 2.0**-50)
-    if last > MANY_STEPS:
-        warn(
-            f"max_epsilon={max_epsilon:g} with step={step:g} is a grid of {last:,} steps; each ray takes many "
-            "more probes on so fine a grid, and float32 images can hardly tell its steps apart"
-        )
-    return last
-
-
-def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tuple[float, ...] | None]:
-    """Each None, a float, or a tuple of one for each channel."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(sentence(f"bounds must be a pair (lower, upper) (got {value!r})"))
-    lower, upper = _bound(value[0]), _bound(value[1])
-    if any(bound is not None and np.isnan(bound).any() for bound in (lower, upper)):
-        raise ValueError(sentence("bounds must be numbers or None (got NaN)"))
-    if lower is not None and upper is not None:
-        least, greatest = np.asarray(lower), np.asarray(upper)
-        if least.ndim and greatest.ndim and len(least) != len(greatest):
-            raise ValueError(sentence(f"bounds must be of as many channels (got {len(least)} and {len(greatest)})"))
-        if not bool((least < greatest).all()):
-            words = ", ".join(f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (lower, upper))
-            raise ValueError(sentence(f"bounds must have lower < upper (got {words})"))
-    return lower, upper
 
 
 ROUNDED = 1e-5
@@ -238,20 +75,10 @@ def within_bounds(images: Tensor, lower: float | Tensor | None, upper: float | T
         )
 
 
-def _bound(value: object) -> float | tuple[float, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, (Tensor, np.ndarray)):
-        value = value.reshape(-1).tolist() if value.ndim else value.item()
-    if isinstance(value, (tuple, list)):
-        return tuple(number("bounds", one) for one in value)
-    return number("bounds", value)
-
-
 def model(value: object, name: str = "model") -> None:
     if not isinstance(value, nn.Module):
         hint = "; its .module() is one" if isinstance(value, torch.export.ExportedProgram) else ""
-        raise TypeError(sentence(f"{name} must be a torch.nn.Module (got {_name(value)}{hint})"))
+        raise TypeError(sentence(f"{name} must be a torch.nn.Module (got {type_name(value)}{hint})"))
     if is_exported(value):
         return
     training = next((path for path, module in value.named_modules() if getattr(module, "training", False)), None)
@@ -285,7 +112,7 @@ def images(value: object, of_model: nn.Module) -> None:
     if value.dim() != 4 or value.numel() == 0:
         raise ValueError(sentence(f"images must have shape (N, C, H, W) and not be empty (got {tuple(value.shape)})"))
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(sentence(f"images must be float32 or float64 (got {_dtype(value)})"))
+        raise TypeError(sentence(f"images must be float32 or float64 (got {dtype_name(value)})"))
     parameter = next(of_model.parameters(), None)
     if parameter is not None and parameter.device != value.device:
         raise ValueError(sentence(f"images must be on the model's device, {parameter.device} (got {value.device})"))
@@ -303,7 +130,7 @@ def _dtype_of_weights(images: Tensor, of_model: nn.Module) -> None:
     weights = next(((name, p) for name, p in of_model.named_parameters() if p.is_floating_point()), None)
     if weights is None or weights[1].dtype == images.dtype:
         return
-    name, dtype = weights[0], _dtype(weights[1])
+    name, dtype = weights[0], dtype_name(weights[1])
     if weights[1].dtype in (torch.float16, torch.bfloat16):
         raise TypeError(
             sentence(
@@ -311,14 +138,14 @@ def _dtype_of_weights(images: Tensor, of_model: nn.Module) -> None:
                 f"{name!r}); model.float() holds the same weights"
             )
         )
-    raise TypeError(sentence(f"images must have the dtype of the model's weights, {dtype} (got {_dtype(images)})"))
+    raise TypeError(sentence(f"images must have the dtype of the model's weights, {dtype} (got {dtype_name(images)})"))
 
 
 def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
     _is_tensor(name, value)
     assert isinstance(value, Tensor)
     if value.dtype != of_images.dtype:
-        raise TypeError(sentence(f"{name} must be {_dtype(of_images)} like images (got {_dtype(value)})"))
+        raise TypeError(sentence(f"{name} must be {dtype_name(of_images)} like images (got {dtype_name(value)})"))
     if value.device != of_images.device:
         raise ValueError(sentence(f"{name} must be on the device of images, {of_images.device} (got {value.device})"))
     return value
@@ -377,7 +204,7 @@ def labels(value: object, predicted: Tensor) -> None:
     if value.dtype != torch.int64 or value.shape != predicted.shape:
         raise ValueError(
             sentence(
-                f"labels must be int64 of shape {tuple(predicted.shape)} (got {_dtype(value)} of shape "
+                f"labels must be int64 of shape {tuple(predicted.shape)} (got {dtype_name(value)} of shape "
                 f"{tuple(value.shape)})"
             )
         )
@@ -401,14 +228,9 @@ def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
     if isinstance(value, Integral) and not isinstance(value, bool):
         return torch.full((len(of_images),), int(value), dtype=torch.int64, device=of_images.device)
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != of_images.shape[:1]:
-        came = f"{_dtype(value)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else _name(value)
+        came = f"{dtype_name(value)} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type_name(value)
         raise ValueError(sentence(f"target must be a class, or int64 of shape ({len(of_images)},) (got {came})"))
     return value.to(of_images.device)
-
-
-def on_bad_map(value: object) -> None:
-    if value not in ("raise", "flag"):
-        raise ValueError(sentence(f'on_bad_map must be "raise" or "flag" (got {value!r})'))
 
 
 def maps_without_rays(value: object, of_images: Tensor) -> Tensor:

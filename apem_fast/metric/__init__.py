@@ -1,0 +1,11 @@
+"""APEM: how reliable a relevance map is, by how little perturbation along it changes the model's prediction.
+
+The definition is P1 section III-A and P2 section 3.1. Epsilons live in the space of the tensors that the model
+receives; the l1 norm of the perturbation equals epsilon wherever the gradient is not exactly 0.
+"""
+
+from apem_fast.metric.evaluator import Evaluator
+from apem_fast.metric.functions import apem, minimum_epsilon
+from apem_fast.metric.results import ApemResult, EpsilonResult
+
+__all__ = ["ApemResult", "EpsilonResult", "Evaluator", "apem", "minimum_epsilon"]

@@ -1,0 +1,78 @@
+"""The metric as functions: one call for one set of maps, or for one direction."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from torch import Tensor, nn
+
+from apem_fast.callers import said_by
+from apem_fast.metric.evaluator import Evaluator
+from apem_fast.metric.results import ApemResult, EpsilonResult
+from apem_fast.options import EngineOptions, documented
+from apem_fast.probing.engine import Progress
+
+
+@documented()
+@said_by("apem")
+def apem(
+    model: nn.Module,
+    images: Tensor,
+    relevance: Tensor,
+    *,
+    labels: Tensor | None = None,
+    target: int | Tensor | None = None,
+    on_bad_map: str = "raise",
+    progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
+) -> ApemResult:
+    """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
+
+    epsilon_minus is the least grid epsilon at which ``x + epsilon * R / norm1(R) * sign`` is no longer predicted as
+    x is, with sign the sign of the gradient of the cross entropy of the model's own prediction; epsilon_plus is the
+    same for 1 - R.
+
+    Args:
+        model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
+        images: (N, C, H, W) float32 or float64 as the model receives them.
+        relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); in [0, 1], none all 0 or all 1.
+        labels: the predictions, if known; an error if they are not the model's.
+        target: the class that the maps explain, one for all or (N,) int64, where it is not the prediction. The classes
+            whose logits are as great as its own in the unperturbed image then take no part: the flip is "this class is
+            no longer above all those that it was above", the sign gradient is that of its cross entropy among them,
+            and for the prediction itself it is the definition above. Another scalar whose sign decides (a similarity
+            less a threshold, a pixel's margin, a detector's score) is said with `Classifier(model, output=...)`.
+        on_bad_map: what becomes of a map without a ray, all 0 or all 1, or with NaN or infinity: "raise" an error, or
+            "flag" it: its epsilons and score are NaN, `measured` is False, and it counts in no mean.
+        progress: called with (rays decided, rays in all, probes so far).
+        options: see `apem_fast.options.Options`.
+
+    Raises:
+        ValueError, TypeError: one sentence that names the argument, what was expected and what came.
+    """
+    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
+    return evaluator.apem({"relevance": relevance}, progress, on_bad_map=on_bad_map)["relevance"]
+
+
+@documented()
+@said_by("minimum_epsilon")
+def minimum_epsilon(
+    model: nn.Module,
+    images: Tensor,
+    direction: Tensor,
+    *,
+    labels: Tensor | None = None,
+    target: int | Tensor | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[EngineOptions],
+) -> EpsilonResult:
+    """The least grid epsilon at which ``x + epsilon * direction`` is no longer predicted as x is, for any direction.
+
+    Args:
+        direction: (N, C, H, W), finite, not 0 throughout; scaled as you like, for instance to l1 norm 1.
+        options: see `apem_fast.options.Options`.
+
+    The other arguments, and the errors, are those of `apem`.
+    """
+    evaluator = Evaluator(model, images, labels=labels, target=target, **options)
+    return evaluator.minimum_epsilon(direction, progress)
