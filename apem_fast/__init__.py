@@ -61,7 +61,7 @@ __all__ = [
     "siamese",
 ]
 
-# Where each of these names is defined; any other is a module of the package.
+# The module that defines each of these names. Every other name is a module of the package.
 _HOMES = {
     "ApemNormResult": "metric.normalised",
     "ApemResult": "metric",
@@ -90,7 +90,7 @@ _HOMES = {
 }
 
 _MODULES = ("adapters", "experiment", "margin_curve", "options", "relevance", "search")
-"""Further modules that are for users."""
+"""Modules that users import, beside the names above."""
 
 
 def __getattr__(name: str) -> Any:
@@ -109,7 +109,7 @@ def __dir__() -> list[str]:
 
 
 def _is_the_command() -> bool:
-    """Whether this process is `apem-fast` or `python -m apem_fast`: its --help and --version do not wait for torch."""
+    """Whether this process is `apem-fast` or `python -m apem_fast`, whose --help and --version need no torch."""
     program = Path(sys.argv[0]).stem if getattr(sys, "argv", None) else ""
     return program == "apem-fast" or ("-m", "apem_fast") in zip(sys.orig_argv, sys.orig_argv[1:])
 

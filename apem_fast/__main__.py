@@ -1,4 +1,4 @@
-"""The command `apem-fast`, also as `python -m apem_fast`: refused in a sentence where its libraries are missing."""
+"""The command `apem-fast`, also `python -m apem_fast`. It says in one sentence which libraries it lacks."""
 
 from __future__ import annotations
 

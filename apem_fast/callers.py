@@ -1,4 +1,4 @@
-"""In whose name an error speaks: the function that the user called, however deep the check lies that refuses."""
+"""The name at the head of an error message: the public function that the user called, wherever the check is made."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def said_by(name: str) -> Iterator[None]:
 
 
 def sentence(text: str) -> str:
-    """The text of an error or a warning, with the caller's name before it."""
+    """The text of an error or a warning, with the name of the called function before it."""
     name = _CALLER.get()
     if name is None:
         name = "apem_fast"
@@ -42,7 +42,7 @@ def sentence(text: str) -> str:
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """A warning in the caller's name, at the line that called this package."""
+    """Warn with the name of the called function, at the user's line that called this package."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(HOME):
         frame, depth = frame.f_back, depth + 1

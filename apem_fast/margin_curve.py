@@ -1,7 +1,7 @@
-"""What a model answers along the two rays of a relevance map: margins at chosen epsilons, and the perturbed images.
+"""Margins at chosen epsilons along the two rays of a relevance map, and the perturbed images there.
 
-The metric keeps of a ray only where it first flips. This is for looking at one: how the margin falls, whether it comes
-back, and what the model sees there. All epsilons live in the space of the model's input.
+The metric reports only where a ray first flips. This module shows the whole ray: how the margin falls, whether it rises
+again, and what the model sees. All epsilons are in the space of the model's input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class MarginCurve(Result):
     """Margins along both rays of M maps at K epsilons each; float64, on the CPU.
 
-    The margin is the logit of the prediction less the best other logit: the prediction has changed where it is below 0.
+    The margin is the logit of the prediction minus the best other logit. Below 0 the prediction has changed.
     """
 
     epsilon_minus: Tensor  # (M, K)
@@ -38,8 +38,7 @@ class MarginCurve(Result):
     margin_plus: Tensor  # (M, K), along the irrelevance
 
     def plot(self, ax: Axes | None = None, map: int = 0) -> Axes:
-        """The margins along both rays of one map, 0 where the prediction changes; into new matplotlib axes if none are
-        given."""
+        """Draw the margins along both rays of one map; the prediction changes at 0. Without `ax`, into new axes."""
         ax = axes_or_new(ax)
         for name, way in (("minus", "along the relevance"), ("plus", "along the irrelevance")):
             epsilon, margin = getattr(self, f"epsilon_{name}")[map], getattr(self, f"margin_{name}")[map]
@@ -53,7 +52,7 @@ class MarginCurve(Result):
 
 @documented(RUNNING)
 class RayView:
-    """Both rays of M relevance maps, ready to be looked at; the sign gradients are computed once.
+    """Both rays of M relevance maps. The sign gradients are computed once, when it is made.
 
     Args:
         model, images: as for `apem`.
@@ -116,7 +115,7 @@ class RayView:
 
     @said_by("RayView.perturbed")
     def perturbed(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
-        """X + epsilon * direction, (M, C, H, W): what the model sees at an epsilon of each map's own.
+        """The images x + epsilon * direction, (M, C, H, W), with one epsilon for each map.
 
         Args:
             epsilon: (M,), finite, at least 0.
@@ -135,8 +134,10 @@ class RayView:
 
     @said_by("RayView.predictions")
     def predictions(self, epsilon: Tensor, *, irrelevance: bool = False) -> Tensor:
-        """(M,) int64, on the CPU: the class that the model predicts there, by the answer of record; the arguments are
-        those of `perturbed`."""
+        """The class predicted at those points, (M,) int64 on the CPU, as decided by the answer of record.
+
+        The arguments are those of `perturbed`.
+        """
         ray = 2 * np.arange(len(self._rays.relevance)) + int(irrelevance)
         with self._evaluator.probing_exactly(self._rays) as prober:
             return torch.from_numpy(prober.predictions(ray, self._one_each(epsilon).numpy()))

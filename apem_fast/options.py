@@ -1,8 +1,8 @@
-"""The engine's options: one record, whose fields every function takes that searches rays.
+"""The engine's options: one record, whose fields are arguments of every function that searches rays.
 
-Each field's default and help stand here alone: the command line and the list of options in docstrings are made from
-them. A new option is a field of `Options` and a line of `EngineOptions`; functions, adapters, a run, the filter and the
-command line take it without a change. The command line reads this file without torch.
+Each default and each help text is written only here; the command line and the docstrings are made from them. A new
+option needs a field of `Options` and a line of `EngineOptions`, and nothing else: functions, adapters, runs, the filter
+and the command line then have it. The command line reads this file without importing torch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BoundsOf: TypeAlias = "tuple[BoundOf, BoundOf]"
 
 
 def option(default: Any, text: str, **facts: Any) -> Any:
-    """A field of a record of options, with what it is.
+    """A field of a record of options, with its help text.
 
     Args:
-        default: its value where none is given; a function without arguments makes it anew each time.
-        text: what it is, for docstrings and `--help`.
-        facts: `metavar`, what stands for its value in `--help`, without which it is no option of the command line;
-            `shown`, how the default is called there; `resumable`, whether a run may go on with another value, because
-            no result depends on it.
+        default: its value if none is given, or a function without arguments that makes one.
+        text: what it does, for docstrings and `--help`.
+        facts: `metavar`, the placeholder of its value in `--help` (a field without one is no option of the command
+            line); `shown`, the text that `--help` gives for the default; `resumable`, whether a run may be continued
+            with another value, because no result depends on it.
     """
     given = {"default_factory": default} if callable(default) else {"default": default}
     return field(**given, metadata={"text": text, **facts})
@@ -72,30 +72,30 @@ class Options:
 
     max_epsilon: float = option(
         4096.0,
-        "The size of perturbation at which the search of a ray ends: without a flip up to here it is censored.",
+        "The greatest perturbation that is searched. A ray without a flip up to it is censored.",
         metavar="E",
     )
     step: float = option(1.0, "The step of the grid: every epsilon is a whole multiple of it.", metavar="E")
     search: str | Search = option(
         "isolate",
-        "isolate: the first flip from some seven probes a ray; fast, careful: from fewer, from more. exhaustive: every "
-        "epsilon in turn until the prediction changes, as the papers define it; very slow. certified: each epsilon is "
-        "proved, of networks of convolutions, linear layers, batch norm, pooling, ReLU and sums.",
+        "isolate: finds the first flip with some seven probes a ray; fast takes fewer, careful more. exhaustive: every "
+        "epsilon in turn until the prediction changes, as the papers define it; very slow. certified: proves each "
+        "epsilon, for networks of convolutions, linear layers, batch norm, pooling, ReLU and sums.",
         metavar="NAME",
     )
     batch_size: int | None = option(
         None,
-        "The most perturbed images in one batch; lower it to save memory.",
+        "The greatest number of perturbed images in one batch; lower it to save memory.",
         metavar="N",
-        shown="what is found to be fastest",
+        shown="the fastest that is found",
         resumable=True,
     )
     precision: str = option(
         "float32",
-        "float32: every probe in the images' own type, TensorFloat-32 off. bfloat16, float16, or tf32 on a GPU: probes "
-        "are screened in it, and what sets an epsilon is confirmed in float32, so that no result changes. float16 is "
-        "as fast as bfloat16 on most devices, is closer to float32, and so spares more. On a CPU it is tried once "
-        "float32 has answered some hundred probes, and left where it is not faster.",
+        "float32: every probe in the images' own type, without TensorFloat-32. bfloat16, float16, or tf32 on a GPU: "
+        "probes run in that type first, and those that set an epsilon are confirmed in float32, so that no result "
+        "changes. float16 is as fast as bfloat16 on most devices and closer to float32, so fewer probes need a "
+        "confirmation. On a CPU it is tried after some hundred probes, and turned off again if it is not faster.",
         metavar="NAME",
         resumable=True,
     )
@@ -103,27 +103,27 @@ class Options:
         False,
         "Run perturbed images through `torch.compile` of the model; margins close to 0 are still decided by the model "
         "itself. Compiling EfficientNet-Lite0 on two cores takes some 18 s, and a second or two in every later call "
-        "of the process: this is for hours of work.",
+        "of the same process, so it pays only for hours of work.",
         metavar="",
         resumable=True,
     )
     bounds: BoundsOf = option(
         (None, None),
         "(lower, upper) to which perturbed images are clamped, in the model's input space; the papers have none. Each "
-        "is None, a number, or a number for each channel, so that pixels in [0, 1] can be said where images are "
-        "normalised: `(-mean / std, (1 - mean) / std)`.",
+        "is None, a number, or a number for each channel: for normalised images, `(-mean / std, (1 - mean) / std)` "
+        "stands for pixels in [0, 1].",
     )
     record: str = option(
         "float64",
-        "Who decides labels, sign gradients, and margins too close to 0 for float32. float64: a copy of the model in "
-        "it, so that epsilons are the same on every machine. float32: the model itself, as also where a model does not "
-        "compute in float64, which is warned of.",
+        "What decides labels, sign gradients, and margins too close to 0 for float32. float64: a copy of the model in "
+        "float64, so that epsilons are the same on every machine. float32: the model itself. It is also taken, with a "
+        "warning, for a model that cannot run in float64.",
         metavar="NAME",
     )
 
     @classmethod
     def of(cls, known: Iterable[str] = ENGINE, /, **options: Unpack[EngineOptions]) -> Options:
-        """The record of these options; one that is not among the known is refused with the nearest."""
+        """The record of these options. An unknown one raises an error that suggests the most similar name."""
         known = tuple(known)
         for name in options:
             if name not in known:
@@ -142,7 +142,7 @@ class Options:
         validation.precision(self.precision)
         object.__setattr__(self, "bounds", self._checked_bounds())
         validation.choice("record", self.record, validation.RECORDS)
-        _ = self.policy, self.last_step  # what they refuse is refused now
+        _ = self.policy, self.last_step  # raises now what these would raise later
 
     def _checked_bounds(self) -> BoundsOf:
         from apem_fast import validation
@@ -164,11 +164,11 @@ class Options:
         return validation.grid_steps(self.max_epsilon, self.step)
 
     def of_engine(self) -> EngineOptions:
-        """The engine's options alone, of a record that has others besides."""
+        """The engine's options of a record that also has other fields."""
         return {name: getattr(self, name) for name in ENGINE}  # type: ignore[return-value]
 
 
-# -- what is made from the fields ------------------------------------------------------------------------------------
+# -- docstrings and other records made from the fields ---------------------------------------------------------------
 
 Documented = TypeVar("Documented", bound="Callable[..., Any]")
 Described = TypeVar("Described", bound="type[Options]")
@@ -184,8 +184,8 @@ def described(record: Described) -> Described:
 def documented(names: Sequence[str] = ENGINE) -> Callable[[Documented], Documented]:
     """Adds the engine's options to a docstring, below its entry "options:".
 
-    What `help()` shows is this; an editor, which reads the source, shows the entry alone, "see `Options`", and offers
-    the names by their types.
+    `help()` shows the result. An editor reads the source, so it shows only the entry "see `Options`", and offers the
+    names from the type hints.
 
     Args:
         names: which of them.
@@ -212,7 +212,7 @@ def _entries(record: type, names: Sequence[str], indent: str) -> str:
 
 
 def field_of(record: type, name: str) -> Any:
-    """A field like another record's: for an option that both have."""
+    """A field with the default and help of another record's field, for an option that both have."""
     other = record.__dataclass_fields__[name]  # type: ignore[attr-defined]
     if other.default_factory is not dataclasses.MISSING:
         return field(default_factory=other.default_factory, metadata=other.metadata)
@@ -220,7 +220,7 @@ def field_of(record: type, name: str) -> Any:
 
 
 def resumable(of_field: dataclasses.Field[Any]) -> bool:
-    """Whether a run may go on with another value of it, because no result depends on it."""
+    """Whether a run may be continued with another value of this option, because no result depends on it."""
     return bool(of_field.metadata.get("resumable"))
 
 

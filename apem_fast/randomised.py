@@ -1,6 +1,6 @@
-"""A network that forgets what it learnt, layer by layer: what parameter randomisation tests are made on.
+"""Re-initialises a network layer by layer, for parameter randomisation tests.
 
-Everything here changes the module that it is given: hand it a copy.
+Everything here changes the module that it is given, so pass a copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Part:
 
 
 def parts_of(network: nn.Module, names: Sequence[str] | None = None) -> list[Part]:
-    """What can be re-initialised, the first to be so first.
+    """The parts of a network that can be re-initialised, in the order in which they will be.
 
     Args:
         network: any module.
@@ -61,13 +61,14 @@ def randomised_stages(
 ) -> Iterator[str]:
     """Re-initialises parts of `network` in place and yields the name of each while the network is in that state.
 
-    A layer draws new parameters as it did when it was made (`reset_parameters`), batch norm forgets its statistics
-    too. Parameters of modules that have no such method keep their values in random order. New values depend on the
-    seed and on the part's place, so a part gets the same ones in either mode; the global random state is left alone.
+    A layer draws new parameters as it did when it was made (`reset_parameters`); batch norm also resets its statistics.
+    Parameters of modules without that method keep their values, in random order. New values depend on the seed and on
+    the part's position, so a part gets the same ones in either mode. The global random state is not changed.
 
     Args:
         network: changed in place.
-        independent: one part at a time, the others as they were; else each on top of those before it (cascading).
+        independent: whether only one part at a time is re-initialised and the others are as they were. Otherwise each
+            part is re-initialised in addition to those before it (cascading).
         names: see `parts_of`.
         seed: any integer.
     """

@@ -1,4 +1,4 @@
-"""From an attribution to a relevance map in [0, 1], at the papers' three stages; its irrelevance; its shuffles."""
+"""Relevance maps in [0, 1] made of attributions, at the papers' three stages; irrelevance; shuffled maps."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def relevance_map(
     percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
-    """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
+    """Makes an attribution into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
 
-    The absolute values are clipped at the image's own percentile, multiplied by the image's pixels if there are any,
-    summed over the channels or not, and rescaled so that each map's least value is 0 and its greatest 1. A map
-    without contrast comes out as 0 where it is 0 throughout, else as one half. Where fewer values than the percentile
-    leaves unclipped are not 0 (1 in 100 by default), the percentile is 0 and the clip empties the map: a warning says
-    so, and `percentile=None` keeps such a sparse map.
+    The absolute values are clipped at a percentile of each image's own values, multiplied by the pixels if `images` are
+    given, summed over the channels if `channels="sum"`, and rescaled so that each map reaches from 0 to 1. A constant
+    map becomes 0 if it was 0, and 0.5 otherwise. If fewer than 1 value in 100 is not 0 (with the default percentile),
+    the percentile is 0 and the clip sets the whole map to 0; a warning says so. `percentile=None` keeps so sparse a
+    map.
 
     Args:
         attribution: (N, C, H, W), (N, 1, H, W) or (N, H, W), signed, any scale, any floating dtype.
-        images: pixels to multiply by, not normalised, best in [0, 1]: (N, C, H, W) or (N, 1, H, W); None leaves the
-            product out.
+        images: pixels to multiply by, before normalisation, best in [0, 1]: (N, C, H, W) or (N, 1, H, W); None does not
+            multiply.
         percentile: in [0, 100], over all values of an image, interpolated as by `numpy.percentile`; None does not clip.
         channels: "sum" for a map (N, 1, H, W), "keep" for (N, C, H, W).
 
@@ -45,7 +45,7 @@ def relevance_map(
         TypeError: a tensor of the wrong type or dtype.
         ValueError: a wrong shape or option, NaN or infinity.
 
-    `torch.compile(relevance_map, fullgraph=True)` works, but refuses no values: with NaN or infinity a map is NaN.
+    `torch.compile(relevance_map, fullgraph=True)` works, but cannot check values: with NaN or infinity the map is NaN.
     """
     if not isinstance(attribution, Tensor):
         raise TypeError(f"relevance_map: attribution must be a tensor (got {type(attribution).__name__})")
@@ -85,7 +85,7 @@ def relevance_map(
 
 
 def emptied_by_clip(attribution: Tensor, relevance: Tensor, percentile: float | None) -> Tensor:
-    """Which relevance maps are 0 throughout because the attribution's percentile is 0, though not all of it: (N,) bool.
+    """Which maps the clip set to 0 throughout although their attributions are not: (N,) bool.
 
     Args:
         attribution: (N, C, H, W).
@@ -108,7 +108,7 @@ def _share_of_nonzero(values: Tensor) -> float:
 def _in_a_graph(
     attribution: Tensor, images: Tensor | None, percentile: float | None, channels: Literal["sum", "keep"]
 ) -> Tensor:
-    """A graph does not branch on values: where they are not finite, the map comes out as NaN."""
+    """The map as a graph computes it. A graph cannot branch on values, so NaN or infinity gives a map of NaN."""
     attribution = torch.where(attribution.isfinite(), attribution, torch.nan)
     if images is not None:
         images = torch.where(images.isfinite(), images, torch.nan).to(attribution.dtype)
@@ -141,10 +141,10 @@ def irrelevance(relevance: Tensor) -> Tensor:
 
 
 def shuffled(relevance: Tensor, seed: int = 0, shuffle: int = 0) -> Tensor:
-    """Each map's values in random order: same distribution, no explanation left (P2 section 5.2).
+    """Each map's values in random order: the same distribution without the explanation (P2 section 5.2).
 
-    The order is drawn from a generator seeded by the map itself, `seed` and `shuffle`, so the other maps of a batch
-    do not change it.
+    The order is drawn from a generator seeded with the map itself, `seed` and `shuffle`, so it does not depend on the
+    other maps of a batch.
 
     Args:
         relevance: (N, 1, H, W) or (N, C, H, W).
@@ -158,11 +158,11 @@ def shuffled(relevance: Tensor, seed: int = 0, shuffle: int = 0) -> Tensor:
     return torch.stack(maps) if maps else relevance.clone()
 
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, which Pillow and most others take for grey
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and most libraries convert to grey
 
 
 def greyscale(pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 1, H, W): how bright each pixel is; images without colours stay as they are."""
+    """The brightness of each pixel: (N, 3, H, W) -> (N, 1, H, W). Images of one channel are returned as they are."""
     if pixels.shape[1] != len(LUMA):
         return pixels
     return (pixels * torch.tensor(LUMA).view(-1, 1, 1).to(pixels)).sum(dim=1, keepdim=True)
@@ -172,9 +172,9 @@ def greyscale(pixels: Tensor) -> Tensor:
 class Stage:
     """One stage of turning an attribution into a picture people can read (P1 section IV-C, P2 section 4.4).
 
-    Each stage is easier on the eye than the one before and, the papers found, says less about the model. All start
-    with the 99th percentile clip. The third multiplies each colour's values by that colour's pixels and then sums
-    (P1 section IV-A). P1 section IV-C says that the sum is multiplied by the grey image: that is "times-grey".
+    Each stage is easier to read than the one before and, as the papers found, less faithful to the model. All start
+    with the clip at the 99th percentile. The third, "times-image", multiplies each colour's values by that colour's
+    pixels and then sums (P1 section IV-A). P1 section IV-C multiplies the sum by the grey image instead: "times-grey".
     """
 
     name: str
@@ -205,7 +205,7 @@ STAGES: dict[str, Stage] = {
         Stage("times-image", "sum", True, "Multiplied by the photograph, colours summed"),
     )
 }
-"""All stages by name, in the order in which pages and tables have them."""
+"""All stages by name, in the order of pages and tables."""
 
 USUAL_STAGES = ("3-channel", "1-channel", "times-image")
-"""The three of the papers' tables, in their order."""
+"""The three stages of the papers' tables, in their order."""

@@ -1,5 +1,4 @@
-"""Random numbers that belong to one image or map, so that no batch it comes in can change them; and those of a seed,
-drawn without a trace."""
+"""Random numbers that depend on one image or map and not on its batch; and seeded blocks that restore torch's state."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from apem_fast.callers import sentence
 
 
 def whole_seed(seed: object) -> int:
-    """A seed of any integer kind as an int; half a seed would silently be another one's.
+    """A seed of any integer type as an int. A fraction is refused, since rounding would make it another seed.
 
     Raises:
         TypeError: it is no integer.
@@ -27,7 +26,7 @@ def whole_seed(seed: object) -> int:
 
 
 def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
-    """`generator_for` as a function of the numbers, for many generators of one image or map: it is read once.
+    """`generator_for` as a function of the numbers alone, so that the image or map is read once for many generators.
 
     Args:
         values: one image or map, of any shape, dtype and memory format.
@@ -44,7 +43,7 @@ def generators_for(values: Tensor) -> Callable[..., torch.Generator]:
 
 
 def generator_for(values: Tensor, *numbers: int) -> torch.Generator:
-    """A CPU generator seeded by the contents of one image or map and by `numbers` (a seed, a sample index, ...).
+    """A CPU generator seeded with the content of one image or map and with `numbers` (a seed, a sample index, ...).
 
     The same contents and numbers give the same stream on every device, alone or in any batch; torch's global
     generator is neither read nor advanced.
@@ -58,8 +57,10 @@ def generator_for(values: Tensor, *numbers: int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *devices: torch.device) -> Iterator[None]:
-    """Inside, torch's random numbers on the CPU and on these devices begin with `seed`; afterwards they go on as if
-    none had been drawn. Other devices' are left alone."""
+    """Seeds torch's random numbers on the CPU and on these devices within the block, and restores their state after it.
+
+    Other devices are not touched.
+    """
     seed = whole_seed(seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(sentence(f"seed must lie in [-2^63, 2^64) (got {seed})"))

@@ -1,5 +1,7 @@
-"""How alike two maps are: rank correlation and structural similarity, image by image; computed, and given, on the
-CPU."""
+"""How similar two maps are, image by image: rank correlation, structural similarity, histograms of gradients.
+
+Everything is computed on the CPU, and the results are on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from apem_fast.extras import extra
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """(N, ...), (N, ...) -> (N,) float64: Spearman's correlation of each pair of maps; NaN where one is constant."""
+    """Spearman's rank correlation of each pair of maps: (N, ...), (N, ...) -> (N,) float64; NaN if one is constant."""
     with extra("explain", "a rank correlation"):
         from scipy.stats import rankdata
 
@@ -25,9 +27,9 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """(N, C, H, W), (N, C, H, W) in [0, 1] -> (N,) float64: SSIM of each pair of maps, the mean over channels.
+    """SSIM of each pair of maps, averaged over channels: (N, C, H, W), (N, C, H, W) in [0, 1] -> (N,) float64.
 
-    scikit-image's, with its uniform window of 7 x 7, or the largest odd one that fits smaller maps.
+    This is scikit-image's, with its uniform window of 7 x 7; on smaller maps, with the largest odd window that fits.
     """
     with extra("explain", "structural similarity"):
         from skimage.metrics import structural_similarity as of_pair
@@ -42,10 +44,15 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 
 def gradient_histogram_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """(N, C, H, W), (N, C, H, W) -> (N,) float64: Pearson's correlation of the histograms of oriented gradients of each
-    pair of maps, channels summed; NaN where a map has no gradient, or is smaller than a block.
+    """Pearson's correlation of the histograms of oriented gradients of each pair of maps, whose channels are summed.
 
-    scikit-image's, with its usual blocks of 3 x 3 cells of 8 x 8 pixels.
+    The histograms are scikit-image's, with its default blocks of 3 x 3 cells of 8 x 8 pixels.
+
+    Args:
+        first, second: (N, C, H, W).
+
+    Returns:
+        (N,) float64; NaN where a map has no gradient, or is smaller than a block.
     """
     with extra("explain", "HOG"):
         from skimage.feature import hog

@@ -320,6 +320,6 @@ def test_a_network_that_is_too_deep_is_warned_of_and_still_right():
     images, relevance = images_and_maps(2)
     grid = {"step": 1.0, "max_epsilon": 12.0}
     scan = af.apem(network, images, relevance, search="exhaustive", **grid)
-    with pytest.warns(UserWarning, match="so deep that the bounds of its roundings prove nothing"):
+    with pytest.warns(UserWarning, match="so deep that the bounds on its rounding errors prove nothing"):
         result = af.apem(network, images, relevance, search="certified", **grid)
     assert torch.equal(result.score, scan.score) and result.proved

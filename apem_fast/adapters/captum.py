@@ -1,4 +1,4 @@
-"""APEM as a function signed like Captum's metrics, `captum.metrics.infidelity` for one.
+"""APEM as a function with the arguments of Captum's metrics, such as `captum.metrics.infidelity`.
 
 from apem_fast.adapters.captum import apem
 attributions = captum.attr.Saliency(model).attribute(inputs, target=target, abs=False)
@@ -37,22 +37,22 @@ def apem(
     pixels: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
-    """APEM of the attributions of each example: epsilon_plus - epsilon_minus, high is good.
+    """APEM of the attributions of each example: epsilon_plus - epsilon_minus. High is good.
 
     Args:
         forward_func: the model, in eval mode, or any function of it that returns logits (N, classes).
         inputs: (N, C, H, W), alone or as a tuple of one.
         attributions: as an attribution method of Captum returns them for these inputs, signed.
-        baselines: has this place in Captum's metrics; APEM has none.
-        additional_forward_args: handed on to every call of forward_func; no tensors, for they would have a row for
-            each example.
-        target: the class that was explained, for all or for each, (N,) or a list; an error where it is not the
-            prediction. None takes the predictions.
-        max_examples_per_batch: how many perturbed inputs enter one call; None measures what is fastest.
+        baselines: must be None. It is here because Captum's metrics have it; APEM needs none.
+        additional_forward_args: passed to every call of forward_func; no tensors, since these would need a row for
+            each perturbed input.
+        target: the class that was explained, for all examples, or (N,) or a list with one for each; an error if it is
+            not the prediction. None takes the predictions.
+        max_examples_per_batch: how many perturbed inputs one call gets; None measures which number is fastest.
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
-        pixels: (N, C, H, W) inputs -> pixels in [0, 1] to multiply the map by, such as `lambda x: x * std + mean`: the
-            papers' last stage, times-image. None leaves the product out.
-        options: see `apem_fast.options.Options`, but for batch_size, which Captum calls max_examples_per_batch.
+        pixels: a function from inputs (N, C, H, W) to pixels in [0, 1], such as `lambda x: x * std + mean`; maps are
+            multiplied by them, which is the papers' last stage, times-image. None does not multiply.
+        options: see `apem_fast.options.Options`, except batch_size, which Captum calls max_examples_per_batch.
 
     Returns:
         (N,) float64, on the device of the inputs. `af.apem` returns the epsilons and censored flags too.
@@ -74,14 +74,14 @@ def apem(
 
 
 def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor | None:
-    """What Captum takes for a target, as the label of each image."""
+    """The label of each image, from what Captum accepts as a target."""
     if target is None:
         return None
     classes = [plain(label) for label in (target if isinstance(target, list) else [target])]
     other = [label for label in classes if not isinstance(label, int)]
     if isinstance(target, list) and other:
         raise TypeError(sentence(f"target must be a class for each image (got a list with {other[0]!r})"))
-    if not other:  # of a tensor of several there is no plain number
+    if not other:  # a tensor with several values is not a number
         target = torch.tensor(classes, dtype=torch.int64)
     if not isinstance(target, Tensor):
         raise TypeError(sentence(f"target must be an int, a list or a tensor (got {type(target).__name__})"))
@@ -90,7 +90,7 @@ def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor |
 
 
 class _Forward(nn.Module):
-    """A function as a module, beside the module that it is a method of, if it is one."""
+    """A function as a module; if it is a method of a module, that module is a submodule."""
 
     def __init__(self, function: Callable[..., Tensor], extra: tuple[Any, ...]):
         super().__init__()
@@ -99,8 +99,8 @@ class _Forward(nn.Module):
         owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
         if isinstance(owner, nn.Module):
             self.owner = owner
-        self._call, self._extra = (function,), extra  # in a tuple, or a module would be registered twice
-        self.training = False  # of this wrapper only: the owner's mode is its own, and checked
+        self._call, self._extra = (function,), extra  # in a tuple, so that a module is not registered twice
+        self.training = False  # only of this wrapper: the owner keeps its own mode, which is checked
 
     def forward(self, x: Tensor) -> Tensor:
         return self._call[0](x, *self._extra)

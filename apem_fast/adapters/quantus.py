@@ -1,4 +1,4 @@
-"""APEM called as Quantus calls its metrics. Quantus itself is not needed.
+"""APEM as a Quantus metric. Quantus itself is not needed.
 
 quantus.evaluate({"APEM": Apem(max_epsilon=1024)}, xai_methods, model, x_batch, y_batch, ...)
 """
@@ -27,18 +27,19 @@ from apem_fast.validation import without_ray
 
 @documented()
 class Apem:
-    """Called with a batch, returns one score an image: epsilon_plus - epsilon_minus, high is good.
+    """APEM as a Quantus metric: a call returns one score for each image, epsilon_plus - epsilon_minus. High is good.
 
-    An image whose explained class is not the model's prediction has no APEM, nor has a map that is 0 throughout.
+    There is no score for an image whose explained class is not the model's prediction, or whose map is all 0.
 
     Args:
         percentile, channels: how attributions are made into relevance maps, see `af.relevance_map`.
-        pixels: (N, C, H, W) images, a tensor as the model receives them -> pixels in [0, 1] to multiply the map by,
-            such as `lambda x: x * std + mean`: the papers' last stage, times-image. None leaves the product out.
-        missing: what stands for an image without APEM: "nan", or "left out", so that there are fewer scores than
-            images, for an aggregation that does not know NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
+        pixels: a function from images (N, C, H, W), a tensor as the model receives them, to pixels in [0, 1], such as
+            `lambda x: x * std + mean`; maps are multiplied by them, which is the papers' last stage, times-image. None
+            does not multiply.
+        missing: what an image without a score gets: "nan"; or "left out", which returns fewer scores than images, for
+            an aggregation that cannot handle NaN, such as `agg_func=numpy.mean` of `quantus.evaluate`.
         return_aggregate: whether a call returns one number, [aggregate_func(scores)].
-        aggregate_func: of the scores that are there.
+        aggregate_func: applied to the scores without NaN.
         options: see `apem_fast.options.Options`.
     """
 
@@ -58,7 +59,7 @@ class Apem:
         aggregate_func: Callable[[Sequence[float]], float] = np.mean,
         **options: Any,
     ):
-        Options.of(**options)  # a bad one is said now
+        Options.of(**options)  # raises now if an option is bad
         if missing not in ("nan", "left out"):
             raise ValueError(sentence(f'missing must be "nan" or "left out" (got {missing!r})'))
         self.missing = missing
@@ -92,9 +93,9 @@ class Apem:
             y_batch: (N,) the classes that are explained; None takes the predictions.
             a_batch: attributions (N, C, H, W), (N, 1, H, W) or (N, H, W), signed; None calls
                 explain_func(model=, inputs=, targets=, **explain_func_kwargs).
-            device: where the model is; None looks.
+            device: where the model is; None finds out.
             batch_size: how many images are evaluated at a time.
-            s_batch, softmax, kwargs: for other metrics; logits and softmax have the same flips.
+            s_batch, softmax, kwargs: for other metrics, not used; logits and softmax flip at the same epsilons.
         """
         unwrap: Any = getattr(model, "get_model", None)  # of Quantus' own wrapper
         model = model if unwrap is None else unwrap()
@@ -137,13 +138,13 @@ class Apem:
 
     @property
     def get_params(self) -> dict[str, Any]:
-        """What this metric was made with."""
+        """The arguments that this metric was made with."""
         names = ("percentile", "channels", "pixels", "missing", "return_aggregate", "aggregate_func")
         return {name: getattr(self, name) for name in names} | self.options
 
     @property
     def interpret_scores(self) -> None:
-        """Prints what the scores mean."""
+        """Print what the scores mean."""
         print(  # noqa: T201  (as Quantus has it)
             "APEM is the change of the image, in l1 norm, that flips the prediction along what the explanation calls "
             "irrelevant, less the change that flips it along what it calls relevant. High is good; 0 and below: the "
@@ -158,7 +159,7 @@ class Apem:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Draws a histogram of the scores of the last call, or what `plot_func` draws; needs matplotlib.
+        """Draw a histogram of the last call's scores, or call `plot_func`; needs matplotlib.
 
         Args:
             plot_func: called with args and kwargs, draws into matplotlib's current figure.

@@ -17,7 +17,7 @@ with extra("torchmetrics", "apem_fast.adapters.torchmetrics"):
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
 
-# The states, in the order of ApemResult, and what they hold.
+# The metric's states, in the order of ApemResult, with their dtypes.
 COLUMNS = {
     "epsilon_minus": torch.float64,
     "epsilon_plus": torch.float64,
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 class _Untracked:
-    """Holds the model out of the metric's sight, which else would move, copy and switch it as a part of its own."""
+    """Hides the model from the metric, which would otherwise move it, copy it and change its mode as a submodule."""
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -50,9 +50,8 @@ class Apem(Metric):
     At the papers' last stage, times-image, the maps are `af.relevance_map(attribution, pixels)`.
 
     Args:
-        model: an `nn.Module` in eval mode that returns logits (N, classes); moving or copying the metric leaves it as
-            it is.
-        options: see `apem_fast.options.Options`; and torchmetrics' own, such as `dist_sync_on_step`.
+        model: an `nn.Module` in eval mode that returns logits (N, classes); it is not moved or copied with the metric.
+        options: see `apem_fast.options.Options`; torchmetrics' own, such as `dist_sync_on_step`, are taken too.
     """
 
     is_differentiable = False
@@ -64,7 +63,7 @@ class Apem(Metric):
     @said_by("Apem")
     def __init__(self, model: nn.Module, **options: Any):
         own = {name: options.pop(name) for name in ENGINE if name in options}
-        record = Options(**own)  # a bad one is said now
+        record = Options(**own)  # raises now if an option is bad
         super().__init__(**options)
         self._untracked = _Untracked(model)
         self._options: dict[str, Any] = {name: getattr(record, name) for name in ENGINE}
@@ -74,14 +73,14 @@ class Apem(Metric):
 
     @said_by("Apem.update")
     def update(self, images: Tensor, relevance: Tensor, labels: Tensor | None = None) -> None:
-        """Measures a batch: the arguments, and the errors, are those of `af.apem`."""
+        """Measure a batch. The arguments and the errors are those of `af.apem`."""
         result = apem(self._untracked.model, images, relevance, labels=labels, **self._options)
         self._records.add(result.record)
         for name in COLUMNS:
             getattr(self, name).append(getattr(result, name).to(self.device))
 
     def sync(self, *arguments: Any, **options: Any) -> None:
-        """As torchmetrics has it. A process that has seen no image sends none, of the same types as the others."""
+        """Merge the states of all processes, as torchmetrics does. A process without images sends empty states."""
         if not self._is_synced:
             for name, dtype in COLUMNS.items():
                 if not getattr(self, name):
@@ -93,7 +92,7 @@ class Apem(Metric):
         return dim_zero_cat(self.epsilon_plus).mean() - dim_zero_cat(self.epsilon_minus).mean()
 
     def result(self) -> ApemResult:
-        """Everything this process has seen, as `af.apem` returns it."""
+        """The results of all images that this process has seen, as `af.apem` returns them."""
         with torch.no_grad():
             columns = {name: dim_zero_cat(getattr(self, name)).cpu() for name in COLUMNS}
         record = "float32" if "float32" in self._records else "float64"
@@ -102,7 +101,7 @@ class Apem(Metric):
         return ApemResult(**columns, max_epsilon=o["max_epsilon"], step=o["step"], record=record, proved=proved)
 
     def plot(self, val: Tensor | list[Tensor] | None = None, ax: Any = None) -> Any:
-        """The mean score, or those that were collected over time, as torchmetrics plots its metrics; needs matplotlib.
+        """Plot the mean score, or several collected over time, as torchmetrics plots its metrics; needs matplotlib.
 
         Args:
             val: what `compute` or `forward` returned, once or in a list; None computes it now.

@@ -1,4 +1,4 @@
-"""Explanation methods behind one protocol: `method(model, images, labels=None) -> attribution (N, C, H, W)`.
+"""Explanation methods with one interface: `method(model, images, labels=None) -> attribution (N, C, H, W)`.
 
     attribution = af.explain.SmoothGrad(samples=100, sigma=0.2)(model, images)
 

@@ -1,4 +1,4 @@
-"""Explanation methods from elsewhere, behind the same protocol: Captum's classes and functions of your own.
+"""Explanation methods from elsewhere, with the same interface: Captum's classes, and functions of your own.
 
 af.explain.from_captum(captum.attr.IntegratedGradients, n_steps=20)(model, images)
 af.explain.from_callable(my_method, strength=3)(model, images)
@@ -25,16 +25,16 @@ from apem_fast.validation import make_numbers_plain
 class Adapted(Explainer):
     """A method from elsewhere. Use `from_captum` or `from_callable` to make one.
 
-    torch's random numbers are seeded anew before each call, from the values of its first image and `seed`; so with the
-    `batch_size` of 1 that it starts with, an image's explanation does not depend on the others.
+    Before each call, torch's random numbers are seeded with the values of the call's first image and `seed`. So with
+    the default `batch_size` of 1 an image's explanation does not depend on the other images.
 
     Args:
         function: (model, images, labels, **method_options) -> attribution (N, C, H, W), (N, 1, h, w) or (N, h, w), a
-            tensor or an array of numpy; one of another size than the images is enlarged bilinearly, with a warning
-            where that changes its proportions.
-        title: what the method is called in a table.
+            tensor or a NumPy array. If its size is not that of the images, it is resized bilinearly, with a warning if
+            that changes its proportions.
+        title: the method's name in tables.
         method_options: keyword arguments for `function`.
-        path: where it can be imported from ("captum.attr.Saliency"); "" if nowhere.
+        path: its import path ("captum.attr.Saliency"), or "" if it has none.
         seed: any integer; another seed gives a random method other random numbers.
         batch_size: the most images in one call.
     """
@@ -92,7 +92,7 @@ class Adapted(Explainer):
 
 @dataclass(frozen=True)
 class _CaptumCall:
-    """Builds the method for a model, then asks it: equal for equal methods."""
+    """Makes Captum's object for the model and calls it. Two are equal if their methods are."""
 
     method: Callable[[nn.Module], Any]
 
@@ -103,18 +103,18 @@ class _CaptumCall:
 def from_captum(
     method: Callable[[nn.Module], Any], *, name: str | None = None, seed: int = 0, batch_size: int = 1, **options: Any
 ) -> Explainer:
-    """An explainer of an attribution method of Captum.
+    """An explainer made of a Captum attribution method.
 
     Args:
         method: a class of `captum.attr`, or anything that makes such an object of a model:
             `lambda model: LayerGradCam(model, model.layer4)`.
-        name: what it is called in a table; the class's name if None.
+        name: its name in tables; None takes the class's name.
         seed: any integer, for methods that draw random numbers.
         batch_size: the most images in one call of the method.
         options: keyword arguments of the method's `attribute`, such as `n_steps`; they are recorded.
 
     Raises:
-        TypeError: a method that is not callable: hand over the class, not an object made with a model.
+        TypeError: the method is not callable: pass the class, not an object made for one model.
     """
     if not callable(method) or (hasattr(method, "attribute") and not isinstance(method, type)):
         raise TypeError(
@@ -131,18 +131,18 @@ def from_callable(
     batch_size: int = 1,
     **options: Any,
 ) -> Explainer:
-    """An explainer of a function (model, images, labels, **options) -> attribution.
+    """An explainer made of a function (model, images, labels, **options) -> attribution.
 
     Args:
-        function: gets the model, images (N, C, H, W) that it may change, labels (N,) int64 and the options; returns
-            (N, C, H, W), (N, 1, h, w) or (N, h, w), a tensor or an array of numpy.
-        name: what it is called in a table; the function's name if None.
+        function: called with the model, images (N, C, H, W) that it may change, labels (N,) int64 and the options;
+            returns (N, C, H, W), (N, 1, h, w) or (N, h, w), as a tensor or a NumPy array.
+        name: its name in tables; None takes the function's name.
         seed: any integer, for methods that draw torch's random numbers.
         batch_size: the most images in one call of the function.
         options: keyword arguments of the function; they are recorded.
 
     Raises:
-        TypeError: a function that cannot be called.
+        TypeError: the function is not callable.
     """
     if not callable(function):
         raise TypeError(f"from_callable: function must be callable (got {type(function).__name__})")

@@ -1,4 +1,4 @@
-"""Explanations made of a transformer's attention: rollout, and the relevance of Chefer et al."""
+"""Explanations from a transformer's attention: attention rollout, and the relevance of Chefer et al."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from apem_fast.validation import make_numbers_plain
 
 
 class _OfAttention(Explainer):
-    """Explanations by attention: how much the rows that the logits are read from take of the picture's tokens.
+    """The base of explanations by attention: how much of each image token reaches the tokens that the logits use.
 
-    Those rows are the ones of the last attention whose gradient is not 0: the class token's, or all that are averaged.
+    The logits use the tokens whose rows in the last attention have a gradient: the class token, or all tokens that are
+    averaged.
     """
 
     usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 4, "cuda": 16}  # the weights of every layer are kept
@@ -63,8 +64,11 @@ class _OfAttention(Explainer):
 
     @abstractmethod
     def mixed(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-        """How much of each token is in each at the end, (N, tokens, tokens), of all layers' attention weights
-        (N, heads, tokens, tokens) and the gradients of the label's logit with respect to them."""
+        """How much of each token is in each token after the last layer: (N, tokens, tokens).
+
+        It is computed from every layer's attention weights, (N, heads, tokens, tokens), and from the gradients of the
+        label's logit with respect to them.
+        """
 
     def _tokens(self, weights: Sequence[Tensor], images: int) -> int:
         if not weights:
@@ -82,12 +86,13 @@ class _OfAttention(Explainer):
 
 @dataclass(frozen=True)
 class AttentionRollout(_OfAttention):
-    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3): the product over the layers of
-    (A + I) / 2, with A the mean of a layer's attention weights over its heads. At least 0, and the same whatever the
-    class.
+    """Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928, section 3).
+
+    It is the product over the layers of (A + I) / 2, with A the mean of a layer's attention weights over its heads. Its
+    values are at least 0 and do not depend on the class.
 
     Args:
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
         ValueError: on a call, for a model without attention, or with attention within windows or between scales.
@@ -106,12 +111,13 @@ class AttentionRollout(_OfAttention):
 
 @dataclass(frozen=True)
 class AttentionRelevance(_OfAttention):
-    """The relevance of Chefer, Gur and Wolf (2021, arXiv 2103.15679, equations 5 and 6): R = I, and layer by layer
-    R = R + mean over the heads of max(A * dA, 0) times R, with A a layer's attention weights and dA the gradient of the
-    label's logit with respect to them. At least 0.
+    """The attention relevance of Chefer, Gur and Wolf (2021, arXiv 2103.15679, equations 5 and 6).
+
+    It starts with R = I. Each layer adds mean over the heads of max(A * dA, 0) times R, with A the layer's attention
+    weights and dA the gradient of the label's logit with respect to them. Its values are at least 0.
 
     Args:
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
         ValueError: on a call, for a model without attention, or with attention within windows or between scales.
@@ -128,8 +134,10 @@ class AttentionRelevance(_OfAttention):
 
 
 class _Weights(Watch):
-    """Sees a forward pass and keeps the attention weights of every layer; attention that is computed at one go is
-    computed step by step."""
+    """Watches a forward pass and keeps every layer's attention weights.
+
+    Fused attention is computed step by step instead, since it does not return its weights.
+    """
 
     def __init__(self, images: Tensor) -> None:
         super().__init__(images)

@@ -1,7 +1,7 @@
-"""Maps that know nothing of the model: what an explanation method has to beat.
+"""Maps that do not depend on the model: baselines that an explanation method should beat.
 
-A metric is sane if Random and Uniform score near 0; Edge and CenteredGaussian show how much of a method's score is had
-by looking at the picture, or at where photographers put things.
+For a sound metric, Random and Uniform score near 0. Edge and CenteredGaussian show what a method could score from the
+picture alone, or from the fact that photographs have their subject in the centre.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Baseline(Explainer):
 
 @dataclass(frozen=True)
 class Random(Baseline):
-    """Every value drawn uniformly from [0, 1), for each image from a generator of its own.
+    """Values drawn uniformly from [0, 1), from a separate generator for each image.
 
     Args:
         seed: any integer; with the image's values it seeds that image's generator.
@@ -42,8 +42,7 @@ class Random(Baseline):
 
 @dataclass(frozen=True)
 class Uniform(Baseline):
-    """The same value everywhere. `relevance_map` makes it one half, so relevance and irrelevance are one ray and the
-    score is exactly 0."""
+    """The same value everywhere. `relevance_map` makes it one half, so both rays are the same and the score is 0."""
 
     name: ClassVar[str] = "Uniform"
 
@@ -67,7 +66,7 @@ class Edge(Baseline):
 
 @dataclass(frozen=True)
 class CenteredGaussian(Baseline):
-    """A bell in the middle of the picture, exp(-r^2 / (2 s^2)).
+    """A Gaussian in the middle of the picture, exp(-r^2 / (2 s^2)), with r the distance from the centre.
 
     Args:
         width: s as a share of the picture's shorter side.

@@ -1,4 +1,4 @@
-"""What every explanation method has in common: one call, options that are recorded, and a model left as it was."""
+"""The base class of explanation methods: one call, recorded options, and a model that is left unchanged."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class NotFiniteError(RuntimeError):
-    """An attribution came out with NaN or infinity."""
+    """An attribution has NaN or infinity."""
 
 
 class Explainer(ABC):
     """An explanation method: a frozen dataclass whose fields are the method's options.
 
-    A method defines `attribute`, which explains a few images at a time; calling the object does the rest: it checks
-    the arguments, finds the labels, splits the images, and leaves the model, the images and torch's global random
-    state as they were, also when something fails.
+    A method defines `attribute`, which explains a few images at a time. Calling the object does the rest: it checks the
+    arguments, finds the labels, and splits the images into batches. The model, the images and torch's global random
+    state are left as they were, also after an error.
     """
 
     name: ClassVar[str]
-    """What the method is called in a table."""
+    """The method's name in tables."""
     needs_model: ClassVar[bool] = True
     """Whether the explanation depends on the model and the label; it does not for most baselines."""
     usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 16, "cuda": 64}
-    """By device type, for a `batch_size` of None."""
+    """The batch size by device type if `batch_size` is None."""
 
     @abstractmethod
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -47,24 +47,24 @@ class Explainer(ABC):
         """
 
     def batch_on(self, device: torch.device) -> int:
-        """How many images a batch has there: `batch_size`, or what usually runs well."""
+        """The batch size on this device: `batch_size`, or the usual one."""
         return getattr(self, "batch_size", None) or self.usual_batch.get(device.type, self.usual_batch["cpu"])
 
     def images_at_once(self, device: torch.device) -> int:
-        """How many images `attribute` gets in one call there."""
+        """How many images `attribute` gets in one call on this device."""
         return self.batch_on(device)
 
     def for_images(self, names: Sequence[str]) -> Explainer:
-        """The method for the images of these names: itself, unless it looks its maps up by name."""
+        """The method for the images of these names: the object itself, unless it looks maps up by name."""
         return self
 
     def has(self, name: str) -> bool:
-        """Whether the image of that name can be explained: always, unless maps are looked up by name."""
+        """Whether the image of that name can be explained: always True, unless maps are looked up by name."""
         return True
 
     @property
     def cost_per_image(self) -> float:
-        """About what one image's explanation costs, in forward passes of one image: for estimates of the time left."""
+        """The approximate cost of explaining one image, in forward passes of one image, to estimate the time left."""
         return 0.0
 
     @property
@@ -108,7 +108,7 @@ class Explainer(ABC):
         labels: Tensor | None,
         progress: Callable[[int, int], None] | None,
     ) -> Tensor:
-        """What `__call__` does around `attribute`; methods with a more detailed result have another one to hand in."""
+        """Does what `__call__` does around `attribute`. Methods with a more detailed result pass another function."""
         _check_model(self.name, model)
         _check_images(self.name, images, model)
         _check_labels(self.name, labels, images)
@@ -133,14 +133,14 @@ class Explainer(ABC):
 
 @contextlib.contextmanager
 def untouched(images: Tensor) -> Iterator[None]:
-    """Gradients on, whatever the caller's context, and torch's random state as it was afterwards."""
+    """Turns gradients on within the block, also under `no_grad`, and restores torch's random state after it."""
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
         yield
 
 
 def checked_logits(model: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The model's logits (N, classes), refused in one sentence where its output holds none."""
+    """The model's logits (N, classes); an error if its output has none."""
     try:
         return logits_of(model, images)
     except ModelOutputError as error:
@@ -150,10 +150,10 @@ def checked_logits(model: nn.Module, images: Tensor, name: str) -> Tensor:
 def explainable_logits(
     model: nn.Module, images: Tensor, labels: Tensor, name: str, labels_are_known: bool = False
 ) -> Tensor:
-    """`checked_logits`, refused where they carry no gradient or lack one of the labels.
+    """The checked logits; an error if they have no gradient or not all of the labels.
 
     Args:
-        labels_are_known: that was asked before, for which the host has to wait for the device.
+        labels_are_known: whether the labels were checked before: the check makes the host wait for the device.
     """
     logits = checked_logits(model, images, name)
     if not labels_are_known:
@@ -184,7 +184,7 @@ def require_batch_size(name: str, value: int | None) -> None:
 def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with torch.no_grad():
         logits = checked_logits(model, images, name)
-    if bool(logits.isnan().any()):  # whose greatest is no prediction
+    if bool(logits.isnan().any()):  # the greatest of these would be no prediction
         raise ModelOutputError(f"{name}: model must not return NaN (got such logits of images without labels)")
     try:
         check_scale(model, logits)

@@ -1,9 +1,10 @@
-"""Where in a model Grad-CAM reads, and how what is there becomes feature maps (N, channels, h, w).
+"""Finds the layer that Grad-CAM reads, and makes feature maps (N, channels, h, w) of its output.
 
-A convolutional network has such maps. A transformer has tokens (N, tokens, channels), some of which are no part of the
-picture (class, distillation and register tokens), or maps with the channels last (N, h, w, channels). How the tokens
-lie on the picture is never guessed from their number alone: their grid is one that a convolution of the model gave, or
-such a grid halved once or more; and tokens in front or behind are those that the model was seen to join to the grid.
+A convolutional network has such maps. A transformer has tokens (N, tokens, channels), some of which do not belong to
+the picture (class, distillation and register tokens), or maps with the channels last (N, h, w, channels). The position
+of a token in the picture is never guessed from the number of tokens alone: their grid must be one that a convolution of
+the model returned, or such a grid halved once or more; and extra tokens before or after it must be ones that the model
+was seen to concatenate to the grid.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ Reading = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """What a layer gave, kept where Grad-CAM can ask for its gradient.
+    """A layer's output, and where in the autograd graph its gradient is.
 
     Args:
-        values: as the layer gave them, without gradient.
-        edge: of the autograd graph, to ask for the gradient of `values`.
-        read: makes maps of both.
-        of_tokens: whether the values are more than the maps: class tokens and the like are among them.
+        values: the layer's output, without gradient.
+        edge: of the autograd graph, for the gradient of `values`.
+        read: makes maps of the values, and of their gradient.
+        of_tokens: whether the values include more than the maps, such as a class token.
     """
 
     values: Tensor
@@ -49,7 +50,7 @@ class FeatureMaps:
 
     @classmethod
     def of(cls, values: Tensor, read: Reading, of_tokens: bool = False) -> FeatureMaps:
-        # A copy: the model may go on in place.
+        # A copy, since the model may change the tensor in place later.
         return cls(values.detach().clone(), get_gradient_edge(values), read, of_tokens)
 
 
@@ -60,12 +61,14 @@ class _Call:
     path: str
     input: Tensor | None
     version: int
-    attentions: int = 0  # that have run inside it so far
+    attentions: int = 0  # attentions that have run inside it so far
 
 
 class Watch(TorchFunctionMode):
-    """Sees a forward pass of a model and holds on to the last maps: those of the last convolution whose output has more
-    than one pixel, or whatever has the same size later; where attention follows, the tokens that enter the last one.
+    """Watches a forward pass of a model and keeps its last feature maps.
+
+    These are the output of the last convolution with more than one pixel, or a later tensor of the same size. If
+    attention follows, they are the tokens that enter the last attention.
 
     Args:
         images: (N, C, H, W), what the model is given.
@@ -75,23 +78,23 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._images, self._whole = images.shape[0], images.shape
         self._height, self._width = images.shape[2:]
-        self._grids: list[tuple[int, int]] = []  # of convolutions, in their order
-        self._sizes: set[tuple[int, int]] = set()  # of maps with the channels first
-        self._counts: set[int] = set()  # of tokens
-        self._joined: dict[int, tuple[int, int]] = {}  # tokens in all -> where the grid begins, its length
-        self._widths: set[int] = set()  # channels of tokens
+        self._grids: list[tuple[int, int]] = []  # output sizes of convolutions, in order
+        self._sizes: set[tuple[int, int]] = set()  # sizes of maps with the channels first
+        self._counts: set[int] = set()  # numbers of tokens
+        self._joined: dict[int, tuple[int, int]] = {}  # number of tokens -> where the grid begins, its length
+        self._widths: set[int] = set()  # numbers of channels of tokens
         self._running: list[_Call] = []
         self._maps: Tensor | None = None
-        self._pooled = False  # whether maps of their size were pooled since
-        self._enter_attention = False  # whether those maps are what enters the last attention
+        self._pooled = False  # whether maps of that size were pooled since
+        self._enter_attention = False  # whether the maps are the input of the last attention
         self._tokens: FeatureMaps | None = None
-        self._laid_out: FeatureMaps | None = None  # the tokens before the maps were laid out again from them
+        self._laid_out: FeatureMaps | None = None  # the tokens from which the maps were made again
         self.unread: str | None = None
-        """What works on tokens after the maps that were found, and could not be read as maps itself."""
+        """The layer that works on tokens after the maps that were found, but could not be read as maps itself."""
 
     @property
     def found(self) -> list[FeatureMaps]:
-        """The best first; another one serves where the logits do not depend on it."""
+        """The maps that were found, the best first; the next is used if the logits do not depend on the first."""
         if self._tokens is not None:
             return [self._tokens]
         maps = [] if self._maps is None else [FeatureMaps.of(self._maps, _as_it_is)]
@@ -99,7 +102,7 @@ class Watch(TorchFunctionMode):
 
     @contextlib.contextmanager
     def over(self, model: nn.Module) -> Iterator[None]:
-        """Knows which modules of `model` are running, inside."""
+        """Tracks within the block which modules of `model` are running."""
         handles = []
         try:
             for path, module in getattr(model, "named_modules", tuple)():
@@ -145,7 +148,7 @@ class Watch(TorchFunctionMode):
         if function in CONVOLUTIONS or function in _POOLS or function in _RESIZES:
             self._sizes.add(size)
         if function in _POOLS and self._maps is not None and size == self._maps.shape[2:]:
-            self._pooled = True  # at the convolution's size, but no longer its unit: only another convolution counts
+            self._pooled = True  # the same size, but no longer the convolution's unit: only a new convolution counts
         if function in CONVOLUTIONS and size != (1, 1):
             self._grids.append(size)
             found, self._pooled = True, False
@@ -155,7 +158,7 @@ class Watch(TorchFunctionMode):
                 and not self._pooled
                 and size == self._maps.shape[2:]
                 and result.shape[0] == self._images
-                # Among tokens, four dimensions may also be heads: only tokens laid out again have the tokens' channels.
+                # Four dimensions may also be heads: only maps made of tokens have the channels of the tokens.
                 and (
                     (self._tokens is None and self.unread is None and not self._enter_attention)
                     or result.shape[1] in {self._maps.shape[1], *self._widths}
@@ -179,19 +182,19 @@ class Watch(TorchFunctionMode):
         return f"{call.path!r}" if call and call.path else "the model"
 
     def _attended(self, weights: Tensor) -> None:
-        """Takes what enters the innermost module around this attention whose input can be read as maps."""
+        """Takes the input of the innermost module around this attention whose input can be read as maps."""
         self._tokens, self._enter_attention, self.unread, searching = None, False, self._where(), True
         for call in reversed(self._running):
             call.attentions += 1
             if not searching:
                 continue
-            if call.attentions > 1:  # its input came before another attention
+            if call.attentions > 1:  # another attention came between its input and this one
                 searching = False
                 continue
             tensor = call.input
             if tensor is None or not tensor.requires_grad or tensor._version != call.version:
                 continue
-            if isinstance(weights, Tensor) and tensor.shape == weights.shape:  # a module around the softmax alone
+            if isinstance(weights, Tensor) and tensor.shape == weights.shape:  # a module that only wraps the softmax
                 continue
             if self._maps is not None and tensor.shape == self._maps.shape:  # attention of a convolutional network
                 self._enter_attention, self.unread, searching = True, None, False
@@ -200,10 +203,10 @@ class Watch(TorchFunctionMode):
             if read is not None:
                 self._tokens, self.unread, searching = FeatureMaps.of(tensor, read, of_tokens=True), None, False
 
-    # -- how a layer's output lies on the picture ----------------------------------------------------------------
+    # -- reading a layer's output as maps ------------------------------------------------------------------------
 
     def reading(self, shape: torch.Size) -> Reading | None:
-        """How to read a layer's output of that shape as maps; None where that is not certain."""
+        """The function that makes maps of a layer's output of that shape; None if it is not certain."""
         if len(shape) == 4:
             return self._reading_of_maps(shape)
         if len(shape) != 3:
@@ -240,7 +243,7 @@ class Watch(TorchFunctionMode):
         return (lambda values: values.permute(0, 3, 1, 2)) if channels_last else None
 
     def _halved(self) -> list[tuple[int, int]]:
-        """The grids of the model's convolutions, the latest first, and what patch merging makes of them."""
+        """The output sizes of the model's convolutions, the latest first, and their halves, as of patch merging."""
         grids = [*reversed(self._grids)]
         for _ in range(5):
             grids += [(-(-height // 2), -(-width // 2)) for height, width in grids[-len(self._grids) :]]
@@ -256,6 +259,6 @@ def _as_it_is(values: Tensor) -> Tensor:
 
 
 def is_over_tokens(result: Any, dim: int | None = None, *_: object, **options: Any) -> bool:
-    """Whether a softmax is attention's: over the last of at least three dimensions."""
+    """Whether a softmax belongs to attention: it runs over the last of at least three dimensions."""
     dim = options.get("dim", dim)
     return isinstance(result, Tensor) and result.dim() > 2 and result.shape[-1] > 1 and dim in (-1, result.dim() - 1)

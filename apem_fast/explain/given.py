@@ -1,4 +1,4 @@
-"""Explanations that a Python program handed over: a method under a name of the program's own, and maps in memory."""
+"""Explanations that a Python program passed in: a method under a name that the program chose, and maps in memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from apem_fast.explain.stored_maps import map_of_image
 
 @dataclass(frozen=True)
 class Given(Explainer):
-    """What a run's record keeps of a method that a Python program handed over: its title, and what it was.
+    """The entry in a run's record for a method that a Python program passed in: its title and its description.
 
-    It explains nothing: only the program that made the run has the method.
+    It cannot explain anything: only the program that made the run has the method.
 
     Args:
-        title: what the program calls it.
-        method: what it is, so that another one of the same title is not taken for it.
+        title: the program's name for it.
+        method: a description, so that another method of the same title is not taken for it.
     """
 
     title: str
@@ -42,12 +42,12 @@ class Given(Explainer):
 
 @dataclass(frozen=True, eq=False)
 class MapsInMemory(Explainer):
-    """Maps of a run's images, by the images' names; of shapes and scales as `StoredMaps` takes them.
+    """Maps of a run's images in memory. Shapes and scales are as for `StoredMaps`.
 
     Args:
-        title: what the maps are called in a table.
-        maps: by the image's name.
-        names: of the images to explain: `for_images` sets them.
+        title: the maps' name in tables.
+        maps: the map of each image, by the image's name.
+        names: the names of the images to explain; `for_images` sets them.
     """
 
     title: str

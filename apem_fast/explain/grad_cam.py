@@ -20,28 +20,29 @@ from apem_fast.validation import make_numbers_plain
 
 @dataclass(frozen=True)
 class GradCAM(Explainer):
-    """ReLU(sum_k a_k A_k): the feature maps A of the last convolutional unit, each weighed by a_k, the mean over its
-    pixels of the gradient of the label's logit (P1 section IV-A), enlarged bilinearly to the images' size and the same
-    in every channel.
+    """Grad-CAM: ReLU(sum_k a_k A_k), with the feature maps A of the last convolutional unit (P1 section IV-A).
 
-    Left to itself, the method takes the last convolution whose output has more than one pixel, and of it the output of
-    its unit: after the batch norm, the skip connection and the ReLU that follow at the same resolution. That is
-    relu5_3 of VGG-16 and the output of layer4 of a ResNet, the places where Grad-CAM is usually read.
+    The weight a_k is the mean over the pixels of map k of the gradient of the label's logit. The result is resized
+    bilinearly to the images' size and is the same in every channel.
 
-    Where attention follows, as in a vision transformer, it takes the tokens that enter the last attention, laid out on
+    By default the method takes the last convolution whose output has more than one pixel, and reads its unit's output:
+    after the batch norm, skip connection and ReLU that follow at the same resolution. That is relu5_3 of VGG-16 and the
+    output of layer4 of a ResNet, where Grad-CAM is usually read.
+
+    If attention follows, as in a vision transformer, it takes the tokens that enter the last attention, arranged on
     their grid without class, distillation and register tokens: the first norm of a ViT's last block. It never takes
-    the patch embedding, and refuses a model whose last tokens cannot be read as maps.
+    the patch embedding, and raises an error if a model's last tokens cannot be read as maps.
 
     Args:
         layer: the path of the module to read instead, as in `model.named_modules()` ("features.28", "layer4.1.conv2",
-            "blocks.11.norm1"): its bare output, the first tensor of several. None finds the place as described.
-        reshape: makes maps (N, channels, h, w) of that layer's output, for outputs that are neither such maps nor
-            tokens (N, tokens, channels) or maps (N, h, w, channels) of a grid that a convolution gave, row by row. It
-            may move values and leave some out: `lambda tokens: tokens[:, 1:].mT.unflatten(2, (14, 14))`.
-        batch_size: the most images in one batch; None for what usually runs well there.
+            "blocks.11.norm1"). Its own output is read; of several tensors, the first. None finds the layer as above.
+        reshape: a function that makes maps (N, channels, h, w) of that layer's output. It is needed if the output is
+            neither such maps, nor tokens (N, tokens, channels) or maps (N, h, w, channels) on a grid that a convolution
+            returned. It may only move values or drop some: `lambda tokens: tokens[:, 1:].mT.unflatten(2, (14, 14))`.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
-        ValueError: on a call, for a layer that is not there or whose output cannot be read as maps, or a model without
+        ValueError: on a call: there is no such layer, its output cannot be read as maps, or the model has no
             convolution.
     """
 
@@ -65,11 +66,11 @@ class GradCAM(Explainer):
 
 @dataclass(frozen=True)
 class GuidedGradCAM(Explainer):
-    """Grad-CAM times Guided Backpropagation, element by element (P1 section IV-A), signed.
+    """The elementwise product of Grad-CAM and Guided Backpropagation (P1 section IV-A), signed.
 
     Args:
         layer, reshape: as in `GradCAM`.
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
         ValueError: on a call, for the models that `GradCAM` or `GuidedBackprop` refuses.
@@ -111,7 +112,7 @@ def class_activation_map(
     name: str,
     reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Grad-CAM, enlarged to the images: (N, C, H, W), at least 0."""
+    """Grad-CAM, resized to the images: (N, C, H, W), at least 0."""
     inputs = images.detach().requires_grad_()
     if layer is None:
         logits, candidates = _last_maps(model, inputs, labels, name)
@@ -137,7 +138,7 @@ def class_activation_map(
 
 
 def enlarged(map_: Tensor, images: Tensor) -> Tensor:
-    """A map (N, 1 or C, h, w) brought bilinearly to the images' height and width, and to all of their channels."""
+    """A map (N, 1 or C, h, w), resized bilinearly to the images' height and width and repeated for their channels."""
     if map_.shape[2:] != images.shape[2:]:
         map_ = F.interpolate(map_, size=images.shape[2:], mode="bilinear", align_corners=False)
     return map_.expand(images.shape).contiguous()
@@ -178,7 +179,7 @@ def _maps_of_layer(
 
     def keep(module: nn.Module, arguments: tuple, output: Any) -> Any:
         outputs.append(_first_tensor(output))
-        # The model goes on with a copy, so that a ReLU that works in place leaves this output as it is.
+        # The model continues with a copy, so that an in-place ReLU does not change this output.
         if isinstance(output, Tensor):
             return output.clone()
         if type(output) in (tuple, list) and isinstance(output[0], Tensor):
@@ -208,7 +209,7 @@ def _maps_of_layer(
 
 
 def _first_tensor(output: Any) -> Any:
-    """A layer's output, or the first tensor of several (a tuple, or a record as of Hugging Face's models)."""
+    """A layer's output, or its first tensor if it is a tuple or a record, as in Hugging Face's models."""
     several = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
     return next((value for value in several if isinstance(value, Tensor)), output)
 
@@ -221,7 +222,7 @@ def _require_rearrangement(reshape: Callable[[Tensor], Tensor], output: Tensor, 
             f"{name}: reshape must make maps (N, channels, h, w) of the layer's output {tuple(output.shape)} "
             f"(got {came})"
         )
-    # The gradient is rearranged in the same way, which is right only where values are moved or left out.
+    # The gradient is rearranged in the same way, which is right only if values are moved or dropped.
     scaled = reshape(output * 2)
     if not torch.equal(scaled, maps * 2) or maps.numel() > output.numel():
         raise ValueError(f"{name}: reshape must do no more than move values, or leave some out (got other values)")

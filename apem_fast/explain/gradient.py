@@ -19,7 +19,7 @@ from apem_fast.validation import make_numbers_plain
 def logit_gradient(
     model: nn.Module, images: Tensor, labels: Tensor, name: str, *, labels_are_known: bool = False
 ) -> Tensor:
-    """D logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
+    """The gradient d logit[label] / d image, signed: (N, C, H, W). Parameters receive no gradients."""
     with extra("explain", "a gradient"):
         from captum.attr import Saliency
 
@@ -34,7 +34,7 @@ class Gradient(Explainer):
     """The plain gradient of the label's logit (P1 section IV-A), signed.
 
     Args:
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "Gradient"
@@ -56,18 +56,18 @@ class Gradient(Explainer):
 class SmoothGrad(Explainer):
     """The mean gradient over noisy copies of an image, (1/n) sum M(x + N(0, sigma^2)) (P1 section IV-A).
 
-    Each noise is drawn for one image and one sample, from a generator seeded by the image's values, `seed` and the
-    sample's number. So the other images of a batch change nothing, not even a rounding, and `batch_size` changes no
-    more than roundings. Memory is bounded by `batch_size`, whatever `samples` is.
+    The noise of each sample of each image is drawn from its own generator, seeded with the image's values, `seed` and
+    the sample's number. So the result does not depend on the other images of a batch, not even in rounding, and on
+    `batch_size` only in rounding. `batch_size` limits the memory, whatever `samples` is.
 
     Args:
         samples: n, 100 in the papers.
         sigma: standard deviation of the noise, 0.2 in the papers.
-        relative: what sigma is in units of. False, the reading here of the papers' "sigma = 0.2": of the tensor that
-            the model receives, after normalisation if the images were normalised. True: of the range of the image's
-            values, max - min, the noise level of SmoothGrad's authors (arXiv 1706.03825, section 4.1).
+        relative: the unit of sigma. False: the units of the tensor that the model receives (after normalisation, if
+            the images are normalised); this is how the papers' "sigma = 0.2" is understood here. True: the range of the
+            image's values, max - min, as SmoothGrad's authors define the noise level (arXiv 1706.03825, section 4.1).
         seed: any integer; another seed draws other noise.
-        batch_size: the most noisy copies in one batch; None for what usually runs well there.
+        batch_size: the most noisy copies in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "SmoothGrad"
@@ -102,9 +102,9 @@ class SmoothGrad(Explainer):
         for start in range(0, self.samples, at_once):
             samples = range(start, min(start + at_once, self.samples))
             noise = torch.stack([self._drawn(image[0], generator(self.seed, sample), deviation) for sample in samples])
-            # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
+            # Nothing in this loop waits for a GPU, which runs one batch while the next one's noise is drawn.
             noisy = image + sent(noise.to(image.dtype), image.device)
-            if noisy.device.type == "cpu":  # a fifth faster there, forward and backward
+            if noisy.device.type == "cpu":  # makes forward and backward a fifth faster on a CPU
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
             labels = label.expand(len(samples))
             gradient = logit_gradient(model, noisy, labels, self.name, labels_are_known=start > 0)
@@ -112,7 +112,7 @@ class SmoothGrad(Explainer):
         return (total / self.samples).to(image.dtype)[None]
 
     def noise(self, image: Tensor, sample: int) -> Tensor:
-        """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
+        """The noise of one sample of one image (C, H, W), float32 on the CPU, so that it is the same on all devices."""
         return self._drawn(image, generators_for(image)(self.seed, sample), self._deviation(image))
 
     def _deviation(self, image: Tensor) -> float:
@@ -127,7 +127,7 @@ class InputXGradient(Explainer):
     """The plain gradient of the label's logit times the input (Shrikumar et al. 2016), signed.
 
     Args:
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "Input x Gradient"
@@ -147,14 +147,16 @@ class InputXGradient(Explainer):
 
 @dataclass(frozen=True)
 class IntegratedGradients(Explainer):
-    """Integrated Gradients (Sundararajan et al. 2017): the difference from a plain image times the mean gradient of the
-    label's logit on the way from there, signed. Captum's, by its Gauss-Legendre rule.
+    """Integrated Gradients (Sundararajan et al. 2017), signed, as Captum computes it with its Gauss-Legendre rule.
+
+    It is the difference between the image and a constant baseline image, times the mean gradient of the label's logit
+    along the straight line between them.
 
     Args:
-        steps: points on the way.
-        baseline: the value of the plain image, in the space of the tensor that the model receives (0 is the mean where
-            images are normalised).
-        batch_size: the most points in one batch; None for what usually runs well there.
+        steps: points on the line.
+        baseline: the value of the baseline image, in the space of the tensor that the model receives (if images are
+            normalised, 0 is the mean).
+        batch_size: the most points in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "Integrated Gradients"

@@ -1,4 +1,4 @@
-"""Guided Backpropagation: the gradient, with negative entries stopped at every ReLU."""
+"""Guided Backpropagation: the gradient, with negative entries set to 0 at every ReLU."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ from apem_fast.validation import make_numbers_plain
 
 @dataclass(frozen=True)
 class GuidedBackprop(Explainer):
-    """The gradient of the label's logit in which negative entries are set to zero on the way back through a ReLU unit
-    (P1 section IV-A), signed.
+    """The gradient of the label's logit with negative entries set to 0 at every ReLU (P1 section IV-A), signed.
 
-    ReLU units are recognised by what the model calls, so it does not matter whether it uses modules, `F.relu`,
-    `torch.relu` or methods, in place or not, one module for many places or one for each. ReLU6 and other ReLUs with a
-    ceiling (a clamp from 0 upwards) are ReLU units too. Other activations (leaky ReLU, GELU, SiLU, tanh, ...) are not,
-    so the gradient passes them as it is; a model with no ReLU at all is refused, because what would come out is the
-    plain gradient under another name.
+    ReLUs are recognised by the functions that the model calls. So it does not matter whether it uses modules, `F.relu`,
+    `torch.relu` or methods, in place or not, or one module in several places. ReLU6 and other ReLUs with a ceiling (a
+    clamp with the minimum 0) count as ReLUs. The gradient passes other activations (leaky ReLU, GELU, SiLU, tanh, ...)
+    unchanged. A model without any ReLU is refused, since the result would be the plain gradient.
 
     Args:
-        batch_size: the most images in one batch; None for what usually runs well there.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
-        ValueError: on a call, for a model without a ReLU, or with ReLUs in scripted code or other threads.
+        ValueError: on a call: the model has no ReLU, or has ReLUs in scripted code or other threads.
     """
 
     name: ClassVar[str] = "Guided Backpropagation"
@@ -86,9 +84,9 @@ class _GuidedReLUs(TorchFunctionMode):
 
 
 class _GuidedReLU(torch.autograd.Function):
-    """A ReLU that hands back an entry of the gradient only where the unit is active and the entry is positive.
+    """A ReLU whose backward pass keeps only positive entries of the gradient, where the unit is active.
 
-    The unit is active where it hands on its input: above 0 and below the ceiling, if there is one.
+    A unit is active if its input is above 0 and, if there is a ceiling, below it.
     """
 
     @staticmethod

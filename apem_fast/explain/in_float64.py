@@ -16,16 +16,15 @@ from apem_fast.running.record import in_float64
 
 @dataclass(frozen=True)
 class InFloat64(Explainer):
-    """Another method on a float64 copy of the model, its attribution rounded to the images' dtype once, at the end.
+    """Runs another method on a float64 copy of the model, and rounds its attribution once to the images' dtype.
 
-    In float32 a map's last digits depend on the processor's instructions and on its libraries, and an epsilon that
-    lies at the edge of a grid step may follow them by one (docs/same-answers.md has the figures). What a float64
-    convolution costs depends on the processor: some three times a float32 one, or more. On the command line:
+    In float32 the last digits of a map depend on the processor's instructions and libraries, and an epsilon near the
+    edge of a grid step may change by one step (docs/same-answers.md has figures). A float64 convolution takes some
+    three times as long as a float32 one, or more, depending on the processor. On the command line:
     `gradient:dtype=float64`.
 
     Args:
-        explainer: any method; one whose options are modules of a particular model cannot be used, since it would look
-            for them in the copy.
+        explainer: any method whose options are not modules of a particular model: these are not in the copy.
     """
 
     explainer: Explainer
@@ -65,13 +64,13 @@ class InFloat64(Explainer):
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """See `Explainer`; predictions that `labels=None` explains are those of the float64 copy.
+        """See `Explainer`. With `labels=None`, the predictions are those of the float64 copy.
 
         Raises:
             RuntimeError: the model does not compute in float64.
         """
         if not isinstance(images, Tensor) or not images.is_floating_point() or not isinstance(model, nn.Module):
-            return self.explainer(model, images, labels, progress=progress)  # which says what is wrong
+            return self.explainer(model, images, labels, progress=progress)  # raises an error that says what is wrong
         try:
             copy = in_float64(model)
             attribution = self.explainer(copy, images.double(), labels, progress=progress)

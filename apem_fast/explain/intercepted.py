@@ -1,9 +1,9 @@
-"""What a model calls while it runs: recognised and replaced in flight, however the model is written.
+"""Recognises and replaces torch functions while a model runs, however the model is written.
 
-A `TorchFunctionMode` sees every function of torch that a forward pass calls, whether a module, `F.relu` or a method of
-a tensor called it. So a method that needs other layers neither rewrites the model nor puts hooks on it: it runs the
-model under its mode. What a mode cannot see (scripted code, worker threads, autograd functions of the model's own)
-still leaves its node in the autograd graph, which is looked through afterwards.
+A `TorchFunctionMode` sees every torch function that a forward pass calls, from a module, as `F.relu`, or as a method of
+a tensor. So a method that needs other layers does not rewrite the model or put hooks on it, but runs it under such a
+mode. Scripted code, worker threads and the model's own autograd functions are not seen by a mode, but they leave nodes
+in the autograd graph, which is searched afterwards.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def is_relu(function: Callable, arguments: tuple, options: dict[str, Any]) -> bo
 
 @contextlib.contextmanager
 def running_under(mode: TorchFunctionMode) -> Iterator[None]:
-    """Run what is inside under a mode, compiled parts of the model as plain Python so that the mode sees into them."""
-    has_compiled_parts = "torch._dynamo" in sys.modules  # and importing it costs seconds
+    """Runs the block under a mode, with compiled parts of the model as plain Python, so that the mode sees inside."""
+    has_compiled_parts = "torch._dynamo" in sys.modules  # importing it only to ask would take seconds
     with torch.compiler.set_stance("force_eager") if has_compiled_parts else contextlib.nullcontext(), mode:
         yield
 
 
 def require_visible(model: nn.Module, name: str) -> None:
-    """Refuse models whose calls no mode can see."""
+    """Raises if the model is scripted or traced, since no mode can see its calls."""
     for path, module in getattr(model, "named_modules", tuple)():
         if isinstance(module, torch.jit.ScriptModule):
             where = f"{path!r}" if path else "the model itself"
@@ -62,7 +62,7 @@ def require_visible(model: nn.Module, name: str) -> None:
 
 
 def nodes_behind(tensor: Tensor, seen: set[Node] | None = None) -> Iterator[Node]:
-    """The nodes of the autograd graph behind a tensor, less those already in `seen`, which grows by them."""
+    """The nodes of the autograd graph behind a tensor that are not yet in `seen`; they are added to it."""
     seen = set() if seen is None else seen
     waiting = [tensor.grad_fn]
     while waiting:

@@ -1,4 +1,4 @@
-"""Layer-wise Relevance Propagation: the logit, handed back from layer to layer until it reaches the pixels."""
+"""Layer-wise Relevance Propagation: the logit is propagated back from layer to layer to the pixels."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _READ_BY = {"epsilon": ("epsilon", "relative"), "alpha-beta": ("alpha", "beta"),
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LrpResult(Result):
-    """What LRP found, and how much of the logit it accounts for.
+    """LRP's attribution, and how much of the logit it accounts for.
 
     Args:
         attribution: (N, C, H, W), the relevance of every input value.
-        logit: (N,), the relevance that was handed in: the label's logit.
-        kept_by_biases: (N,), the relevance that stayed with the biases of the layers.
+        logit: (N,), the label's logit, which is the relevance at the start.
+        kept_by_biases: (N,), the relevance that went to the biases of the layers.
     """
 
     attribution: Tensor
@@ -40,13 +40,15 @@ class LrpResult(Result):
 
     @property
     def conservation(self) -> Tensor:
-        """The relevance that reached the input, as a share of the logit: (N,), 1 if all did."""
+        """The relevance that reached the input, as a share of the logit: (N,). It is 1 if all of it did."""
         return self.attribution.flatten(1).sum(dim=1) / self.logit
 
     @property
     def bias_share(self) -> Tensor:
-        """The relevance that stayed with biases, as a share of the logit: (N,). What is missing from 1 when it is added
-        to `conservation` was absorbed by epsilon."""
+        """The relevance that went to biases, as a share of the logit: (N,).
+
+        Epsilon absorbed what is missing if the sum of this and `conservation` is below 1.
+        """
         return self.kept_by_biases / self.logit
 
 
@@ -54,34 +56,35 @@ class LrpResult(Result):
 class LRP(Explainer):
     """Layer-wise Relevance Propagation (P1 section IV-A, P2 section 4.2.2), signed.
 
-    With z_ij = x_i w_ij, a layer hands the relevance R_j of its units to its inputs by one of
+    With z_ij = x_i w_ij, a layer passes the relevance R_j of its units to its inputs by one of
 
     * "epsilon": R_i = sum_j z_ij / (z_j + epsilon sign(z_j)) R_j, P1's choice, with epsilon = 1;
     * "alpha-beta": R_i = sum_j (alpha z_ij^+ / z_j^+ + beta z_ij^- / z_j^-) R_j;
     * "naive": R_i = sum_j z_ij / z_j R_j.
 
-    Batch norms are folded into the layer before them. Skip connections, average pooling and other sums split
-    relevance in proportion to the contributions, max pooling gives it to the winner, activations with f(0) = 0 (ReLU,
-    ReLU6, GELU, ...) pass it on. Attention, softmax, norms and gates follow AttnLRP (arXiv 2402.05602): a product of
-    two things that depend on the image gives each a half, and a gate's sigmoid nothing; softmax hands on its linear
-    expansion; a norm divides by a constant. That paper takes a small epsilon: `LRP(epsilon=1e-6)`. What class tokens,
-    position embeddings and that expansion take is missing from `conservation`. The model is neither copied nor
-    changed, and it does not matter whether it uses modules or functions.
+    Batch norms are folded into the layer before them. Skip connections, average pooling and other sums split relevance
+    in proportion to the contributions. Max pooling gives it to the maximum. Activations with f(0) = 0 (ReLU, ReLU6,
+    GELU, ...) pass it on unchanged. Attention, softmax, norms and gates follow AttnLRP (arXiv 2402.05602): both factors
+    of a product that depend on the image get one half each, but the sigmoid of a gate gets nothing; softmax is replaced
+    by its linear expansion; a norm divides by a constant. That paper takes a small epsilon: `LRP(epsilon=1e-6)`. The
+    relevance of class tokens, of position embeddings and of that expansion is missing from `conservation`. The model is
+    neither copied nor changed, and may use modules or functions.
 
     Args:
         rule: "epsilon", "alpha-beta" or "naive".
         epsilon: greater than 0, in the units of each layer's pre-activations (after folding).
-        relative: epsilon is instead in units of the root mean square of the layer's pre-activations, taken for each
-            image by itself: the same stabilisation whatever the scale of a layer. Advised for deep residual networks.
+        relative: whether epsilon is instead in units of the root mean square of the layer's pre-activations in each
+            image, so that it stabilises layers of any scale equally. Advised for deep residual networks.
         alpha, beta: weights of positive and negative contributions; alpha + beta = 1, alpha > 0, beta <= 0.
-        bias: True counts a unit's bias among its contributions, z_j = sum_i z_ij + b_j, so that it keeps its share of
-            the relevance. False leaves it out of the sums, which is P2's formula to the letter: the naive rule then
-            conserves all relevance (except at a unit that is fed zeros alone), but divides by sums that may be near 0
-            where the unit is not. With batch norm folded into biases that is often, and the map may not be finite.
-        batch_size: the most images in one batch; None for what usually runs well there.
+        bias: True counts a unit's bias among its contributions, z_j = sum_i z_ij + b_j, so that the bias keeps its
+            share of the relevance. False leaves it out of the sums, which is P2's formula to the letter. The naive rule
+            then conserves all relevance (except at a unit whose inputs are all 0), but divides by sums that may be near
+            0 although the unit's value is not. This is frequent with batch norm folded into biases, and the map may
+            then have NaN or infinity.
+        batch_size: the most images in one batch; None for the usual number on that device.
 
     Raises:
-        ValueError: on a call, for a model with layers that have no rule: they are named.
+        ValueError: on a call: the model has layers without a rule, which the error names.
     """
 
     name: ClassVar[str] = "LRP"
@@ -138,7 +141,7 @@ class LRP(Explainer):
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> LrpResult:
-        """As calling the object (same arguments, same errors), with the figures on conservation."""
+        """The same as calling the object (same arguments, same errors), with the figures on conservation."""
         results: list[LrpResult] = []
 
         def attribute(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -167,11 +170,11 @@ class LRP(Explainer):
         self._require_same_logits(model, images, logits.detach())
         logit = logits.gather(1, labels[:, None])[:, 0]
         (multiplier,) = torch.autograd.grad(logit.sum(), inputs)
-        _require_rules(self.name, layers.without_rule)  # a gate that is no factor shows only now
+        _require_rules(self.name, layers.without_rule)  # only now is it known if a gate is not a factor
         return LrpResult(images * multiplier, logit.detach(), sum(layers.kept_by_biases, torch.zeros_like(logit)))
 
     def _require_same_logits(self, model: nn.Module, images: Tensor, logits: Tensor) -> None:
-        """A guard: the replaced layers must compute what the model computes."""
+        """Raises unless the replaced layers compute the same logits as the model."""
         with torch.no_grad():
             expected = checked_logits(model, images, self.name)
         tolerance = torch.finfo(logits.dtype).eps ** 0.5 * float(expected.abs().max())

@@ -1,12 +1,13 @@
-"""How relevance passes norms, attention and products of two things that depend on the image: the rules of AttnLRP
-(Achtibat et al. 2024, arXiv 2402.05602) in the terms of `lrp_rules`, where relevance travels as a multiplier R = x * m.
+"""The LRP rules for norms, attention, and products of two factors that depend on the image.
+
+These are AttnLRP's rules (Achtibat et al. 2024, arXiv 2402.05602) for the multipliers of `lrp_rules`, R = x * m.
 
 * Softmax: its Taylor expansion, R_i = x_i (R_s,i - s_i sum_j R_s,j). In multipliers that is the plain gradient.
 * Products, matrix products among them: each factor gets one half, the plain gradient divided by two.
-* Layer norm, group norm, RMS norm and the norm of a vector: what is divided by counts as a constant, so that the rest
-  is linear; the bias keeps its share.
-* A gate, the sigmoid that squeeze-and-excitation or a SiLU written out multiplies by, counts as a constant: the signal
-  takes all.
+* Layer norm, group norm, RMS norm and the norm of a vector: the divisor counts as a constant, so that the rest is
+  linear; the bias keeps its share.
+* A gate is a sigmoid that another value is multiplied by, as in squeeze-and-excitation, or in a SiLU written out. It
+  counts as a constant, so that the other value gets all relevance.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Mix = Callable[[Tensor, Tensor], Tensor]
 
 
 class Shared(torch.autograd.Function):
-    """One of two factors: half of the relevance is its own."""
+    """One of two factors, which gets half of the relevance."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ class Shifted(torch.autograd.Function):
 
 
 class Gate(torch.autograd.Function):
-    """A sigmoid, to be multiplied by. Relevance that arrives here any other way has no rule."""
+    """A sigmoid that another value is multiplied by. For any other use of it there is no rule."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, opened: Tensor, refuse: Callable[[], None]) -> Tensor:
@@ -68,7 +69,7 @@ _VIEWS = ("View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze", "Squeeze"
 
 
 def is_gate(value: Tensor) -> bool:
-    """Whether a value is a sigmoid's, perhaps in another shape."""
+    """Whether a value is the output of a sigmoid, possibly reshaped."""
     node = value.grad_fn
     while node is not None and node.name().rstrip("0123456789").removesuffix("Backward") in _VIEWS:
         node = node.next_functions[0][0]
@@ -94,7 +95,7 @@ def standardised(
     *,
     centred: bool = True,
 ) -> Tensor:
-    """(x - mean) / deviation * weight + bias, the deviation held constant."""
+    """The value (x - mean) / deviation * weight + bias, with the deviation as a constant."""
     if centred:
         inputs = inputs - inputs.mean(dim=dims, keepdim=True)
     scale = (inputs.detach().square().mean(dim=dims, keepdim=True) + eps).rsqrt()
@@ -157,10 +158,10 @@ def attention(
     enable_gqa: bool = False,
     mix: Mix | None = None,
 ) -> Tensor:
-    """What `F.scaled_dot_product_attention` computes, step by step.
+    """The result of `F.scaled_dot_product_attention`, computed step by step.
 
     Args:
-        mix: makes the output of the attention weights and the values, in place of the rule for products.
+        mix: computes the output from the attention weights and the values, instead of the rule for products.
     """
     if dropout_p or enable_gqa:
         return F.scaled_dot_product_attention(
@@ -204,7 +205,7 @@ def multi_head_attention(
     mix: Mix | None = None,
     **options: Any,
 ) -> tuple[Tensor, None] | None:
-    """What `F.multi_head_attention_forward` computes for (tokens, N, width); None for its rarer options."""
+    """The result of `F.multi_head_attention_forward` for (tokens, N, width); None if its rarer options are used."""
     rare = (bias_k, bias_v, key_padding_mask, attn_mask)
     if any(one is not None for one in rare) or add_zero_attn or use_separate_proj_weight or query.dim() != 3:
         return None

@@ -1,11 +1,11 @@
-"""Which rule each call of a forward pass obeys in Layer-wise Relevance Propagation, and which calls have none.
+"""Chooses the LRP rule of each call in a forward pass, and reports calls without one.
 
-* Convolutions and linear layers: the chosen rule; a batch norm is folded into the layer before it, or is a scaling of
-  its own where none is.
+* Convolutions and linear layers: the chosen rule. A batch norm is folded into the layer before it; without such a layer
+  it is a scaling.
 * Activations with f(0) = 0: relevance passes unchanged.
 * Norms, attention and products: see `lrp_attention`.
-* Everything whose plain gradient already is the rule (see `lrp_rules`): additions, averages, maxima, reshapings.
-* Anything else has no rule, and is reported with the modules that called it.
+* Additions, averages, maxima and reshaping: their plain gradient is the rule already (see `lrp_rules`).
+* Everything else has no rule, and is reported with the modules that called it.
 """
 
 from __future__ import annotations
@@ -119,18 +119,18 @@ _PLAIN_NODES = frozenset(
         "IndexSelect",
     }
 )
-_PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # a scaling; a product of two things that depend on the image is not
+_PLAIN_IF_CONSTANT = frozenset({"Mul", "Div"})  # if one factor does not depend on the image: a scaling
 
 
 class _Kept:
-    """The relevance that biases kept. Apart from the rules, so that the autograd graph does not hold on to itself."""
+    """The relevance that biases kept. It is apart from the rules to avoid a reference cycle with the autograd graph."""
 
     def __init__(self, images: int):
         self.of_images: list[Tensor] = []
         self._images = images
 
     def keep(self, relevance: Tensor) -> None:
-        """Adds relevance (rows, ...), an image's rows, such as its windows, one after the other."""
+        """Adds relevance (rows, ...). If an image has several rows, such as windows, they follow one another."""
         rows, images = len(relevance), self._images
         whole = relevance.reshape(images, -1).sum(dim=1) if rows % images == 0 else relevance.new_full((images,), NAN)
         self.of_images.append(whole)
@@ -140,10 +140,10 @@ NAN = float("nan")
 
 
 class LayerRules(TorchFunctionMode):
-    """Runs a model with every layer replaced by one that hands relevance back; notes what has no rule.
+    """Runs a model with every layer replaced by one whose backward pass is its rule; notes calls without a rule.
 
     Args:
-        model: to name the modules that have no rule.
+        model: whose modules are named if they have no rule.
         images: the input, (N, C, H, W), a leaf of the autograd graph.
         rule: of the convolutions and linear layers.
     """
@@ -176,7 +176,7 @@ class LayerRules(TorchFunctionMode):
         return result
 
     def _attention(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What transformers and gated networks are made of; all else as it is."""
+        """The calls of transformers and gated networks with their rules; every other call unchanged."""
         if function in _NORMS:
             return _NORMS[function](self._kept.keep, *args, **kwargs)
         if function is F.normalize:
@@ -210,7 +210,7 @@ class LayerRules(TorchFunctionMode):
         return input.copy_(gate) if scratch._version > 0 else gate
 
     def _ruled(self, result: Tensor) -> Tensor:
-        """A result all of whose new nodes are as a rule made them."""
+        """A result whose new nodes in the graph all come from a rule."""
         self.admit(result, ruled=True)
         return result
 
@@ -226,15 +226,15 @@ class LayerRules(TorchFunctionMode):
         return self._depends.get(node, node is self._image_node)
 
     def admit(self, value: Any, *, ruled: bool = False) -> None:
-        """Look through the nodes that this result added to the graph; note those that have no rule.
+        """Checks the nodes that this result added to the graph, and notes those without a rule.
 
         Args:
-            ruled: they have.
+            ruled: whether all of them come from a rule.
         """
         if not isinstance(value, Tensor) or value.grad_fn is None:
             return
         waiting = list(nodes_behind(value, seen=self._seen))
-        # A node comes after those it leads back to, so settle them in order of that dependence.
+        # A node depends on the nodes behind it, so these are settled first.
         while waiting:
             node = waiting[-1]
             pending = [back for back, _ in node.next_functions if back is not None and back not in self._depends]
@@ -299,7 +299,7 @@ class LayerRules(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if training:  # statistics of the batch: not a linear layer
+        if training:  # it uses the statistics of the batch, so it is not linear
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if running_mean is None or running_var is None:
             raise ValueError("LRP: model must keep the statistics of its batch normalisations (got one without)")
@@ -308,7 +308,7 @@ class LayerRules(TorchFunctionMode):
             shift = (0 if bias is None else bias) - running_mean * scale
             scale, shift = scale.to(input.dtype), shift.to(input.dtype)
             _, version, inputs, layer = self._layers.get(id(input), (None, -1, input, None))
-            # A layer's output, channels first, and not changed in place since.
+            # A layer's output, with channels first, that was not changed in place since.
             if layer is not None and (layer.product is not F.linear or input.dim() == 2) and input._version == version:
                 layer = layer.folded(scale, shift)
             else:
@@ -327,7 +327,7 @@ class LayerRules(TorchFunctionMode):
 
 
 class _LinearLayer(torch.autograd.Function):
-    """A linear layer whose backward pass takes multipliers of its outputs to multipliers of its inputs."""
+    """A linear layer whose backward pass turns multipliers of its outputs into multipliers of its inputs."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, layer: LinearLayer, rule: Rule, keep: Callable[[Tensor], None]) -> Tensor:
@@ -346,7 +346,7 @@ class _Activation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, activated: Tensor) -> Tensor:
-        zero = inputs == 0  # no value, so no relevance
+        zero = inputs == 0  # a value of 0 has no relevance
         ctx.save_for_backward((activated / inputs.masked_fill(zero, 1)).masked_fill(zero, 0))
         return activated
 
@@ -364,5 +364,5 @@ def _has_rule(node_name: str, inputs_that_depend: int) -> bool:
 
 
 def _operation(node_name: str) -> str:
-    """`MulBackward0` -> `Mul`."""
+    """The operation of a node: `MulBackward0` -> `Mul`."""
     return node_name.rsplit("::", 1)[-1].rstrip("0123456789").removesuffix("Backward")

@@ -1,9 +1,10 @@
-"""How one linear layer hands relevance from its outputs to its inputs: the rules of P2 section 4.2.2.
+"""The LRP rules of one linear layer: how it passes relevance from its outputs to its inputs (P2 section 4.2.2).
 
-Relevance travels as the multiplier m of a neuron's value, R = x * m. The relevance rule of a layer,
-R_i = sum_j z_ij / z_j * R_j with z_ij = x_i w_ij, then reads m_i = sum_j w_ij * R_j / z_j: the plain backward pass of
-the layer, fed with R_j / z_j. It never divides by x_i, and it makes the proportional split at additions, averages and
-reshapings, and the winner's share at maxima, what automatic differentiation does by itself.
+Relevance is stored as a multiplier m of a neuron's value, R = x * m. The rule of a layer,
+R_i = sum_j z_ij / z_j * R_j with z_ij = x_i w_ij, then becomes m_i = sum_j w_ij * R_j / z_j. This is the layer's plain
+backward pass with R_j / z_j as the gradient of its outputs. It never divides by x_i. And automatic differentiation then
+does by itself what LRP wants at additions, averages and reshaping (a proportional split) and at maxima (all to the
+maximum).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """z_j = sum_i x_i w_ij + b_j of one call in a forward pass.
+    """One call of a linear layer in a forward pass: z_j = sum_i x_i w_ij + b_j.
 
     Args:
         product: (x, w) -> sum_i x_i w_ij, linear in both: a convolution, a matrix product, a scaling.
@@ -39,8 +40,10 @@ class LinearLayer:
         return self.sums.clone() if self.bias is None else self.sums + self.bias
 
     def folded(self, scale: Tensor, shift: Tensor) -> LinearLayer:
-        """The layer with a batch norm in evaluation mode after it, z * scale + shift with one value per output channel,
-        as a single linear layer."""
+        """This layer and the batch norm after it as one linear layer.
+
+        In evaluation mode the batch norm is z * scale + shift, with one value for each output channel.
+        """
         per_channel = (-1,) + (1,) * (self.sums.dim() - 2)
         wide_scale, wide_shift = scale.view(per_channel), shift.view(per_channel)
         return LinearLayer(
@@ -59,7 +62,7 @@ class LinearLayer:
 
 
 class Rule(ABC):
-    """Given a layer and the multiplier of its outputs, the multiplier of its inputs and what the biases kept."""
+    """A rule of LRP: from a layer and the multiplier of its outputs to the multiplier of its inputs."""
 
     @abstractmethod
     def redistribute(self, layer: LinearLayer, multiplier: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,8 +96,8 @@ class EpsilonRule(Rule):
 class AlphaBetaRule(Rule):
     """R_i = sum_j (alpha z_ij^+ / sum_i' z_i'j^+ + beta z_ij^- / sum_i' z_i'j^-) R_j, with alpha + beta = 1.
 
-    Where all contributions to a unit have one sign, the other quotient is 0 / 0; its share then goes to the sign that
-    is there, as alpha + beta = 1 demands: otherwise each such layer would multiply the relevance by alpha.
+    If all contributions to a unit have one sign, the quotient of the other sign is 0 / 0. Its share then goes to the
+    sign that is present: otherwise each such layer would multiply the relevance by alpha, against alpha + beta = 1.
 
     Args:
         alpha, beta: the weights of the two signs; alpha > 0, beta <= 0.
@@ -127,7 +130,7 @@ class AlphaBetaRule(Rule):
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """0 where the denominator is 0: a unit without contributions hands nothing on."""
+    """The quotient, or 0 if the denominator is 0, since a unit without contributions passes nothing on."""
     empty = denominator == 0
     return (numerator / denominator.masked_fill(empty, 1)).masked_fill(empty, 0)
 

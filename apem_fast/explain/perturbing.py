@@ -1,4 +1,4 @@
-"""Methods that hide parts of the image and see what becomes of the class: Occlusion and RISE. They need no gradient."""
+"""Methods that hide parts of the image and watch the class's score: Occlusion and RISE. They need no gradient."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from apem_fast.validation import make_numbers_plain
 
 @dataclass(frozen=True)
 class Occlusion(Explainer):
-    """How far the label's logit falls when a square is covered (Zeiler and Fergus 2014), the mean over all squares that
-    cover a pixel; signed, the same in every channel.
+    """Occlusion (Zeiler and Fergus 2014): how far the label's logit falls if a square of the image is covered.
+
+    Each pixel gets the mean over all squares that cover it; signed, and the same in every channel.
 
     Args:
         window: side of the square, in pixels; at most the image's.
         stride: pixels from one square to the next, at most `window`.
-        value: what it is covered with, in the space of the tensor that the model receives (0 is the mean where images
-            are normalised).
-        batch_size: the most covered images in one batch; None for what usually runs well there.
+        value: the value of covered pixels, in the space of the tensor that the model receives (if images are
+            normalised, 0 is the mean).
+        batch_size: the most covered images in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "Occlusion"
@@ -88,17 +89,18 @@ class Occlusion(Explainer):
 
 @dataclass(frozen=True)
 class RISE(Explainer):
-    """Randomised input sampling (Petsiuk et al. 2018): the mean of random soft masks, each weighed by the label's
-    probability for the image under it, over the share of the image that a mask shows. The same in every channel.
+    """RISE, randomised input sampling (Petsiuk et al. 2018): the weighted mean of random soft masks.
 
-    Masks are drawn for each image from a generator of its own, seeded by the image's values and `seed`.
+    A mask's weight is the label's probability for the image under that mask; the mean is divided by the share of the
+    image that a mask shows. The map is the same in every channel. Each image's masks are drawn from a generator of its
+    own, seeded with the image's values and `seed`.
 
     Args:
         samples: how many masks.
         cells: of the coarse grid of a mask, on each side.
-        shown: the chance of a cell to be shown.
+        shown: the probability that a cell is shown.
         seed: any integer; another seed draws other masks.
-        batch_size: the most masked images in one batch; None for what usually runs well there.
+        batch_size: the most masked images in one batch; None for the usual number on that device.
     """
 
     name: ClassVar[str] = "RISE"
@@ -138,8 +140,11 @@ class RISE(Explainer):
         return (total / (self.samples * self.shown)).to(images.dtype).expand(images.shape).clone()
 
     def mask(self, height: int, width: int, generator: torch.Generator) -> Tensor:
-        """One mask (1, height, width) in [0, 1]: a coarse grid of zeros and ones, enlarged bilinearly to one cell more
-        than the image and cut out at a random place."""
+        """One mask (1, height, width) in [0, 1].
+
+        A coarse grid of zeros and ones is enlarged bilinearly to one cell more than the image, and cut at a random
+        position.
+        """
         cell_height, cell_width = -(-height // self.cells), -(-width // self.cells)
         grid = (torch.rand(1, 1, self.cells, self.cells, device="cpu", generator=generator) < self.shown).float()
         size = ((self.cells + 1) * cell_height, (self.cells + 1) * cell_width)

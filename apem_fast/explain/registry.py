@@ -1,8 +1,9 @@
 """Explanation methods by name, for the command line and for run records: "smooth-grad:samples=50:sigma=0.1".
 
-Every method also takes `dtype=float64`, and is then computed on a float64 copy of the model.
+Every method also takes `dtype=float64`, which computes it on a float64 copy of the model.
 
-A name with dots is imported: "captum.attr.IntegratedGradients:n_steps=20", "my_package.my_module.my_method:strength=3".
+A name with dots is an import path: "captum.attr.IntegratedGradients:n_steps=20",
+"my_package.my_module.my_method:strength=3".
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def explainer_from(specification: str) -> Explainer:
     """The explainer that "NAME" or "NAME:OPTION=VALUE:OPTION=VALUE" describes.
 
     A NAME with dots is the import path of a class of Captum or of a function (see `from_captum` and `from_callable`);
-    its options are Python literals, and words where they are not. A colon within brackets or quotes is part of a value.
+    its options are Python literals; anything else is taken as text. A colon in brackets or quotes belongs to a value.
 
     Raises:
         ValueError: an unknown name or option, or a value the option does not take.
@@ -100,8 +101,10 @@ def explainer_from(specification: str) -> Explainer:
 
 
 def imported_by(specification: str) -> list[str]:
-    """The import paths of functions and classes that `explainer_from` would import for a specification, beyond this
-    package and Captum: somebody else's code, where the specification is somebody else's."""
+    """The import paths that `explainer_from` would import for a specification, except this package's and Captum's.
+
+    If the specification comes from somebody else, so does that code.
+    """
     name, *assignments = split_outside_brackets(specification.strip(), ":")
     if name in _METHODS and name not in EXPLAINERS:
         return [explainer_from(specification).name]
@@ -140,7 +143,7 @@ def key_of(explainer: Explainer) -> str:
 
 
 def given_method(key: str) -> str:
-    """The key itself; of a method under a program's own name, the key that it would have under its own."""
+    """The key itself; for a method under a name that a program chose, the key that it has under its own name."""
     if not key.startswith("given:"):
         return key
     given = explainer_from(key)
@@ -194,7 +197,7 @@ def _text(text: str) -> str:
 
 
 def _function(path: str) -> Callable:
-    """What "package.module.function" or "package.module:function" names."""
+    """The function that "package.module.function" or "package.module:function" names."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         return getattr(module_named(module), name)

@@ -1,4 +1,4 @@
-"""Maps that another tool made, kept as files: explained by looking them up."""
+"""Maps that another tool made, read from files."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def plain_name(path: str) -> str:
 
 @dataclass(frozen=True)
 class StoredMaps(Explainer):
-    """Maps from a folder: a file for each image, called as the image is.
+    """Maps from a folder, which has a file of the same name for each image.
 
-    A file is .npy, .npz (its only array), .pt (a tensor) or .png (8 or 16 bits), of shape (h, w), (1, h, w), (C, h, w)
-    or (h, w, C), in any scale; of signed values the size counts, as of any attribution. It covers what the network
-    sees, so it has that picture's shape; one of another size is enlarged bilinearly. Files are matched by their path
-    within the folder, or by their name alone where that is enough.
+    A file is .npy, .npz (with one array), .pt (a tensor) or .png (8 or 16 bits), of shape (h, w), (1, h, w), (C, h, w)
+    or (h, w, C), in any scale; of signed values, the absolute value counts. A map covers the part of the photograph
+    that the network sees, so it must have the same proportions; another size is resized bilinearly. Files are matched
+    by their path within the folder, or by their name alone if that is unique.
 
     Args:
         folder: where the files are.
-        title: what the maps are called in a table; the folder's name if empty.
+        title: the maps' name in tables; the folder's name if empty.
 
     Raises:
         ValueError: no folder or no maps in it; on a call, no file for an image, several, or one that is no map of it.
@@ -49,7 +49,7 @@ class StoredMaps(Explainer):
     folder: str
     title: str = ""
     names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    """The images to explain; `for_images` sets them."""
+    """The names of the images to explain; `for_images` sets them."""
     needs_model: ClassVar[bool] = False
     _files: ClassVar[tuple[str, ...]] = ()  # listed once for each object
 
@@ -103,8 +103,8 @@ def map_of_image(values: np.ndarray, image: Tensor, what: str) -> Tensor:
     """One map as an attribution (1, 1 or C, H, W) of one image (1, C, H, W).
 
     Args:
-        values: (h, w), (1, h, w), (C, h, w) or (h, w, C), float64; of another size than the image's it is enlarged.
-        what: how errors call it.
+        values: (h, w), (1, h, w), (C, h, w) or (h, w, C), float64; resized if its size is not the image's.
+        what: its name in errors.
 
     Raises:
         ValueError: another shape, or other proportions than the image's.
@@ -120,7 +120,7 @@ def map_of_image(values: np.ndarray, image: Tensor, what: str) -> Tensor:
 
 
 def _files(folder: str) -> tuple[str, ...]:
-    """The paths of all files of maps in a folder, relative and with slashes."""
+    """The relative paths of all map files in a folder, with slashes."""
     root = Path(folder)
     files = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return tuple(sorted(path.relative_to(root).as_posix() for path in files))

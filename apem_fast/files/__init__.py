@@ -1,1 +1,1 @@
-"""Files that are whole, say when they are damaged, and do not fill the memory; pictures inside a page."""
+"""Files that are written whole, carry a checksum, and are not too large to open; pictures inside a page."""

@@ -1,8 +1,8 @@
-"""Files that carry a checksum of themselves, so that a flipped bit is damage and never another number.
+"""Files with a checksum of their own content, so that a flipped bit is seen as damage and never read as a number.
 
-A Parquet file's own page checksums leave its headers and its footer out, JSON has none at all, and torch.load does not
-look at those of the files that torch.save writes. So all three kinds hold a BLAKE2b digest of all their bytes, taken
-with zeros in the digest's own place. Other programs read the files as ever.
+A Parquet file's page checksums leave out its headers and footer, JSON has none, and torch.load does not check those
+that torch.save writes. So all three kinds of file hold a BLAKE2b digest of all their bytes, computed with zeros in
+place of the digest. Other programs can still read the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FILLED = re.compile(rb"blake2b:[0-9a-f]{%d}" % _DIGITS)
 
 
 class Damaged(ValueError):
-    """A file that is not what was written; says how that is seen."""
+    """A file whose content is not what was written; the message says how that is known."""
 
 
 def _sealed(contents: bytes) -> bytes:
@@ -32,7 +32,7 @@ def _sealed(contents: bytes) -> bytes:
 
 
 def _check(contents: bytes) -> None:
-    """Raises Damaged unless the bytes are those that were sealed."""
+    """Raises Damaged unless the bytes match their checksum."""
     found = list(_FILLED.finditer(contents))
     if len(found) != 1:
         raise Damaged("it is cut off, empty, or has no checksum")
@@ -46,7 +46,7 @@ def _digest(contents: bytes) -> bytes:
 
 
 def json_with_checksum(record: dict[str, Any]) -> bytes:
-    """A record as JSON, its checksum as the last entry."""
+    """A record as JSON whose last entry is its checksum."""
     plain = {name: value for name, value in record.items() if name != "checksum"} | {"checksum": _EMPTY.decode()}
     return _sealed((json.dumps(plain, indent=2) + "\n").encode("ascii"))
 
@@ -62,7 +62,7 @@ def checked_json(contents: bytes) -> dict[str, Any]:
 
 
 def parquet_of(table: pyarrow.Table) -> bytes:
-    """A table as a Parquet file, its pages with checksums of their own, and one of the file among its metadata."""
+    """A table as a Parquet file, with a checksum of each page, and one of the whole file in its metadata."""
     import pyarrow
     import pyarrow.parquet
 
@@ -93,7 +93,7 @@ _END_OF_ZIP = 22  # bytes of the last record of a zip file, which ends with the 
 
 
 def tensors_with_checksum(content: dict[str, Any]) -> bytes:
-    """What torch.save writes, the checksum as the comment of the zip file that it is."""
+    """The file that torch.save writes, which is a zip file, with the checksum as the zip file's comment."""
     import torch
 
     buffer = io.BytesIO()
@@ -105,7 +105,7 @@ def tensors_with_checksum(content: dict[str, Any]) -> bytes:
 
 
 def checked_tensors(contents: bytes) -> dict[str, Any]:
-    """The content that `tensors_with_checksum` wrote, on the CPU; nothing in it is run.
+    """The content that `tensors_with_checksum` wrote, on the CPU. No code in the file is run.
 
     Raises:
         Damaged: it is another one, or holds more than tensors and plain values.

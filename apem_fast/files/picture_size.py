@@ -1,4 +1,4 @@
-"""How large a picture may be: a small file can hold one that fills the memory."""
+"""The greatest size of a picture: even a small file can decode to one that fills the memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ VARIABLE = "APEM_FAST_MOST_PIXELS"
 
 
 def require_size(picture: Image.Image) -> None:
-    """Looks at a picture that is open and not decoded yet.
+    """Checks the size of a picture that is open but not decoded yet.
 
     Raises:
-        ValueError: it has more pixels than MOST_PIXELS, or than the environment variable that raises it says.
+        ValueError: it has more pixels than MOST_PIXELS, or than the environment variable allows that raises the limit.
     """
     width, height = picture.size
     if width * height > most_pixels():
@@ -25,7 +25,7 @@ def require_size(picture: Image.Image) -> None:
 
 
 def most_pixels() -> int:
-    """The limit; where the user has raised it, Pillow's own is raised with it."""
+    """The limit, in pixels. If the user has raised it, Pillow's own limit is raised with it."""
     given = os.environ.get(VARIABLE, "")
     if not given:
         return MOST_PIXELS

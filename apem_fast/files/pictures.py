@@ -1,4 +1,4 @@
-"""Pictures inside a page: tensors as PNG files, files as data URIs, matplotlib's figures as SVG."""
+"""Pictures inside a page: tensors as PNG files, files as data URIs, matplotlib figures as SVG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @cache
 def colour_scale() -> NDArray[np.uint8]:
-    """(256, 3): the colour of each grey level of a map, in a scale that is even to the eye and safe in print."""
+    """The colour of each of 256 levels, (256, 3), in a perceptually uniform scale that also prints well in grey."""
     with extra("experiment", "a coloured map"):
         from matplotlib import colormaps
 
@@ -37,12 +37,12 @@ def png_of(values: Tensor) -> bytes:
 
 
 def data_uri(file: bytes, kind: str) -> str:
-    """A picture's file, "png" or "webp", as the address of itself."""
+    """The content of a picture file, of the kind "png" or "webp", as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(file).decode('ascii')}"
 
 
 def svg_of(figure: Figure, **how: Any) -> str:
-    """A figure as the element of a page, with no date in it; `how` goes to matplotlib's `savefig`."""
+    """A figure as an SVG element for a page, without a date; `how` is passed to matplotlib's `savefig`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}, **how)
     svg = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their place, then renamed into it."""
+"""Files that exist whole or not at all: each is written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path
 
 
 def part_of(path: Path, *, own: bool = False) -> Path:
-    """Where a file is written before it is renamed: beside it, hidden.
+    """The hidden path beside a file, under which it is written before it is renamed.
 
     Args:
         path: of the file.
-        own: a name of this process's own, for files that several processes may write at once. Else it is always the
-            same, so that what a killed process left there is overwritten, not left behind.
+        own: a name that only this process uses, for files that several processes may write at once. Without it the
+            path is always the same, so that the next write replaces what a killed process left there.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.part" if own else f".{path.name}.part")
 
 
 @contextmanager
 def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
-    """Gives the path to write to; a reader sees the old file, the new file, or none, never a part.
+    """A path to write to within the block. A reader of `path` sees the old file, the new one or none, never a part.
 
-    What lay there is removed first, a link too, which so leads nowhere; after an error nothing is left.
+    Whatever already has the path to write to is removed first, also a link, so that no link is followed. After an
+    error nothing is left there.
     """
     part = part_of(path, own=own)
     part.unlink(missing_ok=True)
@@ -36,7 +37,7 @@ def written_whole(path: Path, *, own: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Writes a file whole; what it holds is on the disk before it has its name. No link is followed.
+    """Writes a file whole: its content is on the disk before it gets its name. No link is followed.
 
     Raises:
         ValueError: it cannot be written.

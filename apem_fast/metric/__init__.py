@@ -1,7 +1,7 @@
-"""APEM: how reliable a relevance map is, by how little perturbation along it changes the model's prediction.
+"""APEM: how reliable a relevance map is, measured by the least perturbation along it that changes the prediction.
 
-The definition is P1 section III-A and P2 section 3.1. Epsilons live in the space of the tensors that the model
-receives; the l1 norm of the perturbation equals epsilon wherever the gradient is not exactly 0.
+The definition is in P1 section III-A and P2 section 3.1. Epsilons are in the space of the tensors that the model
+receives; the l1 norm of the perturbation equals epsilon if no gradient is exactly 0.
 """
 
 from apem_fast.metric.evaluator import Evaluator

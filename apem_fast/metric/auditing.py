@@ -1,7 +1,7 @@
-"""An audit: rays drawn at random are scanned at every grid point, and it is said how often the search was wrong.
+"""An audit: some rays, drawn at random, are scanned at every grid point, and the search is compared with the scan.
 
-What a search skips it cannot vouch for. A scan of some rays can: from how many of how many differ follows, by Clopper
-and Pearson, at most which share of all epsilons is wrong.
+A search skips grid points, and cannot know what it missed there. A scan of a random sample of rays bounds it: from the
+number of rays that differ follows the greatest share of all epsilons that can be wrong (Clopper and Pearson).
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ CONFIDENCE = 0.95
 
 
 def most_wrong(rays: int, differ: int, confidence: float = CONFIDENCE) -> float:
-    """At most which share is wrong, of which `differ` of `rays` drawn at random are: one-sided, Clopper and Pearson."""
+    """The upper confidence bound of the share that is wrong, if `differ` of `rays` drawn at random are wrong.
+
+    It is one-sided, by Clopper and Pearson.
+    """
     with extra("explain", "the confidence of an audit"):
         from scipy.stats import beta
 
@@ -34,16 +37,16 @@ def most_wrong(rays: int, differ: int, confidence: float = CONFIDENCE) -> float:
 
 
 def most_wrong_of(total: int, rays: int, differ: int, confidence: float = CONFIDENCE) -> int:
-    """At most how many of `total` are wrong, of which `differ` of `rays` drawn without replacement are.
+    """The upper confidence bound of the number wrong among `total`, if `differ` of `rays` drawn from them are wrong.
 
-    Clopper and Pearson's bound with the distribution that such a draw has, the hypergeometric one: the most wrong ones
-    of which so few would be drawn with a probability above 1 - `confidence`. It is exact, and less than the binomial
-    bound because what was scanned is known and no longer a guess: of everything scanned, `differ` are wrong.
+    This is Clopper and Pearson's bound with the hypergeometric distribution, since rays are drawn without replacement:
+    the greatest number of wrong ones of which so few are drawn with a probability above 1 - `confidence`. It is exact,
+    and lower than the binomial bound, since the scanned rays themselves are known.
     """
     with extra("explain", "the confidence of an audit"):
         from scipy.stats import hypergeom
 
-    low, high = differ, total - (rays - differ)  # as many are wrong at least, and at most
+    low, high = differ, total - (rays - differ)  # the least and the greatest number that can be wrong
     while low < high:
         middle = (low + high + 1) // 2
         if hypergeom.cdf(differ, total, middle, rays) > 1 - confidence:
@@ -55,7 +58,7 @@ def most_wrong_of(total: int, rays: int, differ: int, confidence: float = CONFID
 
 @dataclass(frozen=True)
 class Difference:
-    """One audited ray whose epsilon is not the scan's; epsilons are None where a ray did not flip."""
+    """One audited ray for which search and scan differ; an epsilon is None where no flip was found."""
 
     maps: str
     image: int | str  # its place, or its name in a run
@@ -66,16 +69,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a scan of some rays says of the search that measured all of them."""
+    """The result of an audit: what a scan of some rays says about the search that measured all of them."""
 
     rays: int  # that were scanned
-    of: int  # all there are
+    of: int  # rays in all
     differences: tuple[Difference, ...]
     probes: int  # model inputs that the scan took
 
     @property
     def most_wrong(self) -> float:
-        """At most this share of the epsilons is wrong, with 95 % confidence; what is known where all were scanned."""
+        """At most this share of the epsilons is wrong, with 95 % confidence; the exact share if all were scanned."""
         if self.rays == self.of:
             return len(self.differences) / self.rays
         return most_wrong(self.rays, len(self.differences))
@@ -84,7 +87,7 @@ class Audit:
         exact = self.rays - len(self.differences)
         if self.rays == self.of:
             return f"{exact} of {self.rays} rays exact: all were audited."
-        least = np.floor(1000 * (1 - self.most_wrong)) / 10  # never more than is known
+        least = np.floor(1000 * (1 - self.most_wrong)) / 10  # rounded down, so that it is still true
         return (
             f"{exact} of {self.rays} audited rays exact: with 95 % confidence at least {least:.1f} % of these "
             "epsilons are."
@@ -93,7 +96,7 @@ class Audit:
 
 @said_by("audit")
 def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Which rays of each stratum are audited: as many of each, as far as they go, at random and in order.
+    """Which rays of each stratum are audited: drawn at random, in proportion to the strata's sizes, and sorted.
 
     Raises:
         ValueError: more rays than there are, or fewer than one.
@@ -104,7 +107,7 @@ def drawn(strata: Mapping[str, int], rays: int, seed: int) -> dict[str, NDArray[
         raise ValueError(sentence(f"rays must be at most the {total} that there are (got {rays})"))
     share = dict.fromkeys(strata, 0)
     random = np.random.default_rng(validation.whole("seed", seed, least=0))
-    # In proportion to their sizes: so every ray is as likely as any other, which the bound rests on.
+    # In proportion to their sizes, so that every ray is equally likely to be drawn: the bound requires it.
     order = random.permutation(np.repeat(np.arange(len(strata)), list(strata.values())))
     quotas = [rays * size // total for size in strata.values()]
     for name, quota in zip(strata, quotas):
@@ -128,7 +131,7 @@ def audit_maps(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Audit:
-    """Scans rays drawn at random, as many of each set of maps as its share, at every grid point up to their flips.
+    """Scans rays drawn at random at every grid point up to their flips; each set of maps gets its share of them.
 
     Args:
         evaluator: with the options of the search that is audited.
@@ -187,8 +190,11 @@ def audit_maps(
 def scanned(
     evaluator: Evaluator, maps: Tensor, ray: NDArray[np.int64], progress: Progress | None = None
 ) -> tuple[tuple[NDArray[np.float64], NDArray[np.int64]], NDArray[np.bool_]]:
-    """The epsilons of some rays of a set of maps by a scan, the probes of each, and which flip; ray 2m is map m's along
-    the relevance, 2m + 1 along the irrelevance. Always in float32: a scan has no use for a screen."""
+    """Scans some rays of a set of maps: their epsilons, the probes of each, and whether they flip.
+
+    Ray 2m is map m's along the relevance, ray 2m + 1 along the irrelevance. Probes always run in float32, since a scan
+    gains nothing from a low-precision screen.
+    """
     row, half = np.unique(ray // 2, return_inverse=True)
     all_rays = evaluator.rays(maps[torch.from_numpy(row).to(maps.device)].detach(), row)
     few = all_rays.only(2 * half + ray % 2)

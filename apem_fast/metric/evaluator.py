@@ -34,18 +34,18 @@ from apem_fast.running.runners import runner_for
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.search import Certified
 
-FEW = 4  # images on which it is seen whether a network can be bounded
+FEW = 4  # images on which it is tried whether a network can be bounded
 
 
 @documented()
 class Evaluator:
-    """A model and images made ready for any number of relevance maps: the sign gradients are computed once.
+    """A model and its images, prepared once for any number of relevance maps: sign gradients are not computed again.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes), or what `Classifier` reads as such.
         images: (N, C, H, W) float32 or float64 as the model receives them, on the model's device.
-        labels: the predictions, (N,) int64, if known; they are checked. None takes the model's.
-        target: a class to follow in place of the prediction, one for all or (N,) int64: see `apem`.
+        labels: the predictions, (N,) int64, if known; an error if they are not the model's.
+        target: a class to follow instead of the prediction, one for all images or (N,) int64: see `apem`.
         options: see `apem_fast.options.Options`.
 
     The model, its mode, parameters, gradients and hooks, the images and the random state are left as they were.
@@ -96,7 +96,7 @@ class Evaluator:
         return policy if isinstance(policy, Certified) else None
 
     def _check_provable(self) -> None:
-        """That a proof is of what decides, and that the model's operations can be bounded, before any search."""
+        """Raises, before any search, if the record is not float64 or an operation of the model cannot be bounded."""
         if self.record != "float64":
             raise ValueError(
                 sentence(
@@ -111,14 +111,16 @@ class Evaluator:
             lowest, _ = prober.least_margins(row, np.zeros(len(few)), np.zeros(len(few)))
         if not (lowest > 0).any():
             warn(
-                'search="certified": the network is so deep that the bounds of its roundings prove nothing, and '
-                "every grid point up to a flip is asked of the answer of record, as slowly as by a scan"
+                'search="certified": the network is so deep that the bounds on its rounding errors prove nothing, so '
+                "every grid point up to a flip is computed in float64, which is as slow as a scan"
             )
 
     @said_by("Evaluator.on")
     def on(self, images: Tensor, labels: Tensor | None = None, target: int | Tensor | None = None) -> Evaluator:
-        """The same model and options for other images of the same shape: what was found out about batches and captured
-        in graphs is shared, not found out again."""
+        """An evaluator with the same model and options for other images of the same shape.
+
+        The tuned batch sizes and captured graphs are shared with it, not made again.
+        """
         validation.images(images, self._model)
         if images.shape[1:] != self._images.shape[1:] or images.dtype != self._images.dtype:
             raise ValueError(
@@ -139,36 +141,36 @@ class Evaluator:
 
     @property
     def images(self) -> Tensor:
-        """(N, C, H, W), as they were given."""
+        """The images, as they were given: (N, C, H, W)."""
         return self._images
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64: the model's predictions, or the targets."""
+        """The model's predictions, or the targets: (N,) int64."""
         return self._clean.labels
 
     @property
     def record(self) -> str:
-        """What decides labels, signs, and margins that are close to 0: "float64" or "float32"."""
+        """The type that decides labels, sign gradients, and margins close to 0: "float64" or "float32"."""
         return self._record.precision
 
     @property
     def logits(self) -> Tensor:
-        """(N, classes): the model's answer to each image alone, of the record's type."""
+        """The model's logits for each image alone, (N, classes), in the type of the record."""
         return self._clean.logits
 
     @property
     def sign_gradient(self) -> Tensor:
-        """(N, C, H, W) int8: the sign of the gradient of the cross entropy of the prediction."""
+        """The sign of the gradient of the prediction's cross entropy: (N, C, H, W) int8."""
         return self._clean.sign
 
     def rays(self, maps: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
-        """Two rays a map: 2m along map m's relevance, 2m + 1 along its irrelevance."""
+        """Two rays for each map: ray 2m along the relevance of map m, ray 2m + 1 along its irrelevance."""
         return self._bounded(relevance_rays(self._images, self._clean, maps, image_of_map))
 
     @contextmanager
     def probing(self, rays: Rays, precision: str | None = None) -> Iterator[Prober]:
-        """Answers probes of `rays` while it is open, in the batches and the precision of the options."""
+        """A prober of `rays`, usable within the block, with the batch size and the precision of the options."""
         precision = precision or self.options.precision
         with self.probing_exactly(rays) as exact:
             if precision == "float32":
@@ -178,7 +180,7 @@ class Evaluator:
 
     @contextmanager
     def probing_exactly(self, rays: Rays) -> Iterator[BatchProber]:
-        """The same in the images' own type, whatever the precision of the options."""
+        """The same in the images' own type, without the screen that `precision` asks for."""
         validation.model(self._model)  # its mode may have changed since
         prober = BatchProber(self._model, rays, self._tuner, self._runner, self._record)
         with undisturbed(self._model, self._images), prober:
@@ -189,7 +191,7 @@ class Evaluator:
     def apem(
         self, relevance: Mapping[str, Tensor], progress: Progress | None = None, *, on_bad_map: str = "raise"
     ) -> dict[str, ApemResult]:
-        """The metric of several sets of maps of these images at once, packed into the same batches.
+        """The metric of several sets of maps of these images, which share their batches.
 
         Args:
             relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
@@ -197,7 +199,7 @@ class Evaluator:
             on_bad_map: see the function `apem`.
 
         Raises:
-            TypeError: `relevance` is a tensor and no dictionary; the function `apem` takes a tensor.
+            TypeError: `relevance` is a tensor, not a dictionary; the function `apem` takes a tensor.
         """
         validation.on_bad_map(on_bad_map)
         validation.maps_by_name(relevance)
@@ -214,7 +216,7 @@ class Evaluator:
         total = 2 * len(self._images) * len(relevance)
         decided = probes = 0
         results: dict[str, ApemResult] = {}
-        for names in groups.values():  # maps with and without channels cannot lie in one tensor
+        for names in groups.values():  # maps with and without channels do not fit into one tensor
 
             def report(done: int, _: int, probes_here: int, decided: int = decided, probes: int = probes) -> None:
                 if progress is not None:
@@ -302,7 +304,7 @@ class Evaluator:
 
 
 def _without(result: ApemResult, bad: Tensor | None) -> ApemResult:
-    """The result with NaN in the place of the maps that were measured only for company."""
+    """The result with NaN for the bad maps, in whose place a dummy map was measured."""
     if bad is None or not bool(bad.any()):
         return result
     bad = bad.cpu()

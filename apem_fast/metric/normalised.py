@@ -1,7 +1,7 @@
 """APEM normalised by shuffled maps: how much better than chance a relevance map is (P2 section 5.2, Table 5.1).
 
-A shuffled map has the values of the map it comes from and no explanation left, so its epsilons say how easily the
-image itself flips. Divided by them, scores of images, models and methods can be set side by side.
+A shuffled map has the same values as the map, but no explanation left, so its epsilons say how easily the image itself
+flips. Dividing by them makes scores of different images, models and methods comparable.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAPS_AT_ONCE = 64  # shuffled maps in memory: 40 MB of 3 x 224 x 224
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ShuffledEpsilons(TableResult):
-    """The least epsilons over the shuffles of each map (all tensors are (N,), on the CPU)."""
+    """The least epsilon over the shuffles of each map (all tensors are (N,), on the CPU)."""
 
     epsilon_minus: Tensor  # float64: the least at which one of the shuffled maps flips the image
     epsilon_plus: Tensor  # float64: the same for the irrelevance of the same shuffled maps
@@ -73,7 +73,7 @@ class ApemNormResult(TableResult):
 
     @property
     def censored(self) -> Tensor:
-        """(N,) bool: whether any of the four epsilons is not exact, and so the score is not."""
+        """Whether any of the four epsilons is censored, so that the score is not exact: (N,) bool."""
         plain, chance = self.apem, self.shuffled
         return ~(plain.flipped_minus & plain.flipped_plus & chance.flipped_minus & chance.flipped_plus)
 
@@ -122,24 +122,22 @@ def apem_norm(
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
 ) -> ApemNormResult:
-    """APEM of `relevance` in units of what shuffled maps reach (P2 section 5.2).
+    """APEM of `relevance` relative to shuffled maps (P2 section 5.2).
 
-    Each map is shuffled `shuffles` times: all its values, those of all channels together where it has channels, are
-    put in random order. The shuffle's irrelevance is 1 minus the shuffle, the same order for both. The image's
-    shuffled epsilons are the least over the shuffles, for a flip of any of them sets them; the score is
-    epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus. A map that is no better than
-    chance scores near 0; note that a least of ten is smaller than a typical one, which stretches the scores.
+    Each map is shuffled `shuffles` times: all its values, across channels too, are put in random order. The shuffle's
+    irrelevance is 1 minus the shuffle. An image's shuffled epsilons are the least over its shuffles, and the score is
+    epsilon_plus / epsilon_shuffle_plus - epsilon_minus / epsilon_shuffle_minus. A map that is no better than chance
+    scores near 0. The least of ten shuffled epsilons is smaller than a typical one, which enlarges the scores.
 
     Args:
         shuffles: of each map; P2 has ten.
-        generator: one number is drawn from it to seed the shuffles; None gives the same shuffles every time. What a
-            map's shuffles are depends on the map and that number alone, not on the other images.
-        progress: called with (rays decided, rays in all, probes so far), the shuffles' rays among them.
+        generator: one number is drawn from it to seed the shuffles; None gives the same shuffles every time. The
+            shuffles of a map depend only on the map and that number, not on the other images.
+        progress: called with (rays decided, rays in all, probes so far), which include the shuffles' rays.
 
         options: see `apem_fast.options.Options`; shuffles are always probed in float32.
 
-    The other arguments and the errors are those of `apem`. A generator that is passed is advanced; nothing else of the
-    caller's is changed.
+    The other arguments and the errors are those of `apem`. The generator is advanced; nothing else is changed.
     """
     validation.whole("shuffles", shuffles)
     validation.not_certified(Options.of(**options).policy, "of shuffled maps")
@@ -170,10 +168,10 @@ def shuffled_epsilons(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ShuffledEpsilons:
-    """The second half of `apem_norm`, for an evaluator that is at hand: many maps of the same images share it.
+    """The shuffled epsilons of `apem_norm`, for an evaluator that exists already: many maps of its images can share it.
 
-    No shuffle's ray is searched beyond the nearest flip that is known of the others, and only a few images' shuffles
-    are in memory at a time.
+    A shuffle's ray is searched only up to the nearest flip found on the others, and only a few images' shuffles are in
+    memory at a time.
 
     Args:
         evaluator: of the images.

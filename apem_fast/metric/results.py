@@ -1,4 +1,4 @@
-"""What the metric returns: epsilons of each image, along one direction or along both rays of a map."""
+"""The metric's results: epsilons of each image, along one direction or along both rays of a map."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EpsilonResult(TableResult):
         return [counted(len(self.epsilon), "image"), median, censored(self.flipped), *how]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The epsilon of each image, a hollow dot where it is censored; into new matplotlib axes if none are given."""
+        """Draw the epsilon of each image, with a hollow dot if it is censored. Without `ax`, into new axes."""
         return draw_values(ax, self.epsilon, self.flipped, xlabel="ε", label="least ε", log=True)
 
 
@@ -46,8 +46,8 @@ class EpsilonResult(TableResult):
 class ApemResult(TableResult):
     """The metric of N images (all tensors are (N,), on the CPU).
 
-    A ray without a flip is censored: its epsilon is `max_epsilon`, its `flipped_*` is False, and so the score is
-    not exact: too low where only the irrelevance ray is censored, too high where only the relevance ray is.
+    A ray without a flip is censored: its epsilon is `max_epsilon` and its `flipped_*` is False. The score is then not
+    exact: it is too low if only the irrelevance ray is censored, and too high if only the relevance ray is.
     """
 
     epsilon_minus: Tensor  # float64, on the relevance ray
@@ -68,17 +68,17 @@ class ApemResult(TableResult):
 
     @property
     def mean(self) -> float:
-        """APEM, P1 equation 2: the mean score over the images, without those that could not be measured."""
+        """APEM, P1 equation 2: the mean score over the images that could be measured."""
         return float(self.score.nanmean())
 
     @property
     def measured(self) -> Tensor:
-        """(N,) bool; False where the map leaves no ray, and so every number is NaN: see `on_bad_map` of `apem`."""
+        """Whether the map could be measured, (N,) bool; if not, its numbers are NaN: see `on_bad_map` of `apem`."""
         return ~self.epsilon_minus.isnan()
 
     @property
     def median(self) -> float:
-        """The median score, the mean of the middle two for an even number of images."""
+        """The median score; for an even number of images, the mean of the middle two."""
         scores = self.score[self.measured]
         return float(np.median(scores.numpy())) if len(scores) else math.nan
 
@@ -96,10 +96,9 @@ class ApemResult(TableResult):
         return [*said, f"max_epsilon={self.max_epsilon:g}", f"step={self.step:g}", *how]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Both epsilons of each image, hollow dots where they are censored; into new matplotlib axes if none are given.
+        """Draw both epsilons of each image, with hollow dots if they are censored. Without `ax`, into new axes.
 
-        A good map has its epsilon_minus far to the left of its epsilon_plus. More than 30 images are sorted by their
-        score.
+        A good map has its epsilon_minus far to the left of its epsilon_plus. More than 30 images are sorted by score.
         """
         rays = (
             ("ε⁻, relevance", COLOURS["epsilon_minus"], self.epsilon_minus, self.flipped_minus),

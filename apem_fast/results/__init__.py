@@ -1,4 +1,4 @@
-"""What all results share: how they compare, what they say of themselves, how they are drawn; maps over their images."""
+"""What all results share: comparison, one-line text, tables and plots; and relevance maps laid over their images."""
 
 from apem_fast.results.result import Result, TableResult, censored, counted, short
 

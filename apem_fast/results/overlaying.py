@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 GAP = 4  # pixels between pictures
-_NEARLY = 1e-3  # how far outside [0, 1] values may lie that were rounded
+_NEARLY = 1e-3  # how far rounding may carry values outside [0, 1]
 
 
 @said_by("overlay")
 def overlay(relevance: Tensor | Mapping[str, Tensor], pixels: Tensor, *, opacity: float = 0.6) -> Image.Image:
-    """Relevance maps laid over their images: a picture with a row for each image, itself and with its map.
+    """Relevance maps laid over their images: one picture, in which each row has an image and the image with its map.
 
-    A notebook shows it as it is; `.save("maps.png")` keeps it. The photograph is grey under the map, so that all colour
-    is the map's: from black for 0 over red to bright yellow for 1.
+    A notebook shows it as it is; `.save("maps.png")` writes it. Under the map the photograph is grey, so that all
+    colour is the map's: from black for 0 through red to bright yellow for 1.
 
     Args:
         relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1], as `relevance_map` makes it, or (N, H, W), or one map (H, W).
-            Channels are averaged; a map of another size than the pixels' is stretched to it bilinearly. Several sets of
-            maps, by their names, get a column each, in their order.
+            Channels are averaged; a map whose size is not that of the pixels is resized bilinearly. A dictionary of
+            several such sets gets one column for each, in order.
         pixels: the images as a person sees them, (N, 3, H, W) or (N, 1, H, W) in [0, 1], before any normalisation; or
-            one of them without the first dimension.
+            one image without the first dimension.
         opacity: of the map, in [0, 1].
 
     Raises:

@@ -1,4 +1,4 @@
-"""How results are drawn with matplotlib: epsilons of images, curves over images, and maps laid over their images.
+"""Drawing results with matplotlib: epsilons of images, and curves over images.
 
 Every function draws into the axes that it is given, or into new ones, and returns them.
 """
@@ -45,7 +45,7 @@ def draw_ticks(ax: Axes | None, epsilons: Sequence[tuple[str, str, Tensor]], *, 
 
 
 def _rows(order: Tensor) -> np.ndarray:
-    """The row of each image: few as they come, many by `order`, the greatest on top."""
+    """The row of each image: a few images in their own order, many sorted by `order`, the greatest on top."""
     rows = np.arange(len(order))
     if len(order) > LABELLED:
         rows[np.argsort(-order.numpy(), kind="stable")] = np.arange(len(order))
@@ -60,12 +60,12 @@ def draw_epsilons(
     xlabel: str = "ε, in l1 of the model's input",
     log: bool = True,
 ) -> Axes:
-    """A row for each image: a dot at each of its epsilons, hollow where it is censored, and a line between them.
+    """One row for each image: a dot at each of its epsilons, hollow if it is censored, and a line between them.
 
     Args:
         ax: to draw into.
         epsilons: label, colour, values (N,) and whether each is a flip (N,).
-        order: by what many images are sorted, the greatest on top.
+        order: the values by which many images are sorted, the greatest on top.
         xlabel: of the axis.
         log: whether its scale is logarithmic.
     """
@@ -106,7 +106,7 @@ def draw_curves(
     Args:
         ax: to draw into.
         x: (K,).
-        curves: (N, K); what is NaN is left out of the mean.
+        curves: (N, K); the mean leaves NaN out.
         xlabel, ylabel: of the axes.
         label: of the mean.
         colour: of all lines.
@@ -124,12 +124,12 @@ def draw_curves(
 
 
 def draw_values(ax: Axes | None, values: Tensor, exact: Tensor, *, xlabel: str, label: str, log: bool = False) -> Axes:
-    """A dot for each image, hollow where its value is not exact."""
+    """One dot for each image, hollow if its value is not exact."""
     return draw_epsilons(ax, [(label, COLOURS["score"], values, exact)], order=values, xlabel=xlabel, log=log)
 
 
 def quiet(ax: Axes, grid: str) -> Axes:
-    """Only what a reader needs: no box, a faint grid."""
+    """The axes without a box and with a faint grid."""
     ax.grid(axis=grid, alpha=0.2, linewidth=0.6)  # type: ignore[arg-type]
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

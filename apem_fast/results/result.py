@@ -1,7 +1,7 @@
-"""What all results share: they compare by value, say in one line what they are, and show as a small table in notebooks.
+"""The base classes of results: they compare by value, print in one line, and show as a small table in notebooks.
 
-A result is a frozen dataclass that holds tensors. Left to Python, `==` of two of them would raise, because a comparison
-of tensors is a tensor and no truth, and printing one would print every number in it.
+A result is a frozen dataclass that holds tensors. With the methods that Python generates, `==` would raise, because
+comparing tensors gives a tensor and not a bool, and `print` would show every number.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     import pandas
 
 ROWS_SHOWN = 8  # of a table in a notebook
-FEW = 4  # values that a line of text gives one by one
+FEW = 4  # up to so many values are written out in a line of text
 
 
 class Result:
     """A frozen dataclass of tensors and plain values; declare it with `eq=False, repr=False`.
 
-    Two results are equal if they are of one class and all that they hold is equal: tensors of the same type and shape,
-    wherever they lie, with NaN equal to NaN. Equal results have equal hashes, as long as nobody writes into their
-    tensors.
+    Two results are equal if their class and all their values are. Tensors are equal if type, shape and numbers are, on
+    any device, and NaN equals NaN. Equal results have equal hashes, unless somebody writes into their tensors.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -46,7 +45,7 @@ class Result:
         return f"<{type(self).__name__}: {', '.join(self._said())}>"
 
     def _said(self) -> list[str]:
-        """What the one line says, the most important first."""
+        """The parts of the one-line text, the most important first."""
         return [f"{name}={short(value)}" for name, value in _fields(self).items()]
 
     def _repr_html_(self) -> str:
@@ -61,7 +60,7 @@ class TableResult(Result):
         raise NotImplementedError
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row an image (and stage, where there are several), one column a quantity."""
+        """A table with one row for each image (and stage, if there are several) and one column for each quantity."""
         with extra("experiment", "to_dataframe"):
             import pandas
 
@@ -88,7 +87,7 @@ def censored(*flipped: Tensor) -> str:
 
 
 def short(value: object) -> str:
-    """A value in a few words: a tensor of many values by its shape and the range that they lie in."""
+    """A value in a few words; a tensor of many values as its shape and the range of its values."""
     if isinstance(value, Tensor):
         return _short_tensor(value.detach())
     if isinstance(value, float):
@@ -185,7 +184,7 @@ def _cell(value: Any) -> str:
 
 
 def _html(title: str, said: Sequence[str], heads: Sequence[str], rows: Sequence[Sequence[str]], more: int = 0) -> str:
-    """A caption and a table, without style sheets, scripts or links: a notebook has its own."""
+    """A caption and a table, without style sheets, scripts or links, since a notebook has its own style."""
     caption = f"<b>{escape(title)}</b>" + (f": {escape(', '.join(said))}" if said else "")
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join(

@@ -1,5 +1,7 @@
-"""What the metric demands of a user's arguments: one sentence each that names the argument, what was expected and
-what came. Nothing is guessed, and nothing but numbers is converted."""
+"""Checks of a user's arguments. Each error is one sentence: the argument, what was expected, and what came.
+
+Nothing is guessed, and nothing is converted except numbers.
+"""
 
 from apem_fast.validation.numbers import choice, make_numbers_plain, number, plain, positive, whole, whole_or_none
 from apem_fast.validation.options import (

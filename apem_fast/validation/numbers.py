@@ -1,4 +1,4 @@
-"""Numbers of any kind, of which floats and ints are made: float64 here and nowhere else."""
+"""Checks of numbers and choices. Numbers of any type become Python's floats (float64) and ints here, and only here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apem_fast.callers import said_by, sentence
 
 
 def type_name(value: object) -> str:
-    return type(value)._type_name__
+    return type(value).__name__
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -24,8 +24,10 @@ def dtype_name(tensor: Tensor) -> str:
 
 
 def number(name: str, value: object) -> float:
-    """A real number of any kind (int, float, Fraction, a NumPy scalar, a tensor of no dimensions) as a float: whatever
-    is computed with it later is computed in float64."""
+    """A real number of any type (int, float, Fraction, NumPy scalar, tensor without dimensions) as a float.
+
+    Later arithmetic with it is then in float64.
+    """
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
@@ -37,7 +39,7 @@ def number(name: str, value: object) -> float:
 
 
 def plain(value: Any) -> Any:
-    """A number of any kind as an int or a float; anything else as it is, to be refused by whoever knows its name."""
+    """A number of any type as an int or a float; anything else unchanged, for the caller to refuse by name."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
@@ -46,10 +48,10 @@ def plain(value: Any) -> Any:
 
 
 def make_numbers_plain(record: Any) -> None:
-    """In a frozen dataclass: what is computed with its numbers, compared or written down is an int or a float.
+    """Replaces the numbers in a frozen dataclass by ints and floats, which compute, compare and print as such.
 
     Raises:
-        TypeError: another thing is where a float is declared.
+        TypeError: a field that is declared as a float holds something else.
     """
     name = getattr(record, "name", None)
     with said_by(name) if isinstance(name, str) else nullcontext():
@@ -69,7 +71,7 @@ def positive(name: str, value: object) -> float:
 
 
 def whole(name: str, value: object, least: int = 1, kind: str = "a whole number") -> int:
-    """A whole number of any kind as an int."""
+    """A whole number of any type as an int."""
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -80,12 +82,12 @@ def whole(name: str, value: object, least: int = 1, kind: str = "a whole number"
 
 
 def whole_or_none(name: str, value: object) -> int | None:
-    """The same, or None."""
+    """A whole number of any type as an int, or None."""
     return None if value is None else whole(name, value, kind="a whole number or None")
 
 
 def choice(name: str, value: object, known: Iterable[str]) -> None:
-    """One of a few words."""
+    """Raises unless the value is one of a few known words."""
     known = tuple(known)
     if value not in known:
         raise ValueError(sentence(f"{name} must be one of {', '.join(known)} (got {value!r})"))

@@ -1,4 +1,4 @@
-"""What options must be: precision, grid, bounds, and what the filter and bad maps are told."""
+"""Checks of options: precision, grid, bounds, and the options of the filter and of bad maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRECISIONS = ("float32", "bfloat16", "float16", "tf32")
 
 
 def precision(value: str, images: Tensor | None = None) -> None:
-    """Whether it is one, and with `images` whether it goes with them."""
+    """Raises unless the value is a known precision and, with `images`, one that can be used for them."""
     choice("precision", value, PRECISIONS)
     if images is None or value == "float32":
         return
@@ -38,7 +38,7 @@ def min_drop(value: object) -> float:
 
 
 def not_certified(search: object, epsilons: str) -> None:
-    """A search that proves epsilons does not prove those."""
+    """Raises if the search is "certified", which does not prove these epsilons."""
     if isinstance(search, Certified):
         raise ValueError(  # noqa: TRY004 - of the option's value: by its name it is a string
             sentence(
@@ -53,14 +53,14 @@ def on_bad_map(value: object) -> None:
         raise ValueError(sentence(f'on_bad_map must be "raise" or "flag" (got {value!r})'))
 
 
-MOST_STEPS = 2**53  # beyond which not every whole number of steps is a float64
-MANY_STEPS = 10**7  # a search still takes few probes, but a scan never ends, and float32 images cannot tell steps apart
+MOST_STEPS = 2**53  # above it, not every whole number of steps is a float64
+MANY_STEPS = 10**7  # above it, a scan never ends, and steps are lost in the rounding of float32 images
 
 
 def grid_steps(max_epsilon: float, step: float) -> int:
     """The last step of the grid: the greatest k with k * step <= max_epsilon.
 
-    A quotient like 0.3 / 0.1 falls just short of the whole number that it means, and counts as that.
+    A quotient like 0.3 / 0.1 is just below the whole number that is meant, and counts as that number.
     """
     if max_epsilon < step:
         raise ValueError(sentence(f"max_epsilon must be at least step={step:g} (got {max_epsilon:g})"))
@@ -82,7 +82,7 @@ def grid_steps(max_epsilon: float, step: float) -> int:
 
 
 def bounds(value: object) -> tuple[float | tuple[float, ...] | None, float | tuple[float, ...] | None]:
-    """Each None, a float, or a tuple of one for each channel."""
+    """The pair (lower, upper), each as None, a float, or a tuple of floats, one for each channel."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(sentence(f"bounds must be a pair (lower, upper) (got {value!r})"))
     lower, upper = _bound(value[0]), _bound(value[1])

@@ -1,4 +1,4 @@
-"""What models, images, maps and labels must be."""
+"""Checks of models, images, maps, directions, labels and targets."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def _is_tensor(name: str, value: object) -> None:
 
 
 def moving(sign: Tensor) -> None:
-    """Without a gradient no direction leads anywhere: rays of such images are censored, whatever the map."""
+    """Warns of images whose gradient is 0 throughout: their rays do not move, and are censored whatever the map."""
     still = int((sign.flatten(1) == 0).all(dim=1).sum())
     if still:
         warn(
-            f"the model's gradient is 0 throughout for {still} of {len(sign)} images, as of a model that answers with "
-            "classes or constants: nothing moves along their rays, and every epsilon of theirs is max_epsilon"
+            f"the model's gradient is 0 throughout for {still} of {len(sign)} images, as if it returned classes or "
+            "constants: nothing moves along their rays, so each of their epsilons is max_epsilon"
         )
 
 
 def maps_by_name(relevance: object) -> None:
-    """What an evaluator takes: several sets of maps, each under a name."""
+    """Raises unless this is several sets of maps, each under a name, as an evaluator takes them."""
     if not isinstance(relevance, Mapping):
         raise TypeError(
             sentence(f'relevance must be maps by name, such as {{"mine": relevance}} (got {type_name(relevance)})')
@@ -43,7 +43,7 @@ def maps_by_name(relevance: object) -> None:
 
 
 def contrast(of_relevance: Tensor) -> None:
-    """A map to filter ranks its pixels."""
+    """Raises if a map is constant: the filter needs pixels of different relevance."""
     flat = of_relevance.flatten(1)
     constant = (flat.amin(dim=1) == flat.amax(dim=1)).nonzero()
     if len(constant):
@@ -57,11 +57,11 @@ def contrast(of_relevance: Tensor) -> None:
 
 
 ROUNDED = 1e-5
-"""Images that were normalised in float32 may miss the bounds of their pixels by this share of their greatest value."""
+"""Images normalised in float32 may exceed the bounds of their pixels by this share of their greatest value."""
 
 
 def within_bounds(images: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> None:
-    """Images outside of their bounds would be changed by the first perturbation before anything was added to them."""
+    """Raises if images lie outside the bounds: clamping alone would change them, before any perturbation."""
     slack = ROUNDED * images.abs().max()
     below = lower is not None and bool((images < lower - slack).any())
     above = upper is not None and bool((images > upper + slack).any())
@@ -88,7 +88,7 @@ def model(value: object, name: str = "model") -> None:
 
 
 def takes_one_image(of_model: nn.Module, images: Tensor) -> None:
-    """An exported model may be fixed to the number of images that it was exported with."""
+    """Raises if an exported model only takes the number of images that it was exported with."""
     if not is_exported(of_model):
         return
     try:
@@ -103,7 +103,7 @@ def takes_one_image(of_model: nn.Module, images: Tensor) -> None:
         ) from None
 
 
-LOOKS_LIKE_BYTES = 50.0  # the greatest value beyond which images are taken to be pixels in 0...255
+LOOKS_LIKE_BYTES = 50.0  # images with a greater value are taken for pixels in 0...255
 
 
 def images(value: object, of_model: nn.Module) -> None:
@@ -152,7 +152,7 @@ def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
 
 
 def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
-    """A finite value for each pixel, or for each channel of each pixel."""
+    """A map with a finite value for each pixel, or for each channel of each pixel."""
     value = _like_images(name, value, of_images)
     n, c, h, w = of_images.shape
     if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
@@ -164,7 +164,7 @@ def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
 
 
 def without_ray(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Of maps (N, 1 or C, H, W) in [0, 1], which leave no relevance ray, all 0, and which no irrelevance ray, all 1."""
+    """Which maps (N, 1 or C, H, W) are all 0, and so leave no relevance ray, and which all 1: no irrelevance ray."""
     flat = maps.flatten(1)
     return (flat == 0).all(dim=1), (flat == 1).all(dim=1)
 
@@ -220,7 +220,7 @@ def labels(value: object, predicted: Tensor) -> None:
 
 
 def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
-    """(N,) int64 on the images' device, or None."""
+    """The target classes, (N,) int64 on the images' device, or None."""
     if value is None:
         return None
     if labels is not None:
@@ -234,7 +234,7 @@ def target(value: object, labels: object, of_images: Tensor) -> Tensor | None:
 
 
 def maps_without_rays(value: object, of_images: Tensor) -> Tensor:
-    """Which maps of (N, 1 or C, H, W) are all 0, all 1 or not finite: (N,) bool. Anything else is still refused."""
+    """Which maps (N, 1 or C, H, W) are all 0, all 1 or not finite: (N,) bool. Other errors are still raised."""
     value = _like_images("relevance", value, of_images)
     if value.dim() != 4 or len(value) != len(of_images):
         return torch.zeros(len(value), dtype=torch.bool, device=value.device)  # refused for its shape later
