@@ -1,2 +1,1 @@
-"""The explanation filter: the levels of a map, how scores change along them, and what may be taken away (P2 section
-3.2)."""
+"""The explanation filter: the levels of a map, how the score changes over them, where to stop (P2 section 3.2)."""

@@ -1,8 +1,7 @@
-"""The explanation filter: what of a relevance map can go without its score dropping (P1 section III-B).
+"""The explanation filter: sets the least values of a relevance map to 0 while its score does not drop.
 
-P2 Algorithm 2 zeroes the least positive values of a map, one level at a time, for as long as the score does not
-drop. `levels` says what a map weighs at each level, `level_search` which of them must be probed; here both meet the
-model.
+P1 section III-B; P2 Algorithm 2 does it one level at a time. `levels` has the norms of a map at each level, and
+`level_search` decides which levels must be probed. This file runs the probes through the model.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import Waiting, in_turns
 from apem_fast.search import CENSORED, Exhaustive, Resumable, warn_of_slow_way
 
-PROBES_PER_LEVEL = 4  # that a level usually takes: two on each ray
-# A margin so close that it was run alone is the same in any batch, but from one level to the next it still jumps by
-# rounding. Seen: up to 1e-6 of the greatest logit on EfficientNet-Lite0, a sixteenth of what `PlainRunner.noise`
+PROBES_PER_LEVEL = 4  # the usual number: two on each ray
+# A margin close to 0 is run alone and so does not depend on the batch, but rounding still makes it jump from one level
+# to the next. Seen on EfficientNet-Lite0: up to 1e-6 of the greatest logit, a sixteenth of what `PlainRunner.noise`
 # allows.
 JUMP = 1 / 4
-LEVELS_AHEAD = 16  # of one map, at most, in one round: beyond the first drop it is all for nothing
+LEVELS_AHEAD = 16  # the most levels of one map in one round, since work beyond the first drop is lost
 SPARE = (
-    4  # only a batch with room for so many times what is needed takes levels ahead: on a CPU a batch costs by the image
+    4  # levels are probed ahead only if the batch holds so many times what is needed: on a CPU each probe costs time
 )
 
 
@@ -58,32 +57,32 @@ def filter_relevance(
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
 ) -> FilterResult:
-    """Zeroes the least values of each map, level by level, for as long as its score does not drop (P2 Algorithm 2).
+    """Sets the least values of each map to 0, level by level, while its score does not drop (P2 Algorithm 2).
 
-    A level is one distinct positive value. The score of each level is compared with that of the level before it, in
-    whole steps of the grid; the last map before the first drop is the answer, and the map as it came if the first
-    level already drops. The level that would empty a map is never taken. Scores are compared only between levels of
-    which the same rays are censored; the filter stops where that changes, and says so. P2 section 4.5 filters the
-    1-channel map of the gradient after the 99th percentile clip.
+    A level is one distinct positive value of the map. The score of each level is compared with that of the level
+    before, in whole steps of the grid. The result is the last map before the first drop; if the first level already
+    drops, it is the map itself. The level that would empty a map is never taken. Scores of two levels can be compared
+    only if the same rays are censored at both; the filter stops where that changes, and says so. P2 section 4.5 filters
+    the 1-channel map of the gradient after the clip at the 99th percentile.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1]; none constant.
         labels: the predictions, if known; an error if they are not the model's.
-        levels: into how many steps of equally many distinct values each map's levels are grouped; None for the
-            paper's, one value each.
-        min_drop: how much a score may fall without that being a drop.
-        patience: for how many further levels a score may stay so low before that is a drop; 0 is the paper's, where the
-            first fall ends the filter. What it recovers from in time is passed over.
-        against: what a score is compared with: "previous", the level before (the paper's), so that a score may sink
-            unseen by less than `min_drop` at a time, and ends at the first fall from wherever it had risen to; or
-            "start", the map as it came, so that the filtered map scores no less than that.
-        progress: called with (levels settled, levels in all, probes so far) after every round; an image that has
-            stopped counts with all its levels.
-        options: see `apem_fast.options.Options`, but for `precision`: levels are probed in float32 alone. `search`:
-            "exhaustive" probes every grid point up to the flip at every level; "isolate" finds the same flips, as in
-            `apem`, and skips levels between two others at which the bounds leave no room for a change.
+        levels: the number of steps into which each map's levels are grouped, each with equally many distinct values;
+            None is the paper's, one value for each step.
+        min_drop: a score that falls by no more than this does not count as a drop.
+        patience: a lower score counts as a drop only if it stays low for so many further levels. 0 is the paper's: the
+            first fall ends the filter.
+        against: what a score is compared with. "previous" is the level before, as in the paper: a score may then sink
+            by less than `min_drop` again and again, and a fall counts even after a rise. "start" is the original map:
+            the filtered map then scores no less than that, up to `min_drop`.
+        progress: called with (levels settled, levels in all, probes so far) after every round; all levels of an image
+            that has stopped count as settled.
+        options: see `apem_fast.options.Options`, except `precision`: levels are always probed in float32. With
+            search="exhaustive" every grid point up to the flip is probed at every level; with "isolate" the same flips
+            are found, and levels are skipped if bounds show that no flip can change there.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -94,22 +93,22 @@ def filter_relevance(
     validation.choice("against", against, validation.AGAINST)
     precision = options.get("precision", "float32")
     if precision != "float32":
-        raise ValueError(sentence(f'precision must be "float32", the only one of the filter (got "{precision}")'))
+        raise ValueError(sentence(f'precision must be "float32", the only one that the filter has (got "{precision}")'))
     validation.not_certified(Options.of(**options).policy, "of filtered maps")
     evaluator = Evaluator(model, images, labels=labels, **options)
     validation.relevance(relevance, images)
     validation.contrast(relevance)
     rays = evaluator.rays(relevance.detach(), np.arange(len(relevance)))
     policy = evaluator.options.policy
-    if not isinstance(policy, (Resumable, Exhaustive)):  # the papers' scan is slow by definition
+    if not isinstance(policy, (Resumable, Exhaustive)):  # no warning for the papers' scan: whoever asks for it knows
         warn_of_slow_way(
             "filter_relevance",
             policy,
-            "cannot go on from a neighbouring level (it has no `resume` and `finer`)",
-            'every level is searched from nothing; search="isolate" settles most without a probe, `levels` groups them',
+            "cannot continue from a neighbouring level (it has no `resume` and `finer`)",
+            'every level is searched anew; search="isolate" settles most levels without a probe, `levels` groups them',
         )
     with evaluator.probing_exactly(rays) as prober:
-        # A quotient like 0.3 / 0.1 falls just short of the whole number it means.
+        # A quotient like 0.3 / 0.1 is just below the whole number that is meant.
         most_lost = math.floor(min_drop / evaluator.options.step * (1 + 1e-12))
         rule = StoppingRule(evaluator.options.last_step, most_lost, patience, against)
         run = _FilterLoop(evaluator, LevelProber(prober), rays, levels, rule, progress)
@@ -119,7 +118,7 @@ def filter_relevance(
 
 @dataclass
 class _Track:
-    """One map whose levels are under search."""
+    """One map whose levels are being searched."""
 
     levels: Levels
     search: LevelSearch[Filtered]
@@ -131,7 +130,7 @@ _Wanted = tuple[int, Levels, LevelProbe]
 
 
 class _FilterLoop:
-    """The loop between the level searches of many maps and the model: a round runs what all of them want."""
+    """The loop between the level searches of many maps and the model: each round runs the probes that they want."""
 
     def __init__(
         self,
@@ -146,7 +145,7 @@ class _FilterLoop:
         self._options, self._labels, self._relevance = evaluator.options, evaluator.labels, rays.relevance
         self._prober, self._rays, self._record = prober, rays, evaluator.record
         self._steps, self._rule, self._progress = steps, rule, progress
-        self._waiting = list(range(maps))[::-1]  # rows of relevance that no lane has taken
+        self._waiting = list(range(maps))[::-1]  # rows of relevance that no lane has taken yet
         self._answers: dict[int, _Answer] = {}
         self._settled = np.zeros(maps, np.int64)
         self._levels = np.array([count_levels(values, steps) for values in self._relevance])
@@ -156,7 +155,7 @@ class _FilterLoop:
         in_turns([self._lane() for _ in range(self._prober.lanes)])
 
     def _lane(self) -> Waiting[None]:
-        """Takes as many maps as fill a batch, and others in their places, until none is left."""
+        """Takes as many maps as fill a batch, and replaces those that are done, until none is left."""
         tracks: dict[int, _Track] = {}  # by row of relevance
         while self._waiting or tracks:
             while self._waiting and len(tracks) < max(1, self._prober.size // PROBES_PER_LEVEL):
@@ -174,14 +173,14 @@ class _FilterLoop:
             self._settled[i] = level
 
         def room() -> int:
-            """How many levels of each ray under search fill the next batch."""
+            """How many levels of each ray fill the next batch."""
             return min(LEVELS_AHEAD, max(1, self._prober.size // (SPARE * PROBES_PER_LEVEL * max(1, len(tracks)))))
 
         search = filter_levels(self._options.policy, levels, start, self._rule, room, settled)
         tracks[i] = _Track(levels, search, next(search))
 
     def _round(self, tracks: dict[int, _Track]) -> Waiting[None]:
-        """Asks what all these searches want, and tells them."""
+        """Runs the probes that all these searches want, and sends them the answers."""
         wanted = [(i, track.levels, probe) for i, track in tracks.items() for probe in track.wanted]
         rays, epsilon = self._probed([entry for entry in wanted if not entry[2].gradient])
         answers = yield from self._prober.answers(rays, epsilon)
@@ -220,7 +219,7 @@ class _FilterLoop:
         return self._prober.margin_gradient(rays, float(epsilon[0]))
 
     def _drift(self, entry: _Wanted, gradient: Tensor) -> LevelMargin:
-        """What a gradient says of the margin at every other level."""
+        """The margin at every other level, as a gradient predicts it."""
         _, levels, probe = entry
         drift = levels.along(gradient.cpu().numpy(), probe.ray) * self._options.step
         return LevelMargin(math.nan, False, 0.0, drift)
@@ -289,7 +288,7 @@ class _FilterLoop:
 class _Answer:
     """The result of one map."""
 
-    threshold: float  # values up to here are 0
+    threshold: float  # values up to this one become 0
     score_before: float
     score_after: float
     levels_removed: int

@@ -1,10 +1,10 @@
-"""Where one ray flips at one level of its map, started from what is known at a neighbouring level.
+"""The first flip of one ray at one level of its map, searched from the answer at a neighbouring level.
 
 The margin m(k, t) at grid step k and level t changes smoothly with both. At one level the first flip is found as
-`search.Isolate` finds it, but started from a neighbour's answer: two probes usually tell that nothing changed.
+`search.Isolate` finds it, but starting from a neighbour's answer: two probes usually show that nothing changed.
 
-Searches are coroutines: they yield the probes they want and are sent what was measured, so that the engine can run
-any number of them side by side, and a test can answer them from a scripted surface of margins.
+Searches are coroutines: they yield the probes they want and are sent the measured margins. So the engine can run any
+number of them side by side, and a test can answer them from a scripted surface of margins.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from apem_fast.search import CENSORED, UNDECIDED, Measured, Resumable, Search, State, lowest_margin
 
-# A curve that other levels lean on is measured more finely than its own answer needs, so that it holds when it moves.
+# A curve that other levels reuse is measured more finely than its own answer needs, to remain valid as margins change.
 RESERVE = 1.5
-SPREAD = 4.0  # slopes may leave the range seen on a curve by so many times its width before another level distrusts it
-SAFETY = 3.0  # between two levels a margin may be so many times farther from its prediction than at the second one
+SPREAD = 4.0  # at another level, slopes may leave the range seen on the curve by so many times the width of the range
+SAFETY = 3.0  # between two levels, the error of a predicted margin may be so many times that at the second level
 
 
 class LevelProbe(NamedTuple):
@@ -31,16 +31,16 @@ class LevelProbe(NamedTuple):
     ray: int  # RELEVANCE or IRRELEVANCE
     level: int
     step: int
-    gradient: bool = False  # asks how the margin there changes with the level, instead of the margin
+    gradient: bool = False  # asks for the change of the margin with the level, instead of the margin
 
 
 class LevelMargin(NamedTuple):
-    """The margin at one probe, or how it drifts along the levels."""
+    """The margin at one probe, or its change over the levels."""
 
     margin: float
     flipped: bool
-    noise: float  # by how much it may jump from one level to the next by rounding alone
-    drift: NDArray[np.float64] | None = None  # (T + 1,) first-order way of the margin over all levels, per grid step
+    noise: float  # how far rounding alone may move it from one level to the next
+    drift: NDArray[np.float64] | None = None  # (T + 1,) the margin over all levels to first order, per grid step
 
 
 R = TypeVar("R")
@@ -48,7 +48,7 @@ LevelSearch = Generator[list[LevelProbe], Sequence[LevelMargin], R]
 
 
 def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
-    """Several searches side by side: their results in order."""
+    """Runs several searches side by side and returns their results in order."""
     results: dict[int, R] = {}
     waiting: dict[int, list[LevelProbe]] = {}
 
@@ -72,55 +72,54 @@ def together(searches: Sequence[LevelSearch[R]]) -> LevelSearch[list[R]]:
 
 @dataclass(frozen=True)
 class Curve:
-    """What is known of one ray at one level: where it flips first, and the points that show that not before."""
+    """What is known of one ray at one level: its first flip, and the points that exclude an earlier one."""
 
     first_flip: int  # or CENSORED
     step: NDArray[np.int64]  # (P,) unflipped points, ascending, from 0 to the one just before the flip
-    margin: NDArray[np.float64]  # (P,) there, measured at this level or one nearby
-    fallen: NDArray[np.float64]  # (P,) by how much it may be lower at this level; 0 at the first and the last point
-    flip: LevelMargin | None  # at `first_flip`
-    noise: float  # by how much the margins on either side of the flip may jump by rounding alone
+    margin: NDArray[np.float64]  # (P,) the margins there, measured at this level or a nearby one
+    fallen: NDArray[np.float64]  # (P,) how much lower they may be at this level; 0 at the first and the last point
+    flip: LevelMargin | None  # the margin at `first_flip`
+    noise: float  # how far rounding alone may move the margins on either side of the flip
     safety: float  # as in `lowest_margin`
 
     @cached_property
     def slack(self) -> NDArray[np.float64]:
-        """(P - 1,) by how much both margins of each interval could fall together before it might hide a flip."""
+        """How far both margins of each interval may fall before it could hide a flip: (P - 1,)."""
         length = np.diff(self.step)
         fall = np.concatenate([[np.nan], -np.diff(self.margin) / length, [np.nan]])
         lowest, _ = lowest_margin(self.safety, self.margin[:-1], self.margin[1:], length, fall[:-2], fall[2:])
-        # Margins fall together: the curve keeps its shape.
+        # Both margins of an interval fall by the same amount, since the curve keeps its shape.
         slack = np.where(length == 1, self.margin[1:], lowest) - np.maximum(self.fallen[:-1], self.fallen[1:])
         if len(slack) and length[-1] == 1:
-            slack[-1] = np.inf  # the point before the flip is always measured: it speaks for itself
+            slack[-1] = np.inf  # the point before the flip is always measured, so it needs no slack
         return slack
 
     def clear(self, allowance: float) -> int:
-        """How many intervals from the first still hide no flip if every margin may be lower by `allowance`."""
+        """How many intervals, counted from the first, hide no flip even if every margin is lower by `allowance`."""
         held = self.slack > allowance
         return len(held) if held.all() else int(held.argmin())
 
     def lowered(self, points: int, allowance: float) -> Curve:
-        """The first points alone (at least the one at 0), their margins lower by `allowance`: as known at another
-        level."""
+        """The curve's first points (at least the one at 0) with margins lower by `allowance`, for another level."""
         points = max(points, 1)
         fallen = self.fallen[:points] + allowance
-        fallen[0] = 0  # the unperturbed image, whatever the level
+        fallen[0] = 0  # the unperturbed image is the same at every level
         return replace(
             self, first_flip=CENSORED, step=self.step[:points], margin=self.margin[:points], fallen=fallen, flip=None
         )
 
     @property
     def edges(self) -> list[tuple[int, float]]:
-        """(step, margin) just before the flip and at it, of those two that are there and change with the level."""
+        """The (step, margin) just before the flip and at the flip, of those that exist and change with the level."""
         before = [(int(self.step[-1]), float(self.margin[-1]))] if self.step[-1] else []
         return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
 
 
 def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
-    """The first flip of one ray at one level, from a policy's state of one row; `points` gains what was measured."""
+    """The first flip of one ray at one level, from a policy's state with one row. Adds measured points to `points`."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
-        step = np.minimum(step, state.last_step)  # a level leans on its neighbour's points: none beyond the grid
+        step = np.minimum(step, state.last_step)  # a neighbouring level reuses the points, so none is beyond the grid
         reply = yield [LevelProbe(ray, level, int(k)) for k in step]
         points.update(zip(step.tolist(), reply))
         margin, flipped = (np.array([getattr(m, name) for m in reply]) for name in ("margin", "flipped"))
@@ -129,7 +128,7 @@ def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[
 
 
 def _curve(policy: Resumable, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
-    """The curve of a decided ray from the points that it took over and those that it measured."""
+    """The curve of a decided ray, from the points that were taken over and those that were measured."""
     end = first_flip if first_flip != CENSORED else last_step + 1
     known = {k: (m, f) for k, m, f in zip(held.step.tolist(), held.margin.tolist(), held.fallen.tolist())}
     known.update((k, (p.margin, 0.0)) for k, p in points.items())
@@ -141,7 +140,7 @@ def _curve(policy: Resumable, first_flip: int, held: Curve, points: dict[int, Le
 
 
 def cold(policy: Resumable, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
-    """The curve of one ray at one level, from nothing."""
+    """The curve of one ray at one level, searched anew."""
     fine = policy.finer(SPREAD * RESERVE)
     points: dict[int, LevelMargin] = {}
     state = fine.start(np.array([margin]), np.array([slope]), last_step)
@@ -153,11 +152,11 @@ def cold(policy: Resumable, ray: int, level: int, margin: float, slope: float, l
 def warm(
     policy: Resumable, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
 ) -> LevelSearch[Curve]:
-    """The curve of one ray at one level, from that of a neighbouring level.
+    """The curve of one ray at one level, searched from that of a neighbouring level.
 
-    The two points on either side of the neighbour's flip are measured here; how much they moved, times the safety
-    factor, is how much the neighbour's other margins are taken to have fallen; at least they moved by `moved`. What
-    they still clear stays cleared.
+    The two points on either side of the neighbour's flip are measured. Their change (at least `moved`), times the
+    safety factor, is how far the neighbour's other margins are assumed to have fallen. Intervals that are clear even
+    then stay cleared.
     """
     hints = [k for k, _ in near.edges]
     reply = yield [LevelProbe(ray, level, k) for k in hints]
@@ -167,7 +166,7 @@ def warm(
     end = min((k for k in hints if points[k].flipped), default=last_step + 1)
 
     fine = policy.finer(SPREAD * RESERVE)
-    if clear == len(near.slack) and end > before:  # no flip before the neighbour's
+    if clear == len(near.slack) and end > before:  # no flip before the neighbour's flip
         held = near.lowered(len(near.step) - 1, allowance)
         if end - 1 == before:
             return _curve(policy, near.first_flip, held, points, last_step)
@@ -182,7 +181,7 @@ def warm(
         held = near.lowered(kept, allowance)
         known = [(k, p.margin, p.flipped) for k, p in points.items()]
         cleared, margin = int(held.step[-1]), float(held.margin[-1])
-        if cleared and cleared not in points:  # from here on the bound needs this level's own margins
+        if cleared and cleared not in points:  # beyond it the bound needs margins of this level
             reply = yield [LevelProbe(ray, level, cleared)]
             points[cleared] = reply[0]
             margin = reply[0].margin
@@ -200,7 +199,7 @@ def warm(
 
 
 def _last_fall(curve: Curve, otherwise: float) -> float:
-    """By how much a step the margin falls over a curve's last interval."""
+    """How far the margin falls per step over a curve's last interval."""
     if len(curve.step) < 2:
         return otherwise
     return (curve.margin[-2] - curve.margin[-1]) / (curve.step[-1] - curve.step[-2])

@@ -1,8 +1,8 @@
-"""Which level to probe next: the filter's search along the levels of one map, which knows nothing of models.
+"""Which level to probe next: the filter's search over the levels of one map. It uses margins and no models.
 
-A gradient predicts each margin at every level. Where the error found at the next probed level, times SAFETY, flips no
-sign in between, those levels have the same flip and are skipped. Most levels are settled like this; at the others the
-flip is found as `level_ray` finds it.
+A gradient predicts the margin at every level. At the next level that is probed, the error of the prediction is known.
+If no margin between can change its sign even with SAFETY times that error, the levels between have the same flip and
+are skipped. Most levels are settled like this; at the others `level_ray` finds the flip.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, Levels
 from apem_fast.filter.stopping import Ending, LevelFlips, Stop, StoppingRule, Watch
 from apem_fast.search import Resumable, Search
 
-GROWTH = 4  # a stride along the levels is at most this many times the one before
-FIRST_STRIDE = 64  # the first stride is the levels divided by this
-OUT_OF_DATE = 0.05  # a gradient that was off by more than this share of the way it predicted is measured anew
-INEXACT = 0.25  # the least relative error that is assumed of a predicted change of margin
+GROWTH = 4  # a stride over the levels is at most so many times the one before
+FIRST_STRIDE = 64  # the first stride is the number of levels divided by this
+OUT_OF_DATE = 0.05  # a gradient is computed again if its prediction missed by more than this share of the change
+INEXACT = 0.25  # the least relative error assumed for a predicted change of margin
 
 Room = Callable[[], int]
 """How many levels of a ray may be asked for at once."""
@@ -30,17 +30,19 @@ Room = Callable[[], int]
 
 @dataclass(frozen=True)
 class Filtered:
-    """Where the filter of one map ended, and the flips at every level that was looked at: those of one row of `changes`
-    hold until the level of the next row. The first row is level 0."""
+    """Where the filter of one map ended, and the flips over the levels.
+
+    The flips in a row of `changes` hold until the level of the next row. The first row is level 0.
+    """
 
     ending: Ending
     changes: list[LevelFlips]
-    margin: float = math.nan  # of the probe that made the score fall, where it dropped: of several the nearest to 0
+    margin: float = math.nan  # of the probe that made the score drop; of several, the one nearest to 0
 
 
 @dataclass(frozen=True)
 class Start:
-    """Both rays at epsilon 0: the margin, and first-order estimates of how fast it falls a grid step."""
+    """Both rays at epsilon 0: the margin, and a first-order estimate of its fall per grid step."""
 
     margin: float
     slope: tuple[float, float]
@@ -54,14 +56,14 @@ def filter_levels(
     room: Room = lambda: 1,
     settled: Callable[[int], None] = lambda level: None,
 ) -> LevelSearch[Filtered]:
-    """P2 Algorithm 2 over the levels of one map: a `Resumable` policy follows the levels, any other visits every one.
+    """P2 Algorithm 2 over the levels of one map. A `Resumable` policy can skip levels; any other visits every one.
 
     Args:
         policy: finds the first flip at one level.
         start: both rays at epsilon 0.
         rule: what counts as a drop, and how far rays are searched.
         room: how many levels of a ray may be asked for at once.
-        settled: called with each level up to which everything is known.
+        settled: called with the level up to which everything is known, whenever it rises.
     """
     rays: list[_Visitor] = [
         _Follower(policy, levels, ray, start.margin, start.slope[ray], rule.last_step, room)
@@ -87,26 +89,26 @@ def filter_levels(
             ending = Ending(known, Stop.WOULD_BE_EMPTY)
         if ending is not None:
             return (yield from _ended(ending, changes, rule.patience))
-        # The ray that is behind; the other as well only if there is room to run ahead.
+        # The ray that is behind; the other one too, if there is room to probe ahead.
         behind = [ray for ray in rays if ray.at == known or (room() > 1 and ray.at < levels.last)]
         yield from together([ray.extend() for ray in behind])
 
 
 def _ended(ending: Ending, changes: list[LevelFlips], patience: int) -> LevelSearch[Filtered]:
-    """The result, for which the margins that decided are asked once more."""
+    """The result, for which the deciding margins are probed once more."""
     margin, fall = math.nan, ending.fall
     points = [] if fall is None else [LevelProbe(ray, fall.at.level, step) for ray, step in fall.deciding()]
     if points:
         reply = yield points
         margin = min((answer.margin for answer in reply), key=abs)
-    if ending.stop is Stop.DROPPED and fall is not None:  # what lies beyond may be known or not
+    if ending.stop is Stop.DROPPED and fall is not None:  # flips beyond the drop may or may not be known
         changes = [change for change in changes if change.level <= fall.at.level + patience]
     return Filtered(ending, changes, margin)
 
 
 @dataclass
 class _Visitor:
-    """The first flips of one ray over the levels, each level searched from nothing."""
+    """The first flips of one ray over the levels; each level is searched anew."""
 
     policy: Search
     levels: Levels
@@ -116,7 +118,7 @@ class _Visitor:
     last_step: int
     room: Room
     at: int = -1  # the flips are known up to this level
-    flips: dict[int, int] = field(default_factory=dict)  # by the level from which they hold
+    flips: dict[int, int] = field(default_factory=dict)  # each by the level from which it holds
 
     def flip_at(self, level: int) -> int:
         return self.flips[max(change for change in self.flips if change <= level)]
@@ -149,14 +151,14 @@ class _Visitor:
 
 @dataclass
 class _Follower(_Visitor):
-    """The same by a policy that can resume, each level from its neighbour and most of them without a probe."""
+    """The same with a policy that can resume: a level is searched from its neighbour, most without a probe."""
 
     policy: Resumable
     curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
     stride: int = 0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin
     drifted: bool = True  # whether the gradient behind `drift` is out of date
-    astray: float = 0.0  # how far off its predicted way a margin was last found, per length of the path
+    astray: float = 0.0  # the last error of a predicted margin, per length of the path
 
     def begin(self) -> LevelSearch[None]:
         self.curves[0] = yield from cold(self.policy, self.ray, 0, self.margin, self.slope, self.last_step)
@@ -168,7 +170,7 @@ class _Follower(_Visitor):
             reply = yield [LevelProbe(self.ray, self.at, self.curves[self.at].edges[-1][0], gradient=True)]
             assert reply[0].drift is not None  # it was asked for
             self.drift, self.drifted = reply[0].drift, False
-            if self._clear():  # what was probed ahead may tell more now
+            if self._clear():  # levels probed ahead may be settled now
                 return
         wanted = self._next_levels()
         near = {level: min(self.curves, key=lambda known: abs(known - level)) for level in wanted}
@@ -191,7 +193,7 @@ class _Follower(_Visitor):
             pass
 
     def _predicted_range(self, level: int, other: int) -> float:
-        """How far apart the margins at the last known flip are predicted to come between two levels."""
+        """The predicted range of the change of the margins at the last known flip, between two levels."""
         between = self.drift[min(level, other) : max(level, other) + 1]
         return float(np.ptp(between)) * self.curves[self.at].edges[-1][0]
 
@@ -200,7 +202,7 @@ class _Follower(_Visitor):
         return min((level for level in self.curves if level > self.at), default=None)
 
     def _clear(self) -> bool:
-        """Moves on to the next probed level if no level before it can flip elsewhere."""
+        """Moves to the next probed level if no level before it can have another flip."""
         ahead = self._ahead
         if ahead is None:
             return False
@@ -223,13 +225,13 @@ class _Follower(_Visitor):
         return float(self.levels.path[ahead, self.ray] - self.levels.path[self.at, self.ray])
 
     def _misses(self, ahead: int) -> list[float]:
-        """How far off their predicted way the margins on either side of the same flip are found."""
+        """The errors of the predicted margins on either side of a flip that is the same at both levels."""
         way = self.drift[ahead] - self.drift[self.at]
         edges = zip(self.curves[self.at].edges, self.curves[ahead].edges)
         return [there - (here + k * way) for (k, here), (_, there) in edges]
 
     def _unchanged(self, ahead: int) -> bool:
-        """Whether no level up to one with the same flip can flip elsewhere."""
+        """Whether all levels up to one with the same flip must have that flip too."""
         here, there = self.curves[self.at], self.curves[ahead]
         way = self.drift[self.at : ahead + 1] - self.drift[self.at]
         spread = float(np.ptp(way))
@@ -239,15 +241,17 @@ class _Follower(_Visitor):
             least = float((sign * (margin + k * way)).min())
             if least - SAFETY * off - INEXACT * k * spread <= max(here.noise, there.noise):
                 return False
-        # Earlier margins go the same way as these, from what they are here to what they are there. Where that is
-        # straight, none in between is lower than at one of the ends, and no interval has less slack than there.
+        # Earlier margins are assumed to change in the same way. If they change along a straight line, none between the
+        # two levels is lower than at both, and no interval has less slack.
         dip = min(0.0, float(way[-1])) - float(way.min())
         fall = SAFETY * (off + here.edges[-1][0] * dip) + INEXACT * here.edges[-1][0] * spread
         return here.clear(fall) == len(here.slack) and there.clear(fall) == len(there.slack)
 
     def _next_levels(self) -> list[int]:
-        """As far as the last prediction error allows, at most half-way to the next probed level; with room, also two
-        and four times as far."""
+        """The next levels to probe: as far as the last prediction error allows, at most half-way to a probed level.
+
+        If there is room, also levels two and four times as far.
+        """
         ahead, curve = self._ahead, self.curves[self.at]
         end = self.levels.last + 1 if ahead is None else ahead
         furthest = min(self.stride, end - 1 - self.at if ahead is None else (ahead - self.at) // 2)

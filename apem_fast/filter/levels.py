@@ -1,7 +1,7 @@
-"""The levels of one relevance map: which values go at each, and what the map then weighs, from one sort.
+"""The levels of one relevance map: which values become 0 at each level, and the l1 norms then, from one sort.
 
-A level is one distinct positive value; the filter zeroes levels from the least upwards (P2 Algorithm 2). The map at
-a level is never stored: a threshold and two l1 norms say all that a ray needs.
+A level is one distinct positive value; the filter sets levels to 0 from the least upwards (P2 Algorithm 2). The map at
+a level is never stored: a ray only needs a threshold and two l1 norms.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ RELEVANCE, IRRELEVANCE = 0, 1  # the columns of `norm` and `path`
 
 @dataclass(frozen=True)
 class Levels:
-    """Row 0 is the map as it came, row t the map once t steps are taken; the step that would empty it has no row."""
+    """Row 0 is the original map, row t the map after t steps. The step that would empty the map has no row."""
 
-    threshold: NDArray[np.float64]  # (T + 1,) values up to here are 0
+    threshold: NDArray[np.float64]  # (T + 1,) values up to this one are 0
     zeroed: NDArray[np.int64]  # (T + 1,) positive values that were set to 0
     norm: NDArray[np.float64]  # (T + 1, 2) l1 norms of relevance and irrelevance, after broadcast to the channels
     path: NDArray[np.float64]  # (T + 1, 2) cumulative l1 length travelled by each direction, increasing
     values: NDArray[np.float64]  # (P,) all values of the map, ascending
-    order: NDArray[np.int64]  # (P,) where in the map they are
+    order: NDArray[np.int64]  # (P,) their positions in the map
 
     @property
     def last(self) -> int:
@@ -32,12 +32,14 @@ class Levels:
 
     @property
     def removed_share(self) -> NDArray[np.float64]:
-        """(T + 1,) share of the relevance that is gone."""
+        """The share of the map's l1 norm that is 0 now: (T + 1,)."""
         return 1 - self.norm[:, RELEVANCE] / self.norm[0, RELEVANCE]
 
     def along(self, weight: NDArray[np.float64], ray: int) -> NDArray[np.float64]:
-        """(T + 1,) the sum of `weight` (1 or C, H, W) times the map, or times 1 minus the map, over its norm, at each
-        level: to first order, how a margin changes over the levels."""
+        """The change of a margin over the levels, to first order: (T + 1,).
+
+        At each level it is the sum of `weight` (1 or C, H, W) times the map, or 1 minus the map, divided by its norm.
+        """
         ascending = weight.reshape(-1)[self.order]
         gone = len(self.values) - np.count_nonzero(self.values > 0) + self.zeroed
 
@@ -68,7 +70,8 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
     Args:
         relevance: (1 or C, H, W) in [0, 1], with a positive value.
         channels: of the image that the map is applied to.
-        steps: into how many steps of equally many distinct values the levels are grouped; None for one each.
+        steps: the number of steps into which the levels are grouped, with equally many distinct values each; None
+            gives each value its own step.
     """
     repeats = channels // relevance.shape[0]
     every = _values(relevance)
@@ -77,14 +80,14 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
 
     distinct = len(values)
     groups = distinct if steps is None else min(steps, distinct)
-    taken = np.arange(groups) * distinct // groups  # how many distinct values are gone at each row
-    # Sums of what remains, from the greatest value down: the last levels would vanish in a difference of large sums.
-    # 1 - R is rounded before it is summed, as the kernels apply it, and every zeroed value gives exactly 1.
+    taken = np.arange(groups) * distinct // groups  # how many distinct values are 0 at each row
+    # The remaining values are summed from the greatest down: as differences of large sums, the last levels would be
+    # lost in rounding. 1 - R is rounded before it is summed, as in the kernels; every value set to 0 gives exactly 1.
     remaining = _sums_from_the_end(values.astype(np.float64), count)[taken]
     inverse = _sums_from_the_end((1 - values).astype(np.float64), count)[taken]
     ones = total - (np.cumsum(count[::-1])[::-1])[taken]
     norm = np.stack([remaining, inverse + ones], axis=1) * repeats
-    # Zeroing a mass m turns the direction v / norm by about 2 m / norm, so the way is twice the logarithm of the norm.
+    # Setting a mass m to 0 changes the direction v / norm by about 2 m / norm, which adds up to 2 log(norm).
     path = 2 * np.abs(np.log(norm / norm[0])) + 1e-12 * np.arange(groups)[:, None]
     threshold = np.where(taken > 0, values[taken - 1], 0).astype(np.float64)
     order = np.argsort(every, kind="stable")
@@ -99,9 +102,9 @@ def levels_of(relevance: Tensor, channels: int, steps: int | None = None) -> Lev
 
 
 def _sums_from_the_end(values: NDArray[np.float64], count: NDArray[np.int64]) -> NDArray[np.float64]:
-    """sum(values[i:] * count[i:]) for each i, as if summed exactly and rounded once (but for the rarest of cases).
+    """The sums of values[i:] * count[i:] for each i, as if summed exactly and rounded once (except in rare cases).
 
-    Each partial sum's rounding error is itself a float64, so the errors can be summed beside it.
+    The rounding error of each partial sum is itself a float64, so the errors can be summed too.
     """
     terms = (values * count)[::-1]  # exact: 24 bits of float32 times a count; in float64 rounded like any product
     total = np.cumsum(terms)

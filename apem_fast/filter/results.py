@@ -1,4 +1,4 @@
-"""What the filter returns: the filtered maps, and the score of each map over its levels."""
+"""The filter's results: the filtered maps, and the score of each map over its levels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class ScoreCurve(TableResult):
     """The score of one map over its levels (all tensors are (K,), on the CPU).
 
-    It is a step function: an epsilon changes at each row after the first, and nothing in between. Where the filter
-    stopped because of a change, that is the last row, or as many levels before it as `patience` allows.
+    It is a step function: at each row after the first an epsilon changes, and between rows nothing does. If a change
+    stopped the filter, that change is the last row, or with `patience` a row at most so many levels before it.
     """
 
-    level: Tensor  # int64, ascending from 0, the map as it came
+    level: Tensor  # int64, ascending from 0, which is the original map
     removed: Tensor  # int64: positive values that are 0 at this level
     removed_share: Tensor  # float64: of the map's l1 norm
     epsilon_minus: Tensor  # float64, on the relevance ray
@@ -39,7 +39,7 @@ class ScoreCurve(TableResult):
         return self.epsilon_plus - self.epsilon_minus
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
-        """One row a change of an epsilon."""
+        """One row for each change of an epsilon."""
         names = "level removed removed_share epsilon_minus epsilon_plus score flipped_minus flipped_plus".split()
         return {name: getattr(self, name) for name in names}
 
@@ -48,7 +48,7 @@ class ScoreCurve(TableResult):
         return [counted(len(self.level), "level"), f"scores from {low:.5g} to {high:.5g}"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The score against the share of the map that is gone; into new matplotlib axes if none are given."""
+        """Draw the score against the share of the map that is 0. Without `ax`, into new axes."""
         ax = axes_or_new(ax)
         ax.step(self.removed_share.numpy(), self.score.numpy(), where="post", linewidth=1.2)
         ax.set_xlabel("share of the map's l1 norm that is 0")
@@ -60,24 +60,24 @@ class ScoreCurve(TableResult):
 class FilterResult(TableResult):
     """The filtered maps of N images (all tensors but `relevance` are (N,), on the CPU)."""
 
-    relevance: Tensor  # like the maps that were given: the last ones before the score drops
+    relevance: Tensor  # of the shape of the original maps: the last maps before the score drops
     score_before: Tensor  # float64
     score_after: Tensor  # float64
     levels: Tensor  # int64: levels in all, or steps where `levels` grouped them
     levels_removed: Tensor  # int64
-    removed: Tensor  # int64: pixels (values, of a map with channels) that were positive and are 0 now
+    removed: Tensor  # int64: pixels (in a map with channels, values) that were positive and are 0 now
     removed_share: Tensor  # float64: of the map's l1 norm
     probes: Tensor  # int64: model inputs that were run; a gradient counts as three
-    stopped: tuple[Stop, ...]  # why each went no further
-    fell: Tensor  # float64: by how much the score fell at the level that was not taken; NaN where it did not drop
-    deciding_margin: Tensor  # float64: there, of the probe that made it fall; the nearer to 0, the less it means
+    stopped: tuple[Stop, ...]  # why the filter stopped at each map
+    fell: Tensor  # float64: how far the score fell at the level that was not taken; NaN if it did not drop
+    deciding_margin: Tensor  # float64: of the probe that made it fall; a margin near 0 makes the drop doubtful
     curves: tuple[ScoreCurve, ...]
     labels: Tensor  # int64: the predictions that were explained
     record: str  # "float64" or "float32": what decided where margins are close to 0
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why each went no further, in a sentence with its numbers."""
+        """Why the filter stopped at each map: a sentence with numbers."""
         numbers = zip(self.stopped, self.fell.tolist(), self.deciding_margin.tolist())
         return tuple(_reason(*one) for one in numbers)
 
@@ -96,8 +96,10 @@ class FilterResult(TableResult):
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The score of each map as its least values go, with a dot where the filter stopped; into new matplotlib axes
-        if none are given."""
+        """Draw the score of each map as its least values become 0, with a dot where the filter stopped.
+
+        Without `ax`, into new axes.
+        """
         ax = axes_or_new(ax)
         for curve in self.curves:
             curve.plot(ax)

@@ -1,8 +1,8 @@
-"""When the filter ends: what counts as a drop of the score, and the change of a flip that decided it.
+"""When the filter stops: what counts as a drop of the score, and which flip caused it.
 
-P2 Algorithm 2 compares each level with the one before and ends with the first fall. A fall by one step of the grid, out
-of tens of thousands of levels, then decides what remains. `against` the start and `patience` are this library's own:
-with them a fall has to be from where the map began, or has to last.
+P2 Algorithm 2 compares each level with the one before and stops at the first fall. So one fall by a single grid step,
+among tens of thousands of levels, decides the result. This library adds `against="start"`, which compares with the
+original map, and `patience`, with which a fall must last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from apem_fast.search import CENSORED
 
 
 class Stop(enum.Enum):
-    """Why the filter went no further."""
+    """Why the filter stopped."""
 
     DROPPED = "The score drops at the next level."
     CENSORED = "At the next level a ray begins or ceases to be censored, so the scores cannot be compared."
@@ -36,13 +36,13 @@ class LevelFlips(NamedTuple):
 
 @dataclass(frozen=True)
 class StoppingRule:
-    """What counts as a drop. Scores are compared in whole grid steps, which do not round.
+    """What counts as a drop. Scores are compared in whole grid steps, so without rounding.
 
     Args:
         last_step: a ray without a flip up to here is censored.
         most_lost: a score that falls by no more steps than this has not dropped.
-        patience: for how many further levels it may stay below before that counts as a drop.
-        against: "previous", the score of the level before; or "start", that of the map as it came.
+        patience: for how many further levels it may stay low before that counts as a drop.
+        against: "previous", the score of the level before; or "start", that of the original map.
     """
 
     last_step: int
@@ -61,12 +61,14 @@ class Fall:
 
     before: LevelFlips
     at: LevelFlips
-    reference: int  # the score it is compared with
-    steps: int  # by how many it fell
+    reference: int  # the score that it was compared with
+    steps: int  # how many grid steps it fell
 
     def deciding(self) -> list[tuple[int, int]]:
-        """(ray, grid step) of the points that made the score smaller than at the level before: an irrelevance ray that
-        flips earlier, a relevance ray that does not flip yet."""
+        """The points (ray, grid step) that made the score smaller than at the level before.
+
+        There the irrelevance ray now flips earlier, or the relevance ray no longer flips.
+        """
         points = []
         if self.at.plus != CENSORED and self.at.plus < self.before.plus:
             points.append((IRRELEVANCE, self.at.plus))
@@ -77,7 +79,7 @@ class Fall:
 
 @dataclass(frozen=True)
 class Ending:
-    """The last level that is kept, and why no further one is."""
+    """The last level that is kept, and why the filter stopped there."""
 
     level: int
     stop: Stop
@@ -85,7 +87,7 @@ class Ending:
 
 
 class Watch:
-    """Follows the flips of one map from level to level and says when the filter ends."""
+    """Follows the flips of one map from level to level and says when the filter stops."""
 
     def __init__(self, rule: StoppingRule):
         self._rule = rule
@@ -93,7 +95,7 @@ class Watch:
         self._fall: Fall | None = None
 
     def see(self, now: LevelFlips) -> Ending | None:
-        """The flips that hold from a level on, level 0 first; those of the levels in between were as before."""
+        """Takes the flips that hold from this level on. Level 0 comes first; between calls nothing changes."""
         if now.level == 0:
             self._start = self._before = now
             return None
@@ -114,8 +116,10 @@ class Watch:
         return self.ended(now.level)
 
     def ended(self, known: int, at_last: bool = False) -> Ending | None:
-        """The ending, if flips stay as they are up to the level `known` and the score has then been low for long
-        enough; None if not yet. At the last level there is nothing to wait for."""
+        """The ending, if the flips do not change up to the level `known`; None if the filter goes on.
+
+        It ends once the score has been low for long enough, and in any case at the last level.
+        """
         if self._fall is None or not (at_last or known >= self._fall.at.level + self._rule.patience):
             return None
         return Ending(self._fall.at.level - 1, Stop.DROPPED, self._fall)

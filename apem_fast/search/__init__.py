@@ -1,7 +1,7 @@
-"""Which epsilon to probe next: search policies that know nothing of models.
+"""Search policies: they choose the epsilon to probe next, from margins alone, and know nothing of models.
 
-Epsilons are grid steps here, whole numbers from 1 to `last_step` (epsilon = k * step; the margin at k = 0 is known).
-`policy.py` says what a policy is; a policy of your own goes in wherever `search=` is an option.
+Epsilons are grid steps here: whole numbers from 1 to `last_step` (epsilon = k * step; the margin at k = 0 is known).
+`policy.py` defines what a policy is. Your own policy can be passed as `search=` everywhere.
 """
 
 from apem_fast.search.abilities import Clearing, Resumable, warn_of_slow_way

@@ -1,7 +1,7 @@
-"""What a policy may offer beyond `Search`. Nothing of it is needed; without it some searches take a slow way.
+"""Optional abilities of a policy beyond `Search`. Without them some searches are slower.
 
-- A state that is `Clearing` lets the shuffles of a map share one search: none looks beyond the nearest flip.
-- A policy that is `Resumable` lets the filter follow a flip from level to level, most of them without a probe.
+- If its states are `Clearing`, the shuffles of a map share one search, which ends at the nearest flip.
+- If the policy is `Resumable`, the filter follows a flip from level to level, and most levels need no probe.
 """
 
 from __future__ import annotations
@@ -17,34 +17,39 @@ S = TypeVar("S", bound=State)
 
 @runtime_checkable
 class Clearing(Protocol):
-    """A state that says how far each of its rays is cleared, as those of Isolate and Exhaustive do."""
+    """A state that says how far each of its rays has no flip, such as those of Isolate and Exhaustive."""
 
     @property
     def first_flip(self) -> Steps:
-        """[rows]: as of every state."""
+        """[rows]: as in every state."""
 
     @property
     def cleared(self) -> Steps:
-        """[rows]: no step up to this one can flip."""
+        """[rows]: no step up to this one is flipped."""
 
 
 @runtime_checkable
 class Resumable(Search[S], Protocol[S]):
-    """A policy that can begin in the middle of a ray, as Isolate can."""
+    """A policy that can start in the middle of a ray, such as Isolate."""
 
     def finer(self, spread: float) -> Self:
-        """The same policy for curves that others lean on: slopes may leave the range of those nearby by `spread` times
-        its width."""
+        """The same policy for curves that other levels reuse.
+
+        Slopes may leave the range of nearby slopes by `spread` times the width of the range.
+        """
 
     def resume(
         self, cleared: int, margin: float, slope: float, last_step: int, measured: Sequence[tuple[int, float, bool]]
     ) -> S:
-        """State of one ray of which something is known: no flip up to `cleared`, where it has this margin and falls by
-        `slope` a step; and (step, margin, flipped) beyond."""
+        """The state of one ray of which something is known already.
+
+        There is no flip up to `cleared`, where it has this margin and falls by `slope` per step. Points beyond it are
+        given as (step, margin, flipped).
+        """
 
 
 def warn_of_slow_way(caller: str, policy: object, lacks: str, consequence: str) -> None:
-    """Says that a policy takes a slow way for want of an ability; once a process, as Python counts warnings."""
+    """Warns that a search is slow because the policy lacks an ability; Python shows the warning once per process."""
     warnings.warn(
         f"{caller}: the search policy {type(policy).__name__} {lacks}, so {consequence}", UserWarning, stacklevel=2
     )

@@ -1,4 +1,4 @@
-"""A search whose answers are proved: which segments of a ray to bound, and which of their points to ask."""
+"""A search that proves its answers: it chooses the segments of a ray to bound, and the points to compute."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from apem_fast.search.isolate import Isolate
 from apem_fast.search.policy import Margins, Measured, Probes, Search, State
 
 Segment = tuple[int, int]
-"""The steps from the first to the second, both included."""
+"""The steps from the first to the second, inclusive."""
 
-MOST_PIECES = 16  # that a segment is split into at once
-CLOSE = 0.8  # how near to the bound that is just good enough pieces are aimed
+MOST_PIECES = 16  # the most pieces into which a segment is split at once
+CLOSE = 0.8  # pieces are as long as this share of the longest length whose bound is expected to suffice
 
 
 @dataclass(frozen=True)
 class Certified:
-    """The flips of another search, each of them proved to be the first.
+    """Proves that the flips which another search found are the first ones.
 
-    Every step before a flip is proved free of one, and the flip itself is asked of the answer of record. Bounds of the
-    margin on whole segments of the ray prove most steps, many at a time; a segment whose bound is too low is split, and
-    at last its points are asked one by one. So every answer is proved, whatever the network; what the network decides
-    is how long it takes, from some dozens of segments a ray to a scan of every grid point.
+    Every step before a flip is proved not to flip, and the flip itself is confirmed by the answer of record. Bounds on
+    the margin over whole segments of the ray prove most steps, many at a time. A segment whose bound is too low is
+    split; short segments are computed point by point. So every answer is proved, for every network. How long it takes
+    depends on the network: from some dozens of segments for each ray to a scan of every grid point.
 
-    The network may have convolutions, linear layers, batch norm, pooling, ReLU, ReLU6, leaky ReLU and sums; another
-    operation is refused by name. What is proved is about the answer of record in float64, in which every rounding is
-    accounted for; see docs/exactness.md.
+    The network may have convolutions, linear layers, batch norm, pooling, ReLU, ReLU6, leaky ReLU and sums; the error
+    names any other operation. The proof is about the answer of record in float64 and includes all its rounding errors;
+    see docs/exactness.md.
 
     Args:
         search: finds the flips that are to be proved.
-        asked: steps; a segment with no more is not split: its points are asked.
+        asked: a segment of no more steps than this is not split; its points are computed.
     """
 
     search: Search[Any] = field(default_factory=Isolate)
@@ -52,9 +52,10 @@ class Certified:
         return self.search.tell(state, measured)
 
     def split(self, segment: Segment, lowest: float, middle: float) -> list[Segment]:
-        """Pieces of a segment that may well be bounded, in order; itself where its points are to be asked.
+        """Shorter pieces of a segment, in order, for which bounds may suffice; the segment itself if it is short.
 
-        A bound falls below the margin by what bends within the segment adds, which goes with the square of the length.
+        The distance between a bound and the margin comes from bends within the segment, and grows with the square of
+        its length.
 
         Args:
             lowest: the bound that was too low.

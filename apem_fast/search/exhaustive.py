@@ -15,7 +15,7 @@ class ExhaustiveState(State):
 
     @property
     def cleared(self) -> Steps:
-        """The same as `reached`, by the name that `Clearing` asks for."""
+        """Alias of `reached`, as `Clearing` requires it."""
         return self.reached
 
 

@@ -1,4 +1,7 @@
-"""The first flip from a few probes: margins bound the interval between two of them (Shubert and Piyavskii)."""
+"""Finds the first flip with few probes: the margins at two probes bound the margin between them.
+
+The method is Shubert's and Piyavskii's, with the slope estimated on the ray.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from numpy.typing import NDArray
 
 from apem_fast.search.policy import CENSORED, UNDECIDED, Margins, Measured, Probes, Rows, State, Steps
 
-STEEPEST_SHARE = 0.5  # how far slopes may leave the range of those seen where these are all alike
-AHEAD = 8  # steps of a ray that are remembered from before they were wanted
-BEND = 1.5  # how much steeper or flatter than over the last interval a margin is taken to go on
+STEEPEST_SHARE = 0.5  # slopes may leave the range seen by this share of the steepest, even if all seen are equal
+AHEAD = 8  # how many steps measured ahead are remembered for each ray
+BEND = 1.5  # the margin is assumed to go on at most so many times steeper or flatter than over the last interval
 NOWHERE = 1 << 40  # a step beyond any grid
-SPARE = 16  # a batch with room for so many times the probes that are needed costs the same with a few more
+SPARE = 16  # a batch that holds so many times the needed probes takes no longer with a few more
 
 
 def lowest_margin(
@@ -27,31 +30,30 @@ def lowest_margin(
     right: Margins,
     unexplained: Margins | float = 0.0,
 ) -> tuple[Margins, Margins]:
-    """How low a margin may be between two steps, and after which share of the way it would be there.
+    """How low a margin may be between two steps, and at which share of the interval it would be so low.
 
-    Piyavskii's bound, with a range of slopes in place of one steepest slope. Three falls a step are known: of the
-    interval itself, of the one to its `left` and of the one to its `right` (NaN: not known). Within the interval the
-    fall is taken to lie within these, and further out on either side by the largest of `safety` times their spread,
-    half the steepest of them, and `unexplained`. So a margin that falls evenly to a positive value is known not to have
-    been negative on the way, while one that bends could have been.
+    This is Piyavskii's bound with a range of slopes instead of one steepest slope. Up to three falls per step are
+    known: of the interval itself, of the interval to its `left` and of that to its `right` (NaN if not known). Within
+    the interval the fall is assumed to lie in the range of these, widened on either side by the largest of `safety`
+    times its width, half the steepest of them, and `unexplained`. So a margin that falls evenly to a positive value
+    cannot have been negative on the way, while one that bends could.
     """
     fall = (start - end) / length
     least, most = np.fmin.reduce([fall, left, right]), np.fmax.reduce([fall, left, right])
     further = np.maximum(safety * (most - least), STEEPEST_SHARE * np.maximum(np.abs(most), np.abs(least)))
     further = np.fmax(further, unexplained)
     least, most = least - further, most + further
-    # From the start it falls at the most, from the end it rises backwards at the least: where these two meet.
+    # The steepest line from the start and the flattest line to the end meet at the lowest point.
     width = most - least
     share = np.where(width > 0, (fall - least) / np.where(width > 0, width, 1), 0.0)
     return start - most * length * share, share
 
 
 def unexplained_bend(falls: Sequence[Margins], middles: Sequence[NDArray]) -> Margins:
-    """How far neighbouring falls are from lying on one straight line, the worst of every three in a row; NaN where
-    there are no three.
+    """How far neighbouring falls deviate from a straight line: the worst of every three in a row; NaN without three.
 
-    A margin that flattens evenly has falls on a line, however steep that is; where probes are too far apart to show
-    what the margin does, they are not.
+    The falls of a margin that flattens evenly lie on a line, however steep. If probes are too far apart to show how the
+    margin behaves, they do not.
     """
     worst = np.full(len(falls[0]), np.nan)
     for i in range(len(falls) - 2):
@@ -63,53 +65,59 @@ def unexplained_bend(falls: Sequence[Margins], middles: Sequence[NDArray]) -> Ma
 
 @dataclass(frozen=True)
 class IsolateState(State):
-    """Up to `cleared` no step can flip. To its right lie measured points, nearest last: a stack per ray."""
+    """Up to `cleared` no step is flipped. Measured points to its right are a stack for each ray, the nearest on top."""
 
     cleared: Steps  # [rows]
     margin: Margins  # [rows], at `cleared`
-    fall: Margins  # [rows], of the margin over the last cleared interval, a step
-    length: Steps  # [rows], of that interval; 0 where the fall is the slope at 0
-    fall_before: Margins  # [rows], over the cleared interval before it; NaN where there is none
-    length_before: Steps  # [rows], of that one
+    fall: Margins  # [rows], of the margin per step over the last cleared interval
+    length: Steps  # [rows], of that interval; 0 if the fall is the slope at 0
+    fall_before: Margins  # [rows], over the cleared interval before it; NaN if there is none
+    length_before: Steps  # [rows], of that interval
     point_step: Steps  # [rows, depth]
     point_margin: Margins  # [rows, depth]
-    points: Steps  # [rows], how many of them are in use; only the deepest can be flipped
-    ahead_step: Steps  # [rows, AHEAD], measured before they were wanted; 0: none
+    points: Steps  # [rows], how many points are in use; only the farthest can be flipped
+    ahead_step: Steps  # [rows, AHEAD], measured before the search wanted them; 0: none
     ahead_margin: Margins  # [rows, AHEAD]
     ahead_flipped: NDArray[np.bool_]  # [rows, AHEAD]
 
 
 @dataclass(frozen=True)
 class Isolate:
-    """The first flip from a few probes, by Shubert and Piyavskii's method.
+    """Finds the first flip with few probes, by Shubert's and Piyavskii's method.
 
-    `lowest_margin` bounds the margin between two measured steps from the slopes seen there and on either side: local,
-    because margins flatten by orders of magnitude along a ray. What counts is how far these slopes are from changing
-    evenly (`unexplained_bend`); where the margin turns from falling to rising, their whole spread counts. Intervals
-    that could hide a flip are split where the bound is lowest, leftmost first, so what is found is the first flip and
-    not just a flip. Where nothing is measured yet, and between a margin and a flip, the search aims at the step before
-    the one where the margin would flip if it went on like this.
+    `lowest_margin` bounds the margin between two measured steps, from the slopes there and on either side. The slopes
+    are local, because margins flatten by orders of magnitude along a ray. They may leave the range seen by a multiple
+    of their deviation from an even change (`unexplained_bend`), or of their whole spread if the margin turns from
+    falling to rising. Intervals that could hide a flip are split where the bound is lowest, the leftmost first, so that
+    the first flip is found and not just any flip. Beyond the last probe, and between a margin and a flip, the search
+    extrapolates and probes the step before the expected flip.
 
-    What it cannot see is a dip between two probes that leaves no trace at them, so no interval is longer than `flat`
-    steps where the margin stays the same over it, up to `steep` steps where it falls to nothing, or than `growth`
-    times its distance from 0, whichever is most. All these are steps of the grid and none depends on where the search
-    may end: it may look beyond the last step, so that no answer before it depends on the limit. Neither does one depend
-    on what else is in a batch: where there is room, steps are measured ahead, and used once the search wants them.
+    The search cannot see a dip between two probes that leaves no trace at them. So the length of intervals is limited:
+    to `flat` steps if the margin stays the same, up to `steep` steps if it falls to nothing, or to `growth` times the
+    distance from 0, whichever is greatest. These are steps of the grid, and none depends on the end of the grid: the
+    search may look beyond the last step, so that no answer before it depends on the limit. Nor does an answer depend on
+    the rest of a batch: if there is room, steps are measured ahead, but used only when the search wants them.
 
-    The default missed no flip of some 5,000 real rays of ten networks, at 7.1 probes a ray on photographs. Of scripted
-    curves of 1,024 steps, made to be harder (`bench/margin_curves.py`), it missed .5 % of smooth ones of length 1/16 of
-    the ray and 3.5 % of length 1/32, 2.5 % of single dips 1/8 of the ray wide, 15 % of 1/16 and 41 % of 1/32, .2 % of
-    those with jumps and .3 % of decays with a sinus. `search="fast"` and `search="careful"` are other settings, at 6.3
-    and 10.9 probes on the photographs; the same curves, in the same order: 2.6, 5.5, 14, 41, 72, 1.3 and 1.0 %; 0, .7,
-    0, 2.6, 20, .1 and 0 %.
+    The default missed no flip of some 5,000 real rays of ten networks, with 7.1 probes for each ray on photographs.
+    Scripted curves of 1,024 steps (`bench/margin_curves.py`) are harder. The share of them that each setting missed, in
+    percent, and its probes for each ray on the photographs:
+
+    | setting | smooth, 1/16 | smooth, 1/32 | dip, 1/8 | dip, 1/16 | dip, 1/32 | jumps | decays | probes |
+    |---|---|---|---|---|---|---|---|---|
+    | isolate | 0.5 | 3.5 | 2.5 | 15 | 41 | 0.2 | 0.3 | 7.1 |
+    | fast | 2.6 | 5.5 | 14 | 41 | 72 | 1.3 | 1.0 | 6.3 |
+    | careful | 0 | 0.7 | 0 | 2.6 | 20 | 0.1 | 0 | 10.9 |
+
+    The fractions are the length of smooth curves, and the width of single dips, as shares of the ray. Decays have a
+    sine added.
 
     Args:
-        safety: by how many times the unexplained bend a slope may leave the range of those nearby; a larger factor is
-            safer and probes more.
-        spread: the same for the spread of these slopes.
-        flat: steps, the longest interval over which the margin stays the same.
-        steep: steps, the longest interval over which the margin falls to nothing.
-        growth: share of its distance from 0 that an interval may have in any case.
+        safety: slopes may leave the range of nearby slopes by so many times the unexplained bend; a larger factor is
+            safer and takes more probes.
+        spread: the same, as a multiple of the spread of these slopes.
+        flat: the longest interval, in steps, over which the margin stays the same.
+        steep: the longest interval, in steps, over which the margin falls to nothing.
+        growth: an interval may always have this share of its distance from 0.
         depth: how many measured points to the right are remembered for each ray.
     """
 
@@ -157,7 +165,7 @@ class Isolate:
     def resume(
         self, cleared: int, margin: float, slope: float, last_step: int, measured: Sequence[tuple[int, float, bool]]
     ) -> IsolateState:
-        """State of one ray of which something is known: no flip up to `cleared`, and (step, margin, flipped) beyond."""
+        """The state of one ray without a flip up to `cleared`, with known points (step, margin, flipped) beyond it."""
         state = self.start(np.array([margin]), np.array([slope]), last_step)
         state.cleared[0] = cleared
         step, at, flipped = (np.array(column) for column in zip(*measured)) if measured else (np.zeros(0),) * 3
@@ -169,8 +177,8 @@ class Isolate:
         row = state.undecided
         start, step, end = self._next_step(state, row)
         each = int(np.clip(room // (SPARE * max(1, len(row))), 1, 4))
-        # Where batches would be almost empty, also the step after, where a good guess ends, and half way on either
-        # side; between a step and nothing, half way is the middle of a stride that would be as long.
+        # If batches would be almost empty, also the next step, where a good guess ends, and the middle on either side;
+        # beyond the last point, the middle of a stride of the same length.
         end = np.minimum(end, 2 * step - start)
         further = np.stack([step, step + 1, (start + step) // 2, (step + end) // 2], axis=1)[:, :each]
         known = (further[:, :, None] == state.ahead_step[row][:, None, :]).any(axis=2)
@@ -190,7 +198,7 @@ class Isolate:
         asked = np.zeros(len(state.first_flip), np.int64)
         asked[told] = wanted
         is_wanted = measured.step == asked[measured.row]
-        # Where a caller measured other steps than were asked, they count as wanted.
+        # If a caller measured other steps than were asked for, they count as wanted.
         has_wanted = np.zeros(len(state.first_flip), bool)
         has_wanted[measured.row[is_wanted]] = True
         now = is_wanted | ~has_wanted[measured.row]
@@ -203,7 +211,7 @@ class Isolate:
     # The ones below change the arrays of a state that `tell` has just made its own.
 
     def _keep(self, state: IsolateState, measured: Measured) -> None:
-        """Keeps what was measured before it was wanted, in place of the oldest."""
+        """Keeps steps that were measured ahead, in place of the oldest."""
         turn = np.arange(len(measured.row)) - np.searchsorted(measured.row, measured.row)
         for t in range(turn.max(initial=-1) + 1):
             row, step, margin, flipped = measured.only(np.flatnonzero(turn == t))
@@ -216,7 +224,7 @@ class Isolate:
                 kept[row, 0] = value
 
     def _use(self, state: IsolateState, row: Rows) -> None:
-        """Goes on for as long as the step that is wanted next has been measured ahead."""
+        """Continues while the next step that the search wants was measured ahead."""
         while True:
             row = row[state.first_flip[row] == UNDECIDED]
             _, wanted, _ = self._next_step(state, row)
@@ -229,7 +237,7 @@ class Isolate:
             self._clear(state, row)
 
     def _push(self, state: IsolateState, measured: Measured) -> None:
-        """Puts points onto their rays' stacks, the farthest first, all of them nearer than what is there."""
+        """Puts points onto their rays' stacks, the farthest first; all are nearer than the points that are there."""
         order = np.lexsort((-measured.step, measured.row))
         row = measured.row[order]
         turn = np.arange(len(row)) - np.searchsorted(row, row)
@@ -238,15 +246,15 @@ class Isolate:
 
     def _push_one(self, state: IsolateState, measured: Measured) -> None:
         row = measured.row
-        state.points[row[measured.flipped]] = 0  # what lies beyond a flip no longer matters
+        state.points[row[measured.flipped]] = 0  # points beyond a flip no longer matter
         full = row[state.points[row] == self.depth]
-        if len(full):  # forget the farthest point: it may be measured again, nothing is decided by it
+        if len(full):  # forget the farthest point, which may be measured again
             state.point_step[full, :-1] = state.point_step[full, 1:]
             state.point_margin[full, :-1] = state.point_margin[full, 1:]
             state.points[full] -= 1
         at = state.points[row]
         state.point_step[row, at] = measured.step
-        # A flip at a margin of exactly 0 (a tie won by another class) still is one.
+        # A margin of exactly 0 is a flip if another class wins the tie.
         tie = np.finfo(np.float64).tiny
         state.point_margin[row, at] = np.where(
             measured.flipped, np.minimum(measured.margin, -tie), np.maximum(measured.margin, 0)
@@ -254,7 +262,7 @@ class Isolate:
         state.points[row] += 1
 
     def _clear(self, state: IsolateState, row: Rows) -> None:
-        """Moves `cleared` over every interval that cannot hide a flip, and decides the rays that are done."""
+        """Moves `cleared` past every interval that cannot hide a flip, and decides the rays that are done."""
         while len(row):
             row = row[state.points[row] > 0]
             top = state.points[row] - 1
@@ -276,14 +284,14 @@ class Isolate:
             row = row[~at_end]
 
     def _longest(self, state: IsolateState, row: Rows, margin: Margins) -> NDArray[np.float64]:
-        """How many steps the interval up to a margin may have."""
+        """The greatest number of steps that the interval up to a margin may have."""
         start = state.margin[row]
         share = np.clip(margin, 0, start) / np.maximum(start, np.finfo(np.float64).tiny)
         fallen = np.where(margin > start, 0, 1 - share)
         return np.maximum(self.flat + (self.steep - self.flat) * fallen, self.growth * state.cleared[row])
 
     def _lowest(self, state: IsolateState, row: Rows, margin: Margins, length: Steps) -> tuple[Margins, Margins]:
-        """`lowest_margin` of the interval up to the nearest point, with what is known on either side of it."""
+        """`lowest_margin` of the interval up to the nearest point, with the slopes known on either side."""
         two = state.points[row] > 1
         near = np.maximum(state.points[row] - 1, 1)
         beyond = np.where(two, state.point_step[row, near - 1] - state.point_step[row, near], 1)
@@ -299,14 +307,14 @@ class Isolate:
                 length + beyond / 2,
             ),
         )
-        # A margin that falls and rises again has its least value hereabouts: no bend is taken for granted.
+        # A margin that falls and rises again has its least value near here, so the whole spread counts.
         falls = np.stack([left, (start - margin) / length, right])
         turns = (np.fmin.reduce(falls) < 0) & (np.fmax.reduce(falls) > 0)
         spread = np.where(turns, max(self.safety, self.spread), self.spread)
         return lowest_margin(spread, start, margin, length, left, right, self.safety * bend)
 
     def _next_step(self, state: IsolateState, row: Rows) -> tuple[Steps, Steps, Steps]:
-        """The steps up to which rays are cleared, those to measure next, and those where the next points are."""
+        """The steps up to which rays are cleared, the steps to measure next, and the steps of the next points."""
         start, margin = state.cleared[row], state.margin[row]
         has_point = state.points[row] > 0
         top = np.maximum(state.points[row] - 1, 0)
@@ -322,13 +330,13 @@ class Isolate:
         return start, start + np.clip(stride, 1, length - 1).astype(np.int64), end
 
     def _fall_ahead(self, state: IsolateState, row: Rows) -> Margins:
-        """How fast the margin falls at `cleared`, as the bend between the last two intervals has it, within bounds."""
+        """The fall per step at `cleared`, extrapolated from the last two intervals, within limits."""
         fall, before = state.fall[row], state.fall_before[row]
         between = np.maximum(state.length[row] + state.length_before[row], 1)
         ahead = np.clip(fall - (before - fall) * state.length[row] / between, fall / BEND, fall * BEND)
         return np.where(np.isnan(before) | (fall <= 0), fall, ahead)
 
     def _stride(self, straight: NDArray[np.float64], start: Steps) -> NDArray[np.float64]:
-        """The longest interval that may be cleared if the margin goes straight to 0 after so many steps."""
+        """The longest interval that could be cleared if the margin fell straight to 0 in so many steps."""
         falling = np.minimum((self.steep - self.flat) / np.maximum(straight, 1), 1 - 1e-9)
         return np.maximum(np.minimum(self.flat / (1 - falling), self.steep), self.growth * start)

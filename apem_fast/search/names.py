@@ -1,4 +1,4 @@
-"""The policies by the names that users give them."""
+"""The search policies by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICIES: dict[str, Callable[[], Search]] = {
 
 
 def policy_of(search: str | Search) -> Search:
-    """The policy that a name stands for; a policy stands for itself."""
+    """The policy of that name; a policy is returned as it is."""
     if isinstance(search, str):
         if search not in POLICIES:
             names = " or ".join(f'"{name}"' for name in POLICIES)
