@@ -47,11 +47,7 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 	@touch $@
 
 demo: $(BUILT)
-	@$(BIN)/apem-fast evaluate --output $(DEMO_OUTPUT)
-	@$(BIN)/apem-fast filter --run $(DEMO_OUTPUT) --levels 256 cat rocket flower
-	@$(BIN)/apem-fast audit $(DEMO_OUTPUT) --rays 100 --up-to 64
-	@$(BIN)/apem-fast report $(DEMO_OUTPUT) --images 3
-	@echo "The search was held to a scan where that is quick. Of all rays: apem-fast audit $(DEMO_OUTPUT) --rays 100 (some ten minutes)."
+	@$(BIN)/apem-fast study --quick --output $(DEMO_OUTPUT)
 
 # One thread a process and a process a core: two threads beside another busy process are slower than one.
 test: $(BUILT)

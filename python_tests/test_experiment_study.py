@@ -16,6 +16,7 @@ from apem_fast.experiment.report.comparison import Run, agreement, named, write_
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.study import METHODS, Study
+from apem_fast.explain import BASELINES
 
 OPTIONS = RunOptions(
     network="tiny_networks:tiny", limit=6, explainers=("gradient", "random", "uniform"), max_epsilon=64.0, pictures=0
@@ -95,12 +96,34 @@ def test_a_small_study_from_beginning_to_end(tmp_path):
     )
     assert study.missing() == []
     assert all(seconds > 0 for seconds in study.predicted_seconds().values())
-    first, *reports = study.run(tmp_path / "study")
-    assert first.name == "index.html" and len(reports) == 2
+    finished = study.run(tmp_path / "study")
+    reports = [one.page for one in finished]
+    assert (tmp_path / "study" / "index.html").exists() and len(reports) == 2
+    assert [len(one.filtered) for one in finished] == [3 * 2 * 2] * 2 and finished[0].audit is None
     assert all("The papers’ claims" in page.read_text("utf-8") for page in reports)
     for page in reports:  # the filter's picture and table, of three photographs, two methods and two stages
         assert 'id="filter"' in page.read_text("utf-8")
         assert len((page.parent / "filter" / "filtered.csv").read_text().splitlines()) == 1 + 3 * 2 * 2
     before = [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]
-    assert study.run(tmp_path / "study")[0] == first  # a second time finds everything done
+    assert [one.page for one in study.run(tmp_path / "study")] == reports  # a second time finds everything done
     assert before == [store.read_bytes() for store in sorted(Path(tmp_path / "study").rglob("*.parquet"))]
+
+
+def test_a_quick_study_is_the_six_methods_and_the_baselines_in_the_folder_itself(tmp_path, monkeypatch):
+    """The same study with a tiny network: it prints the table, the filter, the audit and its page."""
+    quick = Study.quick()
+    (options,) = quick.runs.values()
+    assert options.explainers == (*METHODS, *BASELINES) and options.shuffles == 0
+    small = dataclasses.replace(
+        quick,
+        runs={".": dataclasses.replace(OPTIONS, explainers=("gradient", "random"), limit=14)},
+        filtered=("cat",),
+        audited=4,
+    )
+    monkeypatch.setattr(Study, "quick", lambda device: small)
+    folder = tmp_path / "study"
+    came = CliRunner(env={"TERM": "dumb", "COLUMNS": "200"}).invoke(app, ["study", "--quick", "-o", str(folder)])
+    assert came.exit_code == 0, came.output
+    assert "4 of 4 audited rays exact" in came.output and "APEM: epsilon+ less epsilon-" in came.output
+    assert len(re.findall(r"^cat \(.*\), Gradient at .*: score", came.output, re.MULTILINE)) == 2
+    assert (folder / "index.html").exists() and (folder / "results.csv").exists()

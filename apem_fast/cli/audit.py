@@ -46,7 +46,7 @@ def audit(
     console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
     with user_errors("audit"):
         from apem_fast.callers import said_by
-        from apem_fast.cli.console import ConsoleProgress
+        from apem_fast.cli.console import ConsoleProgress, audit_lines
         from apem_fast.experiment.audit import audit as audited
 
         try:
@@ -66,13 +66,8 @@ def audit(
             raise typer.Exit(STOPPED) from None
     if rank > 0:
         return
-    for one in result.differences:
-        ray = "irrelevance" if one.irrelevance else "relevance"
-        found, scanned = ("no flip" if value is None else f"{value:g}" for value in (one.found, one.scanned))
-        line = f"{one.maps}, {one.image}, {ray}: the search found {found}, the scan {scanned}"
+    for line in audit_lines(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(str(result), highlight=False, soft_wrap=True)
-    console.print(f"{result.probes:,} probes in {result.seconds:.0f} s", highlight=False)
     if up_to is not None:
         return
     console.print(

@@ -19,8 +19,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from apem_fast.experiment.filter.filtered import FilteredPhotograph
 from apem_fast.experiment.inputs.image_folders import LeftOut
 from apem_fast.experiment.report.summary import ON_TERMINAL, totals
+from apem_fast.experiment.run.audited_rays import RunAudit
 from apem_fast.experiment.run.progress import RunProgress, TimeLeft, doing_of
 from apem_fast.experiment.run.store import RunStore
 
@@ -128,6 +130,38 @@ def summary_table(table: pandas.DataFrame) -> Table:
             style = "bold" if row["median"] == best else ""
             shown.add_row(*(column.text(row) for column in ON_TERMINAL), style=style)
     return shown
+
+
+def show_table(console: Console, table: pandas.DataFrame) -> None:
+    """Prints a run's table and what it cost; nothing if no map could be measured."""
+    if not len(table):
+        return
+    console.print()
+    console.print(summary_table(table))
+    console.print()
+    console.print(totals_line(table), highlight=False)
+
+
+def filtered_line(one: FilteredPhotograph) -> str:
+    """What the filter did to one map."""
+    numbers = one.numbers
+    return (
+        f"{one.name} ({one.prediction}), {one.method} at {one.stage}: "
+        f"score {numbers['score_before']:g} -> {numbers['score_after']:g}, "
+        f"{numbers['levels_removed']:,} of {numbers['levels']:,} levels and "
+        f"{100 * numbers['removed_share']:.1f} % of the relevance gone, {numbers['probes']:,} probes. "
+        f"{numbers['stopped']}"
+    )
+
+
+def audit_lines(audit: RunAudit) -> list[str]:
+    """The rays for which search and scan differ, and what the audit says of all."""
+    lines = []
+    for one in audit.differences:
+        ray = "irrelevance" if one.irrelevance else "relevance"
+        found, scanned = ("no flip" if value is None else f"{value:g}" for value in (one.found, one.scanned))
+        lines.append(f"{one.maps}, {one.image}, {ray}: the search found {found}, the scan {scanned}")
+    return [*lines, str(audit), f"{audit.probes:,} probes in {audit.seconds:.0f} s"]
 
 
 def totals_line(table: pandas.DataFrame) -> str:

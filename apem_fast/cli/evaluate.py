@@ -55,8 +55,7 @@ def evaluate(
             ConsoleProgress,
             flagged_lines,
             left_out_lines,
-            summary_table,
-            totals_line,
+            show_table,
         )
         from apem_fast.experiment.report.exceptions import exceptional_images
         from apem_fast.experiment.report.page import write_page
@@ -78,11 +77,7 @@ def evaluate(
         write_csv(store)
         table = summary(store)
         page = write_page(store) if len(table) else None
-    console.print()
-    if page is not None:
-        console.print(summary_table(table))
-        console.print()
-        console.print(totals_line(table), highlight=False)
+    show_table(console, table)
     chosen_images = store.selection()
     notes = [chosen_images.note] if chosen_images and chosen_images.note else []
     for line in [*notes, *flagged_lines(store), *left_out_lines(store.left_out()), *dropped_lines(store)]:

@@ -54,6 +54,7 @@ def filter_maps(
     with user_errors("filter"):
         from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+        from apem_fast.cli.console import filtered_line
         from apem_fast.experiment.filter.maps import (
             FOLDER_IN_RUN,
             filter_photographs,
@@ -101,14 +102,5 @@ def filter_maps(
             console.print(f"Stopped. {folder} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
     for one in done:
-        numbers = one.numbers
-        console.print(
-            f"[bold]{one.name}[/bold] ({one.prediction}), {one.method} at {one.stage}: "
-            f"score {numbers['score_before']:g} -> {numbers['score_after']:g}, "
-            f"{numbers['levels_removed']:,} of {numbers['levels']:,} levels and "
-            f"{100 * numbers['removed_share']:.1f} % of the relevance gone, {numbers['probes']:,} probes. "
-            f"{numbers['stopped']}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(filtered_line(one), highlight=False, markup=False, soft_wrap=True)
     console.print(f"Before and after: {folder / 'filtered.png'}", highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from apem_fast.experiment.run.options import RunOptions
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from apem_fast.experiment.study import Study
+    from apem_fast.experiment.study import FinishedRun, Study
 
 
 # What the papers leave open, and what changes no result.
@@ -42,7 +42,10 @@ def study(
     count: Annotated[int, typer.Option(metavar="N", min=1, help="Images of each set; the papers have 5,000.")] = 5000,
     shuffles: Annotated[int, typer.Option(metavar="N", min=0, help="Of each map; the papers have 10.")] = 10,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The protocol in small, on the bundled network and photographs.")
+        bool,
+        typer.Option(
+            "--quick", help="A small study of the bundled network and photographs, with baselines, in a few minutes."
+        ),
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only say what is missing, and about how long it would take.")
@@ -53,8 +56,8 @@ def study(
     """Repeat the papers' study: six methods, three stages, both sets of images, shuffles, the filter, each network.
 
     Says what is missing before anything is computed, predicts the time from a few images, runs each network, and
-    writes their reports beside the papers' numbers and claims. A study that is stopped goes on where it was. On many
-    GPUs: torchrun --nproc-per-node N -m apem_fast study ...
+    writes reports with the papers' numbers and claims beside its own. The same command continues a study that was
+    stopped. On many GPUs: torchrun --nproc-per-node N -m apem_fast study ...
     """
     from rich.console import Console
 
@@ -64,7 +67,7 @@ def study(
     console = Console(width=None if sys.stdout.isatty() else 110, quiet=rank > 0)
     with user_errors("study"):
         from apem_fast.cli.console import ConsoleProgress
-        from apem_fast.experiment.study import Study
+        from apem_fast.experiment.study import COMPARISON, Study
 
         on = device_named(device)
         if quick:
@@ -91,12 +94,28 @@ def study(
             if check:
                 return
             with ConsoleProgress(console) as progress:
-                pages = chosen.run(output, progress, first=rank == 0)
+                finished = chosen.run(output, progress, first=rank == 0)
         except KeyboardInterrupt:
             console.print(f"Stopped. {output} keeps what is done; the same command goes on from there.", soft_wrap=True)
             raise typer.Exit(STOPPED) from None
-    for page in pages:
-        console.print(f"A page to open: {page}", highlight=False, soft_wrap=True)
+        for one in finished:
+            _show(one, console)
+    if len(finished) > 1:
+        console.print(f"The comparison: {output / COMPARISON}", highlight=False, soft_wrap=True)
+
+
+def _show(run: FinishedRun, console: Console) -> None:
+    from apem_fast.cli.console import audit_lines, filtered_line, flagged_lines, show_table
+    from apem_fast.experiment.report.summary import summary
+
+    show_table(console, summary(run.store))
+    lines = [*flagged_lines(run.store), *map(filtered_line, run.filtered)]
+    if run.audit is not None:
+        lines += audit_lines(run.audit)
+        if run.audit.up_to is not None:
+            lines.append(f"To scan rays of any length: apem-fast audit {run.store.folder} --rays {run.audit.rays}")
+    for line in [*lines, f"The report: {run.page}"]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _networks(texts: list[str]) -> dict[str, str | None]:

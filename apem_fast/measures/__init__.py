@@ -1,4 +1,4 @@
-"""Measures of an explanation beside APEM, and of how reliable a measure is; docs/measures.md tells them apart.
+"""Measures of an explanation other than APEM, and of a measure's own reliability; docs/measures.md compares them.
 
 af.selectivity(model, images, relevance).area
 af.measures.deletion(model, images, relevance, imputation="blur").area

@@ -1,8 +1,8 @@
-"""Adversarial MoRF and LeRF: features are replaced by those of an image that the network takes for something else.
+"""Adversarial MoRF and LeRF: features are replaced by those of an adversarial image, which has another prediction.
 
-A blurred or grey image lies far from what a network has seen, and its output may fall for that alone. An adversarial
-image looks as the original does (Nieradzik et al. 2024, arXiv:2411.14946; arXiv:2605.16905). Here it is the nearest one
-along the sign gradient, found by the engine of the metric: the same for every map of an image.
+A blurred or grey image is unlike the images that a network was trained on, and its output may fall for that reason
+alone. An adversarial image looks like the original (Nieradzik et al. 2024, arXiv:2411.14946; arXiv:2605.16905). Here it
+is the nearest one along the sign gradient, which the metric's engine finds; it is the same for every map of an image.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FlippedImages(Result):
-    """The nearest image along the sign gradient of which the prediction is another."""
+    """The nearest images along the sign gradient whose prediction differs."""
 
     images: Tensor  # (N, C, H, W), on the images' device
-    flipped: Tensor  # (N,) bool, on the CPU; False: there is none up to max_epsilon
+    flipped: Tensor  # (N,) bool, on the CPU; False: no such image up to max_epsilon
     probes: Tensor  # (N,) int64, on the CPU: model inputs that were run to find it
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AdversarialCurvesResult(TableResult):
-    """The output of N images while their features are replaced by those of their adversarial images."""
+    """The output of N images as their features are replaced by those of their adversarial images."""
 
     curves: RelevanceGainResult  # MoRF as `deletion`, LeRF as `insertion`
     flipped: Tensor  # (N,) bool; False: no adversarial image was found, and both areas are NaN
-    probes: Tensor  # (N,) int64: model inputs that were run, the search of the adversarial image among them
+    probes: Tensor  # (N,) int64: model inputs that were run, including the search for the adversarial image
 
     @property
     def morf(self) -> Tensor:
-        """(N,) float64: the area under the output, the most relevant first; small is good."""
+        """The area under the output with the most relevant features first, (N,) float64; small is good."""
         return self.curves.deletion.area.masked_fill(~self.flipped, torch.nan)
 
     @property
     def lerf(self) -> Tensor:
-        """(N,) float64: the area under the output, the least relevant first; large is good."""
+        """The area under the output with the least relevant features first, (N,) float64; large is good."""
         return self.curves.insertion.area.masked_fill(~self.flipped, torch.nan)
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
@@ -68,12 +68,12 @@ class AdversarialCurvesResult(TableResult):
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Both curves, as of `relevance_gain`; into new matplotlib axes if none are given."""
+        """Draw both curves, as for `relevance_gain`. Without `ax`, into new axes."""
         return self.curves.plot(ax)
 
 
 def flipped_images(evaluator: Evaluator, progress: Progress | None = None) -> FlippedImages:
-    """The adversarial images of an evaluator's images; one ray each."""
+    """The adversarial images of an evaluator's images, each found along one ray."""
     sign = evaluator.sign_gradient.to(evaluator.images.dtype)
     direction = sign / sign.abs().sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     found = evaluator.minimum_epsilon(direction, progress)
@@ -93,20 +93,20 @@ def adversarial_curves(
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
 ) -> AdversarialCurvesResult:
-    """The areas under the output as features of the adversarial image take over: MoRF and LeRF.
+    """MoRF and LeRF: the areas under the output as features are replaced by those of an adversarial image.
 
     The adversarial image is x + epsilon * sign / norm1(sign) at the least grid epsilon that changes the prediction.
-    Costs 2 (steps + 1) probes an image, and those of one ray.
+    Each image takes 2 (steps + 1) probes, and those of one ray.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
-        labels: (N,) int64, the predictions, if known; they are checked.
-        steps: in how many parts of (nearly) equal size the features go; None one by one.
+        labels: (N,) int64, the predictions, if known; an error if they are not the model's.
+        steps: the number of (nearly) equal parts in which features are removed; None removes them one by one.
         output: the label's "probability", or its "logit".
-        progress: called with (rays decided, rays in all, probes so far) while the adversarial images are looked for.
-        options: see `apem_fast.options.Options`; of that search, and batch_size also of the curves.
+        progress: called with (rays decided, rays in all, probes so far) while adversarial images are searched.
+        options: see `apem_fast.options.Options`; for that search, and batch_size also for the curves.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -125,7 +125,7 @@ def curves_towards(
     steps: int | None = 100,
     output: Output = "probability",
 ) -> AdversarialCurvesResult:
-    """The second half of `adversarial_curves`: many maps of the same images share their adversarial images."""
+    """The second half of `adversarial_curves`, so that many maps of the same images share their adversarial images."""
     removed = parts_of(relevance[0].numel(), steps)
     both = [
         outputs_while_removing(

@@ -1,4 +1,4 @@
-"""What the measures demand of their arguments, in the metric's words, and who says it."""
+"""Checks of the measures' arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_model_and_images(model: nn.Module, images: Tensor, batch_size: int | N
 
 
 def check_classes(labels: Tensor | None, images: Tensor) -> None:
-    """Labels name the classes that are explained; they need not be the predictions."""
+    """Raises unless labels are classes, (N,) int64; they need not be the predictions."""
     if labels is None:
         return
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -34,7 +34,7 @@ def check_classes(labels: Tensor | None, images: Tensor) -> None:
 
 
 def explainer_of(explain: Explain) -> Explainer:
-    """The method itself, or a function behind the same protocol: checked, and with the random state left alone."""
+    """The method itself, or a function as a method, whose results are checked and which keeps the random state."""
     if isinstance(explain, Explainer):
         return explain
     if not callable(explain):
@@ -51,8 +51,7 @@ def check_curve(
     output: str,
     batch_size: int | None,
 ) -> tuple[int | None, int | None]:
-    """What all measures demand that take features away in the order of their relevance; steps and batch_size as plain
-    numbers."""
+    """Checks the common arguments of measures that remove features by relevance; returns steps and batch_size."""
     batch_size = validation.whole_or_none("batch_size", batch_size)
     check_model_and_images(model, images, batch_size)
     validation.map_of_images("relevance", relevance, images)

@@ -1,8 +1,8 @@
-"""Robustness-S: how little perturbation changes the prediction, confined to the most relevant features or to the rest.
+"""Robustness-S: the least perturbation that flips, confined to the most relevant features or to all others.
 
 Hsieh et al., "Evaluations and methods for explanation through robustness analysis" (ICLR 2021, arXiv:2006.00442). They
-look for the least perturbation by an attack in all directions; here it is looked for along one ray, the sign gradient
-within the set. So every number is an upper bound of theirs, and says how far one has to go in that direction at most.
+search for the least perturbation by an attack in all directions. Here it is searched along one ray: the sign gradient
+within the set. So every number is an upper bound of theirs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 class RobustnessResult(TableResult):
     """Upper bounds of the least perturbations of N images, for K sizes of the set (tensors are on the CPU)."""
 
-    shares: Tensor  # (K,) float64: how much of the image the set holds, ascending
-    relevant: Tensor  # (N, K) float64: l2 norm of a perturbation of the set that flips; of the last one tried if none
-    complement: Tensor  # (N, K) float64: the same of everything else
+    shares: Tensor  # (K,) float64: the share of the image that the set holds, ascending
+    relevant: Tensor  # (N, K) float64: l2 norm of the perturbation of the set that flips, or of the last if none does
+    complement: Tensor  # (N, K) float64: the same for all other features
     flipped_relevant: Tensor  # (N, K) bool; False: censored
     flipped_complement: Tensor  # (N, K) bool; False: censored
     labels: Tensor  # (N,) int64: the predictions
@@ -43,12 +43,12 @@ class RobustnessResult(TableResult):
 
     @property
     def area_relevant(self) -> Tensor:
-        """(N,) float64: Robustness-S, the mean of the curve over the range of shares; small is good."""
+        """Robustness-S, the mean of the curve over the range of shares: (N,) float64; small is good."""
         return self._mean_height(self.relevant)
 
     @property
     def area_complement(self) -> Tensor:
-        """(N,) float64: the same of the complement; large is good."""
+        """The same for the complement: (N,) float64; large is good."""
         return self._mean_height(self.complement)
 
     def _mean_height(self, curve: Tensor) -> Tensor:
@@ -72,8 +72,10 @@ class RobustnessResult(TableResult):
         return [counted(len(self.labels), "image"), f"mean areas {means}", rays]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The perturbation of the most relevant features that changes each image, and that of all others, against the
-        share of the image that they are; and the means; into new matplotlib axes if none are given."""
+        """Draw the perturbations of each image, of the most relevant features and of all others, and their means.
+
+        The horizontal axis is the share of the image that the set holds. Without `ax`, into new axes.
+        """
         axes = {"xlabel": "share of the image that the set holds", "ylabel": "l2 norm of the perturbation"}
         ax = draw_curves(ax, self.shares, self.relevant, label="the set", colour=COLOURS["epsilon_minus"], **axes)
         draw_curves(ax, self.shares, self.complement, label="the rest", colour=COLOURS["epsilon_plus"], **axes)
@@ -93,12 +95,12 @@ def robustness_s(
     progress: Progress | None = None,
     **options: Unpack[EngineOptions],
 ) -> RobustnessResult:
-    """The least perturbation that flips, among those of the k most relevant features alone, and of all others alone.
+    """The least perturbation that flips: of the k most relevant features alone, and of all others alone.
 
-    For each share the set S of the floor(share * features) most relevant features (at least one, never all) makes a map
-    of zeros and ones, and its two rays are searched as those of `apem` are: x + epsilon / |S| * sign within S, and
-    outside of it. What is reported is the l2 norm of the perturbation, as in the paper. Along one ray it is an upper
-    bound of the least perturbation of all directions. Costs about 14 probes a share and image.
+    For each share, S is the set of the floor(share * features) most relevant features (at least one, never all). It
+    makes a map of zeros and ones, whose two rays are searched as in `apem`: x + epsilon / |S| * sign within S, and the
+    same outside of it. The results are l2 norms of perturbations, as in the paper. Since only one ray is searched, they
+    are upper bounds of the least perturbation in any direction. Each share of each image takes about 14 probes.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
@@ -106,7 +108,7 @@ def robustness_s(
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
         shares: ascending, in (0, 1).
         labels, progress: as of `apem`.
-        options: see `apem_fast.options.Options`; max_epsilon and step are of the perturbation's l1 norm.
+        options: see `apem_fast.options.Options`; max_epsilon and step are l1 norms of the perturbation.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -118,7 +120,7 @@ def robustness_s(
 def robustness_of_sets(
     evaluator: Evaluator, relevance: Tensor, *, shares: Sequence[float] = SHARES, progress: Progress | None = None
 ) -> RobustnessResult:
-    """The second half of `robustness_s`, for an evaluator that is at hand: many maps of the same images share it."""
+    """The second half of `robustness_s`, for an evaluator that exists: many maps of its images can share it."""
     images, sign = evaluator.images, evaluator.sign_gradient
     validation.map_of_images("relevance", relevance, images)
     given = [validation.positive("shares", share) for share in shares]

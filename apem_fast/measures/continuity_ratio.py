@@ -1,4 +1,4 @@
-"""Explanation continuity: how much an explanation can change while the image hardly does (P2 section 2.3.1)."""
+"""Explanation continuity: how much an explanation changes if the image hardly does (P2 section 2.3.1)."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class ContinuityResult(TableResult):
 
     @property
     def ratio(self) -> Tensor:
-        """(N, K) float64: norm1(R(x) - R(x')) / norm2(x - x')."""
+        """The ratios norm1(R(x) - R(x')) / norm2(x - x'): (N, K) float64."""
         return self.change / self.distance
 
     @property
     def continuity(self) -> Tensor:
-        """(N,) float64: the greatest ratio over the neighbours; low is continuous."""
+        """The greatest ratio over the neighbours: (N,) float64; low is continuous."""
         return self.ratio.amax(dim=1)
 
     @property
     def maximum(self) -> float:
-        """The greatest ratio of all: the best lower bound of the maximum over the input domain."""
+        """The greatest ratio of all, which is the best lower bound on the maximum over the input domain."""
         return float(self.continuity.max())
 
     @property
@@ -71,7 +71,7 @@ class ContinuityResult(TableResult):
         return [*sizes, f"greatest ratio {self.maximum:.4g}", f"mean {self.mean:.4g}", f"median {self.median:.4g}"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The greatest ratio of each image; into new matplotlib axes if none are given."""
+        """Draw the greatest ratio of each image. Without `ax`, into new axes."""
         exact = torch.ones(len(self.labels), dtype=torch.bool)
         what = "greatest change of the map per change of the image"
         return draw_values(ax, self.continuity, exact, xlabel=what, label="continuity")
@@ -93,12 +93,12 @@ def continuity(
 ) -> ContinuityResult:
     """The greatest norm1(R(x) - R(x')) / norm2(x - x') over neighbours x' of each image x (P2 section 2.3.1).
 
-    The papers' maximum is over the whole input domain; over finitely many neighbours it is a lower bound. Neighbours
-    are drawn evenly from the sphere around x whose radius is `distance` times norm2(x), from a generator seeded by
-    the image and `seed`: neither the batch nor the device changes them. R explains the same class for x and x'. Both
-    norms are over the tensors as they are, so ratios of maps with and without channels, or of images of different
-    size, cannot be compared. What a method draws at random for x and for x' counts as change: SmoothGrad of few samples
-    is not continuous.
+    The papers' maximum is over the whole input domain; over a few neighbours it is a lower bound. Neighbours are drawn
+    uniformly from the sphere around x with the radius `distance` times norm2(x), from a generator seeded with the image
+    and `seed`, so that they depend neither on the batch nor on the device. R explains the same class for x and x'. Both
+    norms are of the whole tensors, so do not compare ratios of maps with and without channels, or of images of
+    different sizes. If a method draws random numbers, their difference between x and x' counts as a change: SmoothGrad
+    with few samples is not continuous.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
@@ -106,12 +106,12 @@ def continuity(
             given.
         explain: an explanation method, or a function (model, images, labels) -> attribution.
         labels: (N,) int64, the classes to explain; None takes the predictions for the images.
-        neighbours: how many to draw for each image, or the neighbours themselves, (N, K, C, H, W), each unlike its
-            image: translations, say, or the next frames of a film.
+        neighbours: how many to draw for each image, or the neighbours themselves, (N, K, C, H, W), none equal to its
+            image: translations, for example, or the next frames of a film.
         distance: see above; positive.
         relevance: makes R of an attribution (N, C, H, W); by default the papers' map in [0, 1] with one channel. None
-            takes the attribution as it is.
-        pixels: what to multiply maps by, as (images) -> pixels in [0, 1]: where it is given, R is
+            takes the attribution itself.
+        pixels: a function (images) -> pixels in [0, 1] that maps are multiplied by. R is then
             relevance(attribution, pixels(x)) for an image and relevance(attribution, pixels(x')) for its neighbour.
         seed: of the neighbours, any integer.
         progress: called as progress(images done, images in all).
@@ -149,7 +149,7 @@ def continuity(
 
 
 def _drawn(image: Tensor, count: int, distance: float, seed: int) -> Tensor:
-    """(K, C, H, W): neighbours of (C, H, W) at the given share of its l2 norm."""
+    """Neighbours (K, C, H, W) of an image (C, H, W), at a distance of the given share of its l2 norm."""
     radius = distance * float(image.double().norm())
     generator = generators_for(image)
     drawn = []

@@ -1,9 +1,9 @@
 """The flip fraction: the least share of an image's most relevant features whose removal changes the prediction.
 
-Removal in the order of relevance is a ray of its own kind: the probe at step k replaces the first k parts. So the
-engine of the metric finds its first flip, with the same batches and answers of record. But it scans every share:
-margins are so rough here, where features go one after the other, that a search which skips some misses one first
-change in eight on a real network, and saves less than half of the probes (docs/measures.md).
+Removing features in the order of their relevance is a special ray: the probe at step k replaces the first k parts. So
+the metric's engine finds its first flip, with the same batches and answers of record. Here it scans every share. As
+features are removed one after the other, margins are so rough that a search that skips shares missed the first change
+of one map in eight on a real network, and saved less than half of the probes (docs/measures.md).
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from apem_fast.search import Exhaustive, Search
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SEARCHING = ("search", "batch_size", "compile", "record")  # the options that have a meaning here
-PARTS = 200  # half a per cent each
+SEARCHING = ("search", "batch_size", "compile", "record")  # the engine's options that this measure takes
+PARTS = 200  # of half a per cent each
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FlipFractionResult(TableResult):
     """The flip fraction of N images (all tensors are (N,), on the CPU)."""
 
-    fraction: Tensor  # float64, the least share; 1 where no share changes the prediction
-    flipped: Tensor  # bool; False: censored, not even with everything replaced
+    fraction: Tensor  # float64, the least share; 1 if no share changes the prediction
+    flipped: Tensor  # bool; False: censored, the prediction is the same even with everything replaced
     labels: Tensor  # int64: the predictions
     probes: Tensor  # int64: model inputs that were run
     parts: int  # of the grid: every fraction is a multiple of 1 / parts
 
     @property
     def mean(self) -> float:
-        """The mean over the images, censored ones as 1."""
+        """The mean over the images, in which censored ones count as 1."""
         return float(self.fraction.mean())
 
     @property
     def median(self) -> float:
-        """The median over the images, censored ones as 1."""
+        """The median over the images, in which censored ones count as 1."""
         return float(np.median(self.fraction.numpy()))
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
@@ -64,16 +64,14 @@ class FlipFractionResult(TableResult):
         return [counted(len(self.labels), "image"), *numbers, f"parts={self.parts}"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The fraction of each image, a hollow dot where no share changes it; into new matplotlib axes if none are
-        given."""
+        """Draw the fraction of each image, with a hollow dot if it is censored. Without `ax`, into new axes."""
         what = "least share whose removal changes the prediction"
         return draw_values(ax, self.fraction, self.flipped, xlabel=what, label="flip fraction")
 
 
 @dataclass(frozen=True)
 class RemovalRays(Rays):
-    """Rays along which features are replaced: the relevance is a map's ranks, and epsilon counts the parts that are
-    gone."""
+    """Rays along which features are replaced: the relevance holds a map's ranks, and epsilon counts the parts."""
 
     filling: Tensor | None = None  # (N, C, H, W): what replaces the features of each image
     parts: int = PARTS
@@ -107,9 +105,9 @@ def flip_fraction(
 ) -> FlipFractionResult:
     """The least k / parts for which replacing the most relevant floor(k features / parts) changes the prediction.
 
-    Low is good: the map names what the decision rests on. Every share is tried in turn, whatever the search is called:
-    some 20 to 60 probes an image, `parts` where nothing changes the prediction. A policy object of
-    `apem_fast.search` is taken as it is, and may pass over a change that comes back within a few parts.
+    Low is good: the map names the features that the decision depends on. Every share is tried in turn, also if `search`
+    names another search: some 20 to 60 probes for each image, or `parts` if nothing changes the prediction. A policy
+    object of `apem_fast.search` is used as it is, and may miss a change that is undone within a few parts.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
@@ -117,8 +115,8 @@ def flip_fraction(
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
         imputation: what a removed feature becomes: "constant" (0), "blur" or "mean", a number, or a tensor that
             broadcasts to the images.
-        parts: of the grid of shares.
-        labels: (N,) int64, the predictions, if known; they are checked.
+        parts: how many shares are tried at most: multiples of 1 / parts.
+        labels: (N,) int64, the predictions, if known; an error if they are not the model's.
         progress: called with (images decided, images in all, probes so far).
         options: see `apem_fast.options.Options`.
 
@@ -139,12 +137,12 @@ def flip_fractions(
     parts: int = PARTS,
     progress: Progress | None = None,
 ) -> FlipFractionResult:
-    """The second half of `flip_fraction`, for an evaluator that is at hand: many maps of the same images share it."""
+    """The second half of `flip_fraction`, for an evaluator that exists: many maps of its images can share it."""
     images = evaluator.images
     validation.map_of_images("relevance", relevance, images)
     parts = min(parts, relevance[0].numel())
     filling = filling_of(imputation, images)
-    # Ranks as exact whole numbers of float64: float32 would do up to 2^24 features.
+    # Ranks are whole numbers in float64, which holds them exactly; float32 would only up to 2^24 features.
     rays = evaluator.rays(ranks_of(relevance).double(), np.arange(len(images)))
     of_relevance = rays.only(np.arange(0, len(rays), 2))
     columns = {field.name: getattr(of_relevance, field.name) for field in fields(of_relevance)}
@@ -166,5 +164,5 @@ def flip_fractions(
 
 
 def _policy(evaluator: Evaluator) -> Search:
-    """A policy that the evaluator was given; the scan in place of a named one, which is made for smoother margins."""
+    """The evaluator's policy if it is an object; for a name the scan, since named searches expect smoother margins."""
     return Exhaustive() if isinstance(evaluator.options.search, str) else evaluator.options.policy

@@ -1,4 +1,4 @@
-"""What takes the place of what is removed from an image: a constant, the image's own mean, the image blurred."""
+"""What replaces the removed features of an image: a constant, the image's own mean, or the blurred image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from apem_fast.callers import sentence
 IMPUTATIONS = ("constant", "blur", "mean")
 
 BLURRED_SIDE = 20  # the blur's standard deviation is this part of the shorter side: 11 pixels of 224
-DEVIATIONS = 3  # as far as the blur's kernel reaches
+DEVIATIONS = 3  # the reach of the blur's kernel, in standard deviations
 
 
 def filling_of(imputation: object, images: Tensor) -> Tensor:
-    """(N, C, H, W): what replaces each feature of each image.
+    """The values that replace each feature of each image: (N, C, H, W).
 
     Args:
-        imputation: "constant", 0 in the model's input space, which is the mean colour where images are normalised;
-            "mean", the mean of each channel of the image itself; "blur", the image under a Gaussian whose standard
-            deviation is a twentieth of the shorter side; a number; or a tensor that broadcasts to the images.
+        imputation: "constant", 0 in the model's input space, which is the mean colour of normalised images; "mean", the
+            mean of each channel of the image itself; "blur", the image blurred by a Gaussian with a standard deviation
+            of a twentieth of the shorter side; a number; or a tensor that broadcasts to the images.
         images: (N, C, H, W).
 
     Raises:
@@ -42,8 +42,7 @@ def filling_of(imputation: object, images: Tensor) -> Tensor:
 
 
 def blurred(images: Tensor, deviation: float) -> Tensor:
-    """Images (N, C, H, W) under a Gaussian of this standard deviation in pixels; what lies beyond an edge is taken to
-    be as the edge is."""
+    """Images (N, C, H, W) blurred by a Gaussian of this standard deviation in pixels; edges are continued outwards."""
     reach = max(1, round(DEVIATIONS * deviation))
     place = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
     weight = torch.exp(-0.5 * (place / deviation) ** 2)

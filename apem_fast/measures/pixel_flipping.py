@@ -1,10 +1,10 @@
-"""Deletion, insertion and the difference of the two: the output as features are replaced, from either end.
+"""Deletion, insertion and their difference: the output as features are replaced, in either order.
 
-Deletion replaces the most relevant features first (MoRF). Insertion begins with an image of which all is replaced and
-puts the most relevant features back first (Petsiuk et al. 2018, arXiv:1806.07421); read from its end, it replaces the
-least relevant first (LeRF), so with one imputation its curve is the LeRF curve, point by point. The symmetric relevance
-gain is the area under LeRF minus the area under MoRF (Bluecher et al. 2024, arXiv:2401.06654): it depends far less on
-the imputation than either of the two.
+Deletion replaces the most relevant features first (MoRF). Insertion starts with every feature replaced and puts the
+most relevant ones back first (Petsiuk et al. 2018, arXiv:1806.07421). Read backwards, insertion replaces the least
+relevant first (LeRF), so with the same imputation its curve equals the LeRF curve, point by point. The symmetric
+relevance gain is the area under LeRF minus the area under MoRF (Bluecher et al. 2024, arXiv:2401.06654); it depends far
+less on the imputation than either area.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 
 class CurveOptions(TypedDict, total=False):
-    """What `deletion`, `insertion` and `relevance_gain` take beside the maps.
+    """The options of `deletion`, `insertion` and `relevance_gain`.
 
-    labels: (N,) int64, the classes whose output is recorded; the predictions where it is not given.
+    labels: (N,) int64, the classes whose output is recorded; the predictions if not given.
     imputation: what a removed feature becomes: "constant" (0), "blur" or "mean", a number, or a tensor that broadcasts
-        to the images; see `apem_fast.measures.imputation`. "blur" where it is not given.
-    steps: in how many parts of (nearly) equal size the features go; None one by one. 100 where it is not given.
+        to the images; see `apem_fast.measures.imputation`. "blur" if not given.
+    steps: the number of (nearly) equal parts in which features are removed; None removes them one by one. 100 if not
+        given.
     output: the label's "probability", or its "logit".
     batch_size, progress: as of `selectivity`.
     """
@@ -48,15 +49,17 @@ class CurveOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DeletionResult(RemovalCurve):
-    """The output of N images while their most relevant features are replaced: a small area is good."""
+    """The output of N images as their most relevant features are replaced. A small area is good."""
 
     called: ClassVar[str] = "deletion"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InsertionResult(RemovalCurve):
-    """The output of N images against how many features are still replaced, the least relevant ones: a large area is
-    good."""
+    """The output of N images against the number of their least relevant features that are still replaced.
+
+    A large area is good.
+    """
 
     called: ClassVar[str] = "insertion"
 
@@ -70,7 +73,7 @@ class RelevanceGainResult(TableResult):
 
     @property
     def gain(self) -> Tensor:
-        """(N,) float64: the area under LeRF minus the area under MoRF; large is good, 0 is chance."""
+        """The area under LeRF minus the area under MoRF: (N,) float64; large is good, 0 is chance."""
         return self.insertion.area - self.deletion.area
 
     @property
@@ -97,8 +100,10 @@ class RelevanceGainResult(TableResult):
         return [counted(len(self.gain), "image"), f"mean gain {self.mean:.4g}", f"median {self.median:.4g}"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The output of each image against the share of its features that is replaced, the most relevant first and the
-        least relevant first, and their means; into new matplotlib axes if none are given."""
+        """Draw the output of each image against the share of its features that is replaced, and the means.
+
+        One curve has the most relevant features first, the other the least relevant. Without `ax`, into new axes.
+        """
         axes = {"xlabel": "share of the features that is replaced", "ylabel": "output"}
         morf, lerf = self.deletion, self.insertion
         ax = draw_curves(
@@ -113,9 +118,9 @@ class RelevanceGainResult(TableResult):
 
 @said_by("deletion")
 def deletion(model: nn.Module, images: Tensor, relevance: Tensor, **options: Unpack[CurveOptions]) -> DeletionResult:
-    """The output while the most relevant features are replaced first: MoRF, Petsiuk et al.'s deletion.
+    """The output as the most relevant features are replaced first: MoRF, Petsiuk et al.'s deletion.
 
-    Costs steps + 1 probes an image.
+    Each image takes steps + 1 probes.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
@@ -131,9 +136,9 @@ def deletion(model: nn.Module, images: Tensor, relevance: Tensor, **options: Unp
 
 @said_by("insertion")
 def insertion(model: nn.Module, images: Tensor, relevance: Tensor, **options: Unpack[CurveOptions]) -> InsertionResult:
-    """The output as the most relevant features come back first, which is LeRF read from its end.
+    """The output as the most relevant features are put back first, which is LeRF read backwards.
 
-    Costs steps + 1 probes an image. The arguments and the errors are those of `deletion`.
+    Each image takes steps + 1 probes. The arguments and the errors are those of `deletion`.
     """
     return InsertionResult(*_curve(model, images, relevance, "least", **options))
 
@@ -144,7 +149,7 @@ def relevance_gain(
 ) -> RelevanceGainResult:
     """The symmetric relevance gain: the area under LeRF minus the area under MoRF.
 
-    Costs 2 (steps + 1) probes an image. The arguments and the errors are those of `deletion`.
+    Each image takes 2 (steps + 1) probes. The arguments and the errors are those of `deletion`.
     """
     return RelevanceGainResult(
         DeletionResult(*_curve(model, images, relevance, "most", **options)),

@@ -1,7 +1,7 @@
-"""Randomisation tests: an explanation has to change with the network's parameters and with what it was trained on.
+"""Randomisation tests: an explanation should depend on the network's parameters and on its training data.
 
-P2 section 2.2 tells of methods that pass for explanations and hardly depend on either; an edge detector does not
-at all.
+Some methods that are used as explanations hardly depend on either (P2 section 2.2). An edge detector depends on
+neither.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ SIMILARITIES = ("rank_correlation", "absolute_rank_correlation", "structural_sim
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RandomisationResult(TableResult):
-    """How like the explanations of N images stay to what they were, over S stages (tensors are on the CPU).
+    """The similarity of explanations to the originals, for N images over S stages (tensors are on the CPU).
 
-    Near 0 is good once all is randomised: what is left of an explanation then was never about the network.
+    Once everything is randomised, a similarity near 0 is good: similarity that remains does not come from the network.
     """
 
     stages: tuple[str, ...]  # what was randomised, in this order; ("labels",) for data randomisation
-    rank_correlation: Tensor  # (S, N) float64: Spearman's, of the signed attributions; NaN where one is constant
-    absolute_rank_correlation: Tensor  # (S, N) float64: the same of their absolute values
+    rank_correlation: Tensor  # (S, N) float64: Spearman's, of the signed attributions; NaN if one is constant
+    absolute_rank_correlation: Tensor  # (S, N) float64: the same for their absolute values
     structural_similarity: Tensor  # (S, N) float64: SSIM of the relevance maps, in [-1, 1]
-    gradient_histograms: Tensor  # (S, N) float64: Pearson's correlation of the maps' HOG; NaN where one has none
-    labels: Tensor  # (N,) int64: the classes that were explained: the original network's predictions, or yours
+    gradient_histograms: Tensor  # (S, N) float64: Pearson's correlation of the maps' HOG; NaN if a map has none
+    labels: Tensor  # (N,) int64: the classes that were explained
     score: Tensor | None = None  # (S, N) float64: APEM of the stage's maps for the original network; NaN: no ray
     original_score: Tensor | None = None  # (N,) float64: APEM of the original maps
 
     def _columns(self) -> dict[str, Tensor | Sequence[Any]]:
-        """One row a stage and image."""
+        """One row for each stage and image."""
         stages, images = self.rank_correlation.shape
         columns: dict[str, Tensor | Sequence[Any]] = {
             "stage": [stage for stage in self.stages for _ in range(images)],
@@ -77,8 +77,7 @@ class RandomisationResult(TableResult):
         return [*sizes, f"mean rank correlation {last:.3g} at the last, {self.stages[-1]}"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The rank correlation of each image from stage to stage, and its mean; into new matplotlib axes if none are
-        given."""
+        """Draw the rank correlation of each image over the stages, and the mean. Without `ax`, into new axes."""
         stages = range(len(self.stages))
         axes = {"xlabel": "randomised up to", "ylabel": "rank correlation with the original"}
         ax = draw_curves(ax, stages, self.rank_correlation.T, **axes)
@@ -101,20 +100,20 @@ def parameter_randomisation(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> RandomisationResult:
-    """Re-initialises a copy of the network part by part and compares its explanations with the original's.
+    """Re-initialises a copy of the network part by part, and compares its explanations with the original's.
 
     Args:
-        model: an `nn.Module` in eval mode that returns logits (N, classes); comes back untouched, a copy is changed.
+        model: an `nn.Module` in eval mode that returns logits (N, classes); only a copy of it is changed.
         images: (N, C, H, W) float32 or float64 as the model receives them.
         explain: an explanation method, or a function (model, images, labels) -> attribution.
-        mode: "cascading" randomises each part on top of those before it, "independent" one part at a time.
+        mode: "cascading" randomises each part in addition to those before it, "independent" one part at a time.
         stages: names of submodules in the order in which they are randomised, such as ["fc", "layer4", "layer3"];
             None takes every layer with parameters, from the output to the input.
-        labels: (N,) int64, the classes to explain throughout; None takes the original network's predictions.
+        labels: (N,) int64, the classes to explain at all stages; None takes the original network's predictions.
         relevance: makes a map in [0, 1] of an attribution, for the structural similarity and APEM.
-        apem: options of `Evaluator`, such as {"max_epsilon": 1024}, to have APEM of every stage's maps measured on
-            the original network; {} takes the defaults, None measures none.
-        seed: of the new parameters; the global random state is left alone.
+        apem: options of `Evaluator`, such as {"max_epsilon": 1024}: APEM of every stage's maps is then measured on the
+            original network. {} takes the defaults; None does not measure it.
+        seed: of the new parameters; the global random state is not changed.
         progress: called as progress(stages done, stages in all).
 
     Raises:
@@ -149,13 +148,13 @@ def data_randomisation(
     apem: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> RandomisationResult:
-    """Compares the network's explanations with those of its like that was trained on permuted labels.
+    """Compares the network's explanations with those of the same network trained on permuted labels.
 
     Args:
-        randomised: the network that was trained on permuted labels, in eval mode; or a function that trains one: it is
-            handed a copy of `model` with all its layers re-initialised, in training mode, and returns it trained. Both
-            draw their random numbers from `seed`; the global random state is left alone. Labels without meaning are had
-            by `labels[torch.randperm(len(labels))]`.
+        randomised: the network trained on permuted labels, in eval mode; or a function that trains one. The function
+            gets a copy of `model` in training mode, with all layers re-initialised, and returns it trained.
+            Initialisation and training draw their random numbers from `seed`; the global random state is not changed.
+            `labels[torch.randperm(len(labels))]` permutes labels.
 
     The other arguments, and the errors, are those of `parameter_randomisation`; the result has one stage, "labels".
     """
@@ -189,7 +188,7 @@ class _Row:
 
 
 class _Original:
-    """The explanations that the others are compared with."""
+    """The explanations of the original network, with which the others are compared."""
 
     def __init__(
         self,
@@ -242,12 +241,12 @@ class _Original:
         )
 
     def _score(self, maps: Tensor) -> Tensor | None:
-        """(N,): a map that is 0 or 1 throughout has no ray, so it is left out and its score is NaN."""
+        """The scores, (N,). A map that is all 0 or all 1 has no ray, so its score is NaN."""
         if self.evaluator is None:
             return None
         zero, one = without_ray(maps)
         blank = (zero | one).cpu()
         stand_in = maps.clone()
-        stand_in[blank] = 0.5  # any map will do: what comes of it is thrown away
+        stand_in[blank] = 0.5  # any map will do, since its result is not used
         score = self.evaluator.apem({"relevance": stand_in})["relevance"].score
         return score.masked_fill(blank, torch.nan)

@@ -1,8 +1,8 @@
-"""How reliable a measure itself is: whether it ranks the methods alike on every image, and as other measures do.
+"""How reliable a measure is: whether it ranks methods in the same way on every image, and as other measures do.
 
-Tomsett et al. 2020, "Sanity checks for saliency metrics" (arXiv:1912.01451), ask it of measures as one asks it of
-raters: images are raters, methods are rated, and Krippendorff's alpha of the ranks says how far they agree. 1 is the
-same order on every image, 0 is chance, and less than 0 is worse than that.
+Tomsett et al. 2020, "Sanity checks for saliency metrics" (arXiv:1912.01451), treat it like the agreement of raters:
+images are the raters, methods are rated, and Krippendorff's alpha of the ranks says how far they agree. 1 is the same
+order on every image, 0 is chance, and below 0 is worse than chance.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(ratings: ArrayLike, level: Level = "ordinal") -> float:
-    """Krippendorff's alpha, 1 - observed / expected disagreement (Krippendorff 2011, "Computing Krippendorff's
-    alpha-reliability").
+    """Krippendorff's alpha: 1 - observed / expected disagreement.
+
+    See Krippendorff 2011, "Computing Krippendorff's alpha-reliability".
 
     Args:
-        ratings: (raters, units); NaN where a rater said nothing of a unit.
-        level: how far apart two values are: "nominal", equal or not; "ordinal", how many values lie between them;
-            "interval", their squared difference.
+        ratings: (raters, units); NaN if a rater did not rate a unit.
+        level: the distance of two values: "nominal", whether they are equal; "ordinal", how many ratings lie between
+            them; "interval", their squared difference.
 
     Returns:
-        alpha; NaN where fewer than two raters rated any unit, or all ratings are the same.
+        alpha; NaN if no unit was rated by two raters, or all ratings are equal.
 
     Raises:
         ValueError: ratings are not a table, or the level is unknown.
@@ -41,11 +42,12 @@ def krippendorff_alpha(ratings: ArrayLike, level: Level = "ordinal") -> float:
 
 
 def ranks_on_images(scores: ArrayLike, higher_is_better: bool = True) -> NDArray[np.float64]:
-    """(images, methods): the rank of each method on each image, 1 for the best, the mean of their ranks for equal ones;
-    NaN where there is no score.
+    """The rank of each method on each image, (images, methods): 1 for the best, and NaN without a score.
+
+    Methods with equal scores get the mean of their ranks.
 
     Args:
-        scores: (images, methods); NaN where there is none.
+        scores: (images, methods); NaN if there is none.
         higher_is_better: whether the highest is the best.
     """
     with extra("explain", "a ranking"):
@@ -56,8 +58,9 @@ def ranks_on_images(scores: ArrayLike, higher_is_better: bool = True) -> NDArray
 
 
 def agreement_of_ranks(first: ArrayLike, second: ArrayLike) -> float:
-    """The mean over the images of Spearman's correlation between the ranks that two measures give the methods; images
-    on which either ranks nothing are left out. NaN where none is left.
+    """Spearman's correlation between the ranks that two measures give the methods, averaged over the images.
+
+    Images on which either measure ranks all methods equally are left out. NaN if no image remains.
 
     Args:
         first, second: (images, methods), as `ranks_on_images` gives them, without NaN.
@@ -70,10 +73,10 @@ def agreement_of_ranks(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def resampled_alphas(ranks: NDArray[np.float64], seed: int = 0, repetitions: int = 500) -> NDArray[np.float64]:
-    """(repetitions,): alpha of as many images drawn with replacement from a complete table of ranks (images, methods).
+    """Bootstrap values of alpha, (repetitions,), for a complete table of ranks (images, methods).
 
-    The same seed draws the same images of any table with as many, so that the alphas of two measures can be subtracted
-    draw by draw. NaN where a draw ranks nothing.
+    Each draws as many images as there are, with replacement. The same seed draws the same images of any table of that
+    length, so that the alphas of two measures can be subtracted draw by draw. NaN if all ranks of a draw are equal.
     """
     values = np.unique(ranks)
     distance = _distance("ordinal", values)
@@ -89,7 +92,7 @@ def resampled_alphas(ranks: NDArray[np.float64], seed: int = 0, repetitions: int
 
 
 def interval_of(draws: NDArray[np.float64], share: float = 0.95) -> tuple[float, float]:
-    """Between what this share of the draws lies, those that are NaN left out; NaN where there are none."""
+    """The interval that holds this share of the draws, without NaN; NaN if there are none."""
     known = draws[~np.isnan(draws)]
     if not len(known):
         return np.nan, np.nan
@@ -98,7 +101,7 @@ def interval_of(draws: NDArray[np.float64], share: float = 0.95) -> tuple[float,
 
 
 def _counts(table: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(units, values): how many raters gave a unit this value."""
+    """How many raters gave each unit each value: (units, values)."""
     return (table[:, :, None] == values).sum(axis=0).astype(np.float64)
 
 
@@ -112,14 +115,16 @@ def _distance(level: Level, values: NDArray[np.float64]) -> Distance:
 
 
 def _alpha(counts: NDArray[np.float64], squares: NDArray[np.float64], distance: Distance) -> float:
-    """From how many raters gave each unit each value, and the sum of the squares of the raters' weights in that (the
-    same number, where every rater counts once)."""
+    """Alpha from the weighted number of raters that gave each unit each value, and the sums of squared weights.
+
+    The two are equal if every rater counts once.
+    """
     rated = counts.sum(axis=1) ** 2 > squares.sum(axis=1)  # by at least two
     if not rated.any():
         return np.nan
     counts, squares = counts[rated], squares[rated]
     raters = counts.sum(axis=1)
-    others = raters - squares.sum(axis=1) / raters  # one less than the raters, where every rater counts once
+    others = raters - squares.sum(axis=1) / raters  # one less than the raters, if every rater counts once
     # How often two values meet within a unit, in pairs of different raters (the coincidence matrix).
     met = (counts / others[:, None]).T @ counts - np.diag((squares / others[:, None]).sum(axis=0))
     of_value = met.sum(axis=0)
@@ -130,10 +135,10 @@ def _alpha(counts: NDArray[np.float64], squares: NDArray[np.float64], distance: 
 
 
 def _apart(distance: Distance, of_value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(values, values): the squared difference of two values."""
+    """The squared difference of each two values: (values, values)."""
     level, values = distance
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    # The ordinal difference counts the ratings from one value to the other, half of those at both ends.
+    # The ordinal difference counts the ratings from one value to the other, and half of those at either end.
     place = np.cumsum(of_value) - of_value / 2 if level == "ordinal" else values
     return (place[:, None] - place) ** 2

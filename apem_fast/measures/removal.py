@@ -1,7 +1,7 @@
-"""The network's output while parts of an image are taken away in a given order: what several measures are made of.
+"""The network's output as parts of an image are removed in a given order: the basis of several measures.
 
-A part is what has one rank; taken away means replaced by a filling. Every point of every image's curve is an input of
-the model of its own, and all of them run through it in common batches.
+A part is everything of the same rank; it is removed by replacing it with a filling. Every point of every image's curve
+is one input of the model, and the points of all images share batches.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 Output = Literal["probability", "logit"]
 Order = Literal["most", "least"]
 
-BATCH_SIZE = {"cpu": 8, "cuda": 128}  # a CPU's caches hold few images; larger batches are slower there
+BATCH_SIZE = {"cpu": 8, "cuda": 128}  # a CPU's caches hold few images, so larger batches are slower there
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RemovalCurve(TableResult):
-    """The output of N images while their features are removed (tensors are on the CPU)."""
+    """The output of N images as their features are removed (tensors are on the CPU)."""
 
-    removed: Tensor  # (K + 1,) int64: how many features are gone, from 0 on
-    output: Tensor  # (N, K + 1) float64: what is left of the evidence
+    removed: Tensor  # (K + 1,) int64: how many features are removed, ascending from 0
+    output: Tensor  # (N, K + 1) float64: the output then
     labels: Tensor  # (N,) int64: the classes whose output it is
 
     called: ClassVar[str] = "area"
 
     @property
     def removed_share(self) -> Tensor:
-        """(K + 1,) float64, from 0 to 1."""
+        """The share of the features that is removed: (K + 1,) float64, from 0 to 1."""
         return self.removed.double() / self.removed[-1]
 
     @property
     def area(self) -> Tensor:
-        """(N,) float64: the area under the output against the share that is removed."""
+        """The area under the output against the removed share: (N,) float64."""
         return torch.trapezoid(self.output, self.removed_share, dim=1)
 
     @property
@@ -76,15 +76,17 @@ class RemovalCurve(TableResult):
         return [counted(len(self.labels), "image"), *areas, counted(self.probes, "probe") + " an image"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The output of each image against the share of its features that is removed, and their mean; into new
-        matplotlib axes if none are given."""
+        """Draw the output of each image against the removed share, and the mean. Without `ax`, into new axes."""
         axes = {"xlabel": "share of the features that is removed", "ylabel": "output"}
         return draw_curves(ax, self.removed_share, self.output, label=self.called, **axes)
 
 
 def ranks_of(relevance: Tensor, first: Order = "most") -> Tensor:
-    """The rank of each feature, (N, 1 or C, H, W) int64: 0 for the one that goes first. Of features with equal
-    relevance the one earlier in memory counts as more relevant, so that one order is the other's reverse."""
+    """The rank of each feature, (N, 1 or C, H, W) int64; 0 is removed first.
+
+    Of features with equal relevance the one earlier in memory counts as more relevant, so that one order is exactly the
+    reverse of the other.
+    """
     order = relevance.detach().flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ranks = torch.empty_like(order).scatter_(1, order, places).view(relevance.shape)
@@ -92,8 +94,10 @@ def ranks_of(relevance: Tensor, first: Order = "most") -> Tensor:
 
 
 def parts_of(features: int, steps: int | None) -> Tensor:
-    """(K + 1,) int64 on the CPU, from 0 to `features` in `steps` (nearly) equal parts, at most one each; None: one by
-    one."""
+    """How many features are removed at each point: (K + 1,) int64 on the CPU.
+
+    They go from 0 to `features` in `steps` (nearly) equal parts, or one by one for None.
+    """
     parts = features if steps is None else min(steps, features)
     return torch.arange(parts + 1, device="cpu") * features // parts
 
@@ -117,10 +121,10 @@ def outputs_while_removing(
         images: (N, C, H, W).
         rank: (N, 1 or C, H, W) int64.
         gone: (K + 1,) int64: at each point of the curve, everything of a lower rank is replaced.
-        filling: (N, C, H, W), what it is replaced by.
-        labels: whose output it is; None takes the predictions.
+        filling: (N, C, H, W), the replacement.
+        labels: the classes whose output is recorded; None takes the predictions.
         output: the label's "probability" or "logit".
-        batch_size: inputs in a batch, halved where memory runs out; None takes 8 on a CPU and 128 elsewhere.
+        batch_size: inputs in a batch, halved if memory runs out; None takes 8 on a CPU and 128 on a GPU.
         progress: called as progress(inputs run, inputs in all).
     """
     images, points = images.detach(), len(gone)
@@ -148,7 +152,7 @@ def outputs_while_removing(
             done += len(logits)
             if progress is not None:
                 progress(done, total)
-    if not bool(finite):  # read once: a GPU is not to wait after every batch
+    if not bool(finite):  # read once at the end, so that a GPU need not wait after every batch
         raise ModelOutputError(
             "model must return finite logits (got NaN or infinity for an image with features removed)"
         )

@@ -1,7 +1,7 @@
-"""Region perturbation: the output as whole blocks of an image, the most relevant first, turn into noise.
+"""Region perturbation: the output as blocks of an image are replaced by noise, the most relevant blocks first.
 
-Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned" (arXiv:1509.06321). The
-papers of this package name it as the measure closest to theirs.
+Samek et al. 2017, "Evaluating the visualization of what a deep neural network has learned" (arXiv:1509.06321). P1 and
+P2 name it as the measure closest to APEM.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from apem_fast.seeding import generators_for
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BEYOND = 2**62  # the rank of what belongs to no block: it never goes
+BEYOND = 2**62  # the rank of pixels that belong to no block, which are never replaced
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RegionPerturbationResult(TableResult):
-    """The output of N images while their blocks turn into noise (tensors are on the CPU)."""
+    """The output of N images as their blocks are replaced by noise (tensors are on the CPU)."""
 
     output: Tensor  # (N, repeats, L + 1) float64, with 0 to L blocks replaced
     labels: Tensor  # (N,) int64: the classes whose output it is
 
     @property
     def area_over_curve(self) -> Tensor:
-        """(N,) float64: AOPC, the mean over the L + 1 points of what the output has fallen by; large is good."""
+        """AOPC, the mean fall of the output over the L + 1 points: (N,) float64; large is good."""
         return (self.output[:, :, :1] - self.output).mean(dim=(1, 2))
 
     @property
@@ -66,8 +66,8 @@ class RegionPerturbationResult(TableResult):
         return [counted(len(self.labels), "image"), *numbers, counted(self.probes, "probe") + " an image"]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The output of each image against the blocks that are noise, and their mean; into new matplotlib axes if none
-        are given."""
+        """Draw the output of each image against the number of replaced blocks, and the mean. Without `ax`, into new
+        axes."""
         curves = self.output.mean(dim=1)
         return draw_curves(ax, range(curves.shape[1]), curves, xlabel="blocks turned into noise", ylabel="output")
 
@@ -89,22 +89,22 @@ def region_perturbation(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> RegionPerturbationResult:
-    """The area over the curve of the output while the most relevant blocks are replaced by uniform noise (AOPC).
+    """AOPC: the area over the curve of the output, as the most relevant blocks are replaced by uniform noise.
 
-    The image is cut into whole blocks from its upper left corner; what is left over at the lower and the right edge is
-    never replaced. A block's relevance is the sum over its pixels. The noise of a block is drawn from a generator of
-    the image and `seed`, whatever the batch and the device. Costs repeats (steps + 1) probes an image.
+    The image is cut into blocks from its upper left corner; a remainder at the lower and the right edge is never
+    replaced. A block's relevance is the sum over its pixels. Noise is drawn from a generator seeded with the image and
+    `seed`, so it does not depend on the batch or the device. Each image takes repeats (steps + 1) probes.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only sums over blocks count.
         labels: (N,) int64, the classes whose output is recorded; None takes the predictions.
-        size: pixels, the side of a block; Samek et al. have 9.
-        steps: L, how many blocks are replaced, at most those there are; Samek et al. have 100.
-        repeats: with so many draws of the noise; Samek et al. have 10.
-        low, high: between which noise is drawn, in the model's input space: a number, or a tensor that broadcasts to
-            the images; None takes the least and the greatest value of each channel of the image itself.
+        size: the side of a block, in pixels; 9 in Samek et al.
+        steps: L, how many blocks are replaced, or all if there are fewer; 100 in Samek et al.
+        repeats: how often the noise is drawn; 10 in Samek et al.
+        low, high: the range of the noise, in the model's input space: numbers, or tensors that broadcast to the images;
+            None takes the least and the greatest value of each channel of the image itself.
         output: the label's "probability", or its "logit".
         seed: of the noise, any integer.
         batch_size, progress: as of `selectivity`.
@@ -144,12 +144,12 @@ def region_perturbation(
             progress=report,
         )
         curves.append(curve)
-    assert labels is not None  # of at least one repetition
+    assert labels is not None  # there is at least one repetition
     return RegionPerturbationResult(torch.stack(curves, dim=1), labels)
 
 
 def block_ranks(relevance: Tensor, size: int) -> tuple[Tensor, int]:
-    """(N, 1, H, W) int64, the rank of each pixel's block: 0 for the most relevant; and how many blocks there are."""
+    """The rank of each pixel's block, (N, 1, H, W) int64, 0 for the most relevant; and the number of blocks."""
     height, width = (side - side % size for side in relevance.shape[2:])
     whole = relevance.double().sum(dim=1, keepdim=True)[:, :, :height, :width]
     sums = functional.avg_pool2d(whole, size) * size**2
@@ -162,6 +162,6 @@ def block_ranks(relevance: Tensor, size: int) -> tuple[Tensor, int]:
 
 
 def _noise(image: Tensor, seed: int, repeat: int) -> Tensor:
-    """(C, H, W) in [0, 1), of the image's dtype."""
+    """Uniform noise (C, H, W) in [0, 1), of the image's dtype."""
     drawn = torch.rand(image.shape, generator=generators_for(image)(seed, repeat), dtype=torch.float64, device="cpu")
     return drawn.to(image.dtype).to(image.device)

@@ -1,4 +1,4 @@
-"""Explanation selectivity: how fast the output falls when the most relevant features go first (P2 Algorithm 1)."""
+"""Explanation selectivity: how fast the output falls if the most relevant features are removed (P2 Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apem_fast.measures.removal import Output, RemovalCurve, outputs_while_remov
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SelectivityResult(RemovalCurve):
-    """The output of N images while their features are removed, the most relevant first: a small area is selective."""
+    """The output of N images as their most relevant features are removed. A small area is selective."""
 
     called: ClassVar[str] = "selectivity"
 
@@ -34,23 +34,22 @@ def selectivity(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SelectivityResult:
-    """Records f(x), removes the feature with the highest relevance, and so on until all are gone (P2 Algorithm 1).
+    """The output f(x) as features are removed one by one, the most relevant first (P2 Algorithm 1).
 
-    A feature is what has one value in the map: a pixel with all its channels for (N, 1, H, W), one channel of a pixel
-    for (N, C, H, W). Of features with equal relevance the one earlier in memory goes first.
+    A feature has one value in the map: it is a pixel with all its channels for (N, 1, H, W), and one channel of a pixel
+    for (N, C, H, W). Of features with equal relevance the one earlier in memory is removed first.
 
     Args:
         model: an `nn.Module` in eval mode that returns logits (N, classes).
         images: (N, C, H, W) float32 or float64 as the model receives them.
         relevance: (N, 1, H, W) or (N, C, H, W) of the images' dtype; any scale, only the order counts.
         labels: (N,) int64, the classes whose output is recorded; None takes the predictions.
-        steps: in how many parts of (nearly) equal size the features go, at most one each; None removes them one by
-            one, as the algorithm says, at one model input a feature.
+        steps: the number of (nearly) equal parts in which features are removed; None removes them one by one, as in the
+            algorithm, with one model input for each feature.
         output: what f is: the "probability" of the label, with an area in [0, 1], or its "logit".
         baseline: what a removed feature becomes, in the model's input space: a number, or a tensor that broadcasts to
-            the images. 0 is the algorithm's x - {x_i}, and the mean colour where images are normalised.
-        batch_size: how many images a batch has; None takes 8 on a CPU and 128 elsewhere. Running out of
-            memory halves it.
+            the images. 0 is the algorithm's x - {x_i}, and the mean colour of normalised images.
+        batch_size: model inputs in a batch; None takes 8 on a CPU and 128 on a GPU. Running out of memory halves it.
         progress: called as progress(inputs run, inputs in all).
 
     Raises:

@@ -14,7 +14,7 @@ Segment = tuple[int, int]
 """The steps from the first to the second, inclusive."""
 
 MOST_PIECES = 16  # the most pieces into which a segment is split at once
-CLOSE = 0.8  # pieces are as long as this share of the longest length whose bound is expected to suffice
+CLOSE = 0.8  # the expected distance of a bound from the margin on a piece, as a share of the margin
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Which epsilon to probe next: search policies that know nothing of models.
+"""What a search policy is: it chooses the epsilon to probe next, from margins alone, and knows nothing of models.
 
-Epsilons are grid steps here, whole numbers from 1 to `last_step` (epsilon = k * step; the margin at k = 0 is known).
-A policy is an immutable record of options. It keeps a few rays at a time, one per row of its state, and takes two
-pure steps: `ask` names the probes it wants next, `tell` takes the margins that were measured there and returns the
-new state. A ray is decided when `state.first_flip` is no longer UNDECIDED: the least step at which the prediction
-was no longer the label, or CENSORED where the search reached `last_step` without one.
+Epsilons are grid steps here: whole numbers from 1 to `last_step` (epsilon = k * step; the margin at k = 0 is known). A
+policy is an immutable record of options with two pure functions, and its state holds a few rays, one in each row: `ask`
+returns the probes that the policy wants next; `tell` takes the margins measured there and returns the new state. A ray
+is decided when its `state.first_flip` is no longer UNDECIDED: it is then the least step at which the prediction is not
+the label, or CENSORED if the search reached `last_step` without a flip.
 
-Because a policy sees margins only, it is tested with scripted margin curves and no network.
+Since a policy only sees margins, it is tested with scripted margin curves and no network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Steps = NDArray[np.int64]
 Margins = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
-UNDECIDED = 0  # no ray flips at step 0: the label is the prediction there
+UNDECIDED = 0  # no ray flips at step 0, where the label is the prediction
 CENSORED = -1
 
 
@@ -34,7 +34,7 @@ class Probes(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Margins that were measured, and whether the prediction was no longer the label there."""
+    """Measured margins, and whether the prediction is no longer the label there."""
 
     row: Rows
     step: Steps
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
     flipped: NDArray[np.bool_]
 
     def only(self, these: Rows) -> Measured:
-        """These of the probes, in this order."""
+        """The chosen probes, in this order."""
         return Measured(self.row[these], self.step[these], self.margin[these], self.flipped[these])
 
 
@@ -58,13 +58,13 @@ class State:
         return np.flatnonzero(self.first_flip == UNDECIDED)
 
     def only(self, rows: Rows) -> Self:
-        """This state with `rows` alone: finished rays leave."""
+        """This state with only the chosen rows, without finished rays."""
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         chosen: dict[str, Any] = {k: v[rows] if isinstance(v, np.ndarray) else v for k, v in fields.items()}
         return type(self)(**chosen)
 
     def joined(self, other: Self) -> Self:
-        """This state with the rows of `other` after its own: waiting rays come in."""
+        """This state with the rows of `other`, such as new rays, after its own."""
         fields = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)}
         joined: dict[str, Any] = {
             k: np.concatenate(v) if isinstance(v[0], np.ndarray) else v[0] for k, v in fields.items()
@@ -77,13 +77,13 @@ S = TypeVar("S", bound=State)
 
 @runtime_checkable
 class Search(Protocol[S]):
-    """The shape of a policy. `room` is how many probes fit the next batch."""
+    """The protocol of a policy. `room` is how many probes fit into the next batch."""
 
     def start(self, margin: Margins, slope: Margins, last_step: int) -> S:
-        """State of fresh rays from their margins at 0 and the first-order estimate of how fast these fall a step."""
+        """The state of new rays, from their margins at 0 and first-order estimates of the fall per step."""
 
     def ask(self, state: S, room: int) -> Probes:
-        """The probes wanted next: at least one of each undecided ray, more only while there is room."""
+        """The probes to run next: at least one for each undecided ray, and more only if there is room."""
 
     def tell(self, state: S, measured: Measured) -> S:
-        """The state once all the probes of the last `ask` are measured."""
+        """The new state, once all probes of the last `ask` are measured."""
