@@ -39,6 +39,13 @@ static void define(torch::stable::detail::StableLibrary& m) {
       "attack_step(Tensor perturbed, Tensor gradient, Tensor? previous, Tensor? region, float step_size, "
       "float damping, float? lower=None, float? upper=None, Tensor? original=None, float zero=0.) -> Tensor");
   m.def("saliency_map(Tensor original, Tensor perturbed) -> Tensor");
+  // Of the engine alone, for the CPU and float64: what torch has no kernel for (cpu/depthwise_conv2d.cpp).
+  m.def(
+      "_depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias, int stride_h, int stride_w, int padding_h, "
+      "int padding_w, int dilation_h, int dilation_w) -> Tensor");
+  m.def(
+      "_depthwise_conv2d_backward(Tensor grad_output, Tensor weight, int height, int width, int stride_h, "
+      "int stride_w, int padding_h, int padding_w, int dilation_h, int dilation_w, int channels) -> Tensor");
 }
 
 bool schemas_are_ours() {

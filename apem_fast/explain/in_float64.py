@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer, NotFiniteError
 from apem_fast.running.batching import is_out_of_memory
+from apem_fast.running.depthwise import fast_depthwise
 from apem_fast.running.record import in_float64
 
 
@@ -73,7 +74,8 @@ class InFloat64(Explainer):
             return self.explainer(model, images, labels, progress=progress)  # raises an error that says what is wrong
         try:
             copy = in_float64(model)
-            attribution = self.explainer(copy, images.double(), labels, progress=progress)
+            with fast_depthwise(images.device):
+                attribution = self.explainer(copy, images.double(), labels, progress=progress)
         except RuntimeError as error:
             if isinstance(error, NotFiniteError) or is_out_of_memory(error):
                 raise

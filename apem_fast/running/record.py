@@ -20,6 +20,7 @@ from apem_fast import ops
 from apem_fast.callers import sentence
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.clean import Clean, Gradients, gradients_for, run_clean, without
+from apem_fast.running.depthwise import fast_depthwise
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.runners import PlainRunner, runner_for
@@ -170,7 +171,8 @@ def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 
 class _Watched(nn.Module):
-    """A model in float64 that checks, the first time it runs, that nothing is rounded to less on the way."""
+    """A model in float64 that checks, the first time it runs, that nothing is rounded to less on the way, and whose
+    depthwise convolutions are fast on a CPU."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -179,6 +181,10 @@ class _Watched(nn.Module):
         self._seen = False
 
     def forward(self, inputs: Tensor) -> object:
+        with fast_depthwise(inputs.device):
+            return self._watched(inputs)
+
+    def _watched(self, inputs: Tensor) -> object:
         if self._seen:
             return self.model(inputs)
         self._seen = True

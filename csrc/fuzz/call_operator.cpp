@@ -174,7 +174,9 @@ const char* const kOperators[] = {"directed_relevance",
                                   "attack_penalty",
                                   "attack_penalty_backward",
                                   "attack_step",
-                                  "saliency_map"};
+                                  "saliency_map",
+                                  "_depthwise_conv2d",
+                                  "_depthwise_conv2d_backward"};
 
 torch::jit::Stack arguments_of(const std::string& op, Call& call) {
   Bytes& bytes = call.bytes();
@@ -259,7 +261,36 @@ torch::jit::Stack arguments_of(const std::string& op, Call& call) {
             call.maybe(full()),
             bytes.below(2) ? bytes.number() : 0.0};
   }
-  return {full(), full()};  // saliency_map
+  if (op == "saliency_map") {
+    return {full(), full()};
+  }
+  const int64_t filters = 1 + bytes.below(3), taps[] = {1 + bytes.below(8), 1 + bytes.below(8)};
+  int64_t stride[2], padding[2], dilation[2], out[2];
+  for (int d = 0; d < 2; ++d) {
+    stride[d] = bytes.rarely() ? -1 : 1 + bytes.below(3);
+    padding[d] = bytes.rarely() ? -1 : bytes.below(9);
+    dilation[d] = bytes.rarely() ? 0 : 1 + bytes.below(3);
+    out[d] =
+        ((d == 0 ? h : w) + 2 * padding[d] - dilation[d] * (taps[d] - 1) - 1) / std::max<int64_t>(stride[d], 1) + 1;
+    out[d] = std::max<int64_t>(out[d], 0);
+  }
+  const Tensor weight = call.tensor({c * filters, 1, taps[0], taps[1]}, wide);
+  torch::jit::Stack stack{call.tensor(op == "_depthwise_conv2d" ? image : Sizes{n, c * filters, out[0], out[1]}, wide),
+                          weight};
+  if (op == "_depthwise_conv2d") {
+    stack.push_back(call.maybe(call.tensor({c * filters}, wide)));
+  } else {
+    stack.push_back(h);
+    stack.push_back(w);
+  }
+  for (const int64_t* option : {stride, padding, dilation}) {
+    stack.push_back(option[0]);
+    stack.push_back(option[1]);
+  }
+  if (op == "_depthwise_conv2d_backward") {
+    stack.push_back(c);
+  }
+  return stack;
 }
 
 // Reads every value, so that memory that is not the result's own would be seen.
