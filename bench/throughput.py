@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 import apem_fast as af
 from apem_fast.running import runners
-from apem_fast.running.inputs import Inputs
 from apem_fast.running.low_precision import low_precision
+from apem_fast.running.recipe import Recipe
 from apem_fast.running.undisturbed import undisturbed
 from bench.networks import PHOTOGRAPHED, Workload, workload
 from bench.timing import circumstances, median, print_table, write_json
@@ -102,17 +102,17 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
         if exact:
-            self.exact += len(inputs)
+            self.exact += columns.shape[1]
         else:
-            self.screened += len(inputs)
+            self.screened += columns.shape[1]
         self.filled += size
-        return self._runner(inputs, size, exact)
+        return self._runner(recipe, columns, size, exact)
 
-    def alone(self, image: Tensor) -> Tensor:
+    def alone(self, *one: Any) -> Any:
         self.single += 1
-        return self._runner.alone(image)
+        return self._runner.alone(*one)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,28 @@ def images_and_maps(n: int, channels: int = 3, map_channels: int = 1, seed: int 
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(n, channels, 16, 16, generator=generator)
     return images.to(dtype), (torch.rand(n, map_channels, 16, 16, generator=generator) ** 3).to(dtype)
+
+
+class Given:
+    """The `Recipe` of images that are there: columns of their numbers, and the logits themselves for an answer."""
+
+    def __init__(self, images: Tensor):
+        self.images = images
+        self.device = images.device
+        self.columns = torch.arange(len(images))[None]  # on the host, as columns are
+
+    @property
+    def key(self) -> Hashable:
+        return id(self)
+
+    def inputs(self, columns: Tensor) -> Tensor:
+        return self.images[columns[0]]
+
+    def answers(self, logits: Tensor, columns: Tensor) -> Tensor:
+        return logits
+
+    def unlike_any(self, size: int) -> Tensor:
+        return torch.zeros(1, size, dtype=torch.int64)
 
 
 def literal_epsilons(

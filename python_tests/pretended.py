@@ -68,6 +68,7 @@ PRODUCTS = {
     Tensor.matmul,
     Tensor.__matmul__,
 }
+ALLOCATIONS = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.detach}
 COPYING = {aten._to_copy.default, aten.copy_.default}
 
 
@@ -139,6 +140,8 @@ class PretendedGPU(TorchDispatchMode):
         self.uploads: Counter[str] = Counter()
         """Copies from pageable host memory to the device, by line of the program; they do wait, if only for the
         copy."""
+        self.launches: Counter[str] = Counter()
+        """What the host started on the device one by one, outside of graphs: operators and copies by name."""
         self.graph: PretendedGraph | None = None  # that is being captured
         self.graphs: list[PretendedGraph] = []
         self.stream: Any = None
@@ -196,6 +199,8 @@ class PretendedGPU(TorchDispatchMode):
         is_random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
         if is_random and to_device and self.graph is None and self.captures_random:
             raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        if self.graph is None and not func.is_view and func.overloadpacket not in ALLOCATIONS:
+            self.launches[func.overloadpacket.__name__] += 1
         if func is aten.copy_.default and _is_started_only(*args, **kwargs):
             self.under_way.append((args[0], args[1].inner.clone()))
             return args[0].fill_(torch.nan) if args[0].is_floating_point() else args[0]

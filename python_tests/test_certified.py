@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import apem_fast as af
 from apem_fast.experiment.run.options import RunOptions
+from apem_fast.probing.columns import columns_of
 from apem_fast.probing.engine import Flips
 from apem_fast.probing.proving import proved
 from apem_fast.running.segments import NotBounded, OnSegments, least_margins
@@ -128,7 +129,7 @@ def test_no_margin_of_a_segment_lies_below_its_bound(name, dtype, clipped):
             lowest, _ = prober.least_margins(ray, first, first + length)
             for r, start, low in zip(ray, first, lowest):
                 epsilon = start + length * torch.linspace(0, 1, 21).double()
-                here = prober._located(np.full(21, r), epsilon.numpy(), prober.rays).inputs(prober.rays)
+                here = prober._probes().inputs(columns_of(prober.rays, np.full(21, r), epsilon.numpy()))
                 least = float(margins(twin, here.double(), int(evaluator.labels[r // 2])).min())
                 assert low <= least
                 near += least - low < 1e-3 + length

@@ -40,9 +40,8 @@ def stand_in(monkeypatch):
     here = Stream()
     said = {"captures": 0, "replays": []}
 
-    def captured(function, example, stream, pool):
+    def captured(function, static, stream, pool):
         said["captures"] += 1
-        static = example.clone()
 
         def replay(values):
             assert values.shape == static.shape and values.stride() == static.stride()

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from networks import epsilons_of, images_and_maps, literal_epsilons, small_network
+from networks import Given, epsilons_of, images_and_maps, literal_epsilons, small_network
 from test_cuda import why_not
 from test_metric import assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.running.clean import GraphedGradients, run_clean
-from apem_fast.running.inputs import Inputs
 from apem_fast.running.runners import KEPT, GraphedRunner
 from apem_fast.running.undisturbed import undisturbed
 
@@ -167,12 +166,12 @@ def test_graphs_of_a_model_that_has_changed_are_captured_anew(change: str) -> No
 
 def test_the_graph_used_longest_ago_is_dropped() -> None:
     model, images, _ = on_gpu(1)
-    runner = GraphedRunner(model)
+    runner, given = GraphedRunner(model), Given(images)
     with undisturbed(model, images), torch.no_grad():
         runner.begin()
         used = [*range(1, KEPT + 1), 1, KEPT + 1]
         for size in used:
-            runner(Inputs.of(images.expand(size, -1, -1, -1).contiguous()), size, True)
+            runner(given, torch.zeros(1, size, dtype=torch.int64), size, True)
         runner.end()
     kept = [shape for shape, *_ in runner._ready]
     assert kept == [*range(3, KEPT + 1), 1, KEPT + 1]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import test_cuda
 import test_cuda_engine
@@ -29,8 +30,10 @@ from apem_fast.experiment.run.options import RunOptions
 from apem_fast.explain import EXPLAINERS
 from apem_fast.margin_curve import RayView
 from apem_fast.ops import load, reference
+from apem_fast.probing.prober import answered
 from apem_fast.relevance import STAGES, irrelevance, shuffled
-from apem_fast.running.runners import WANTED
+from apem_fast.running import places
+from apem_fast.running.runners import KEPT
 from apem_fast.running.undisturbed import undisturbed
 
 LIMITS = {"max_epsilon": 256.0, "step": 1.0}
@@ -309,24 +312,95 @@ def test_a_search_waits_once_a_round() -> None:
     assert any(graph.replays > 10 for graph in gpu.graphs)
 
 
-def test_batches_are_written_where_their_graph_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not made somewhere else and copied; and the answers are those of the CPU, where they are."""
+BOUNDS = {"bounds": ([-4.4, -5.0, -6.0], 4.2)}
+
+
+@pytest.mark.parametrize("options", [{}, BOUNDS, {"record": "float32"}], ids=["", "bounds by channel", "one record"])
+def test_a_batch_is_two_small_copies_and_a_replay(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the columns of its probes to its answers, single inputs too; and so in every later search, whose images and
+    maps are others that lie elsewhere."""
     images, relevance = made_on_cpu(images_and_maps, 12)
-    bounds = {"bounds": ([-4.4, -5.0, -6.0], 4.2)}
-    expected = af.apem(made_on_cpu(small_network), images, relevance, batch_size=8, **LIMITS, **bounds)
-    real, made, written = ops.perturb_probes, [], []
-    into = ops.perturb_probes_into
+    kept = {"batch_size": 8, **LIMITS, **options}
+    expected = af.apem(made_on_cpu(small_network), images, relevance, **kept)
+    flipped = af.apem(made_on_cpu(small_network), images.flip(0)[:7], relevance.flip(0)[:7] ** 2, **kept)
+    made: list[int] = []
+    real = ops.perturb_probes
     monkeypatch.setattr(ops, "perturb_probes", lambda *args: (made.append(len(args[3])), real(*args))[1])
-    monkeypatch.setattr(ops, "perturb_probes_into", lambda *args: (written.append(args[0].data_ptr()), into(*args))[1])
     with PretendedGPU() as gpu:
         model = made_on_cpu(small_network).to("cuda")
-        result = af.apem(model, images.to("cuda"), relevance.to("cuda"), batch_size=8, **LIMITS, **bounds)
-    assert epsilons_of(result) == epsilons_of(expected)
-    replays = sum(graph.replays for graph in gpu.graphs if graph.priorities == {0} and graph.replays)
-    assert len(written) > 5 and replays >= len(written)
-    assert len(set(written)) <= 2 < len(gpu.graphs)  # one for each shape that was captured
-    of_batches = [count for count in made if count > 1]
-    assert len(of_batches) <= 2 + 2 * WANTED  # to capture, and while smaller ones are not yet worth a capture
+        evaluator = af.Evaluator(model, images.to("cuda"), **kept)
+        assert epsilons_of(evaluator.apem({"maps": relevance.to("cuda")})["maps"]) == epsilons_of(expected)
+        other = evaluator.on(images.flip(0)[:7].to("cuda"))
+        rays = other.rays(relevance.flip(0)[:7].to("cuda") ** 2, np.arange(7))
+        captured, replays = len(gpu.graphs), replays_of(gpu)
+        made.clear()
+        with other.probing_exactly(rays) as prober:
+            answered(prober, np.arange(8), np.full(8, 3.0))  # what is placed now stays for the whole search
+            gpu.launches.clear()
+            before = replays_of(gpu)
+            told = answered(prober, np.tile(np.arange(14), 3)[:40], np.linspace(1, 250, 40))
+            prober.flips_of_record(np.arange(3), np.full(3, 9.0))
+        assert sum(gpu.launches.values()) == gpu.launches["copy_"] == 2 * (replays_of(gpu) - before)
+        assert replays_of(gpu) - before == 5 + int(told.probes.sum() - 40) + 3
+        assert not made and len(gpu.graphs) == captured and replays < before
+        result = other.apem({"maps": relevance.flip(0)[:7].to("cuda") ** 2})["maps"]
+        assert len(gpu.graphs) == captured
+    assert epsilons_of(result) == epsilons_of(flipped)
+
+
+def replays_of(gpu: PretendedGPU) -> int:
+    return sum(graph.replays for graph in gpu.graphs)
+
+
+def evaluators(device: str, **options: Any) -> tuple[af.Evaluator, dict[str, Tensor]]:
+    images, relevance = made_on_cpu(images_and_maps, 9)
+    kept = {"batch_size": 8, **LIMITS, **options}
+    return af.Evaluator(made_on_cpu(small_network).to(device), images.to(device), **kept), {"m": relevance.to(device)}
+
+
+def test_a_search_within_a_search_finds_its_own_epsilons_and_leaves_the_outer_ones() -> None:
+    """Both have their images and maps copied to where the graphs read them, the outer one twice."""
+
+    def found(device: str) -> list[Any]:
+        evaluator, maps = evaluators(device)
+        others = {"m": maps["m"].flip(0) ** 2}
+        inner: list[Any] = []
+
+        def progress(*_: int) -> None:
+            if len(inner) < 2:
+                inner.append(None)
+                inner[-1] = epsilons_of(evaluator.on(evaluator.images.flip(0)).apem(others)["m"])
+
+        return [epsilons_of(evaluator.apem(maps, progress=progress)["m"]), *inner]
+
+    with PretendedGPU():
+        actual = found("cuda")
+    assert actual == found("cpu") and actual[0] != actual[1]
+
+
+@pytest.mark.parametrize("largest, again", [(places.LARGEST, False), (0, True)], ids=["copied", "too much to copy"])
+def test_searches_of_more_images_than_are_copied_are_captured_anew(
+    largest: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LARGEST", largest)
+    expected = epsilons_of(evaluators("cpu")[0].apem(evaluators("cpu")[1])["m"])
+    with PretendedGPU() as gpu:
+        evaluator, maps = evaluators("cuda")
+        assert epsilons_of(evaluator.apem(maps)["m"]) == expected
+        captured = len(gpu.graphs)
+        assert epsilons_of(evaluator.apem(maps)["m"]) == expected
+    assert (len(gpu.graphs) > captured) == again and len(evaluator._runner._ready) <= KEPT
+
+
+@pytest.mark.filterwarnings("error:.*in a CUDA graph failed")
+def test_rays_of_another_kind_are_captured_too() -> None:
+    """The flip fraction's replace features. They were written as perturbed images once, found out, and run plainly."""
+
+    def case(device: str) -> Any:
+        c = classifier(device)
+        return af.measures.flip_fraction(c.model, c.images, c.relevance, parts=30, batch_size=8)
+
+    check(case, nowhere)
 
 
 def test_no_graph_rounds_the_weights(screened_throughout: None) -> None:

@@ -12,7 +12,7 @@ from networks import epsilons_of, images_and_maps, literal_epsilons, small_netwo
 from torch import nn
 
 import apem_fast as af
-from apem_fast.probing import batch_prober, rays
+from apem_fast.probing import batch_prober, columns, rays
 from apem_fast.probing.prober import answered
 from apem_fast.running.clean import run_clean
 from apem_fast.running.record import Record
@@ -550,7 +550,7 @@ def test_a_number_of_any_kind_means_what_a_float_means(kind, search):
 
 def test_bits_of_anything_but_float64_are_refused():
     with pytest.raises(TypeError, match="float64"):
-        batch_prober._bits(np.arange(3))
+        columns._bits(np.arange(3))
 
 
 def test_maps_without_a_ray_are_flagged_where_that_is_asked_for():

@@ -6,20 +6,20 @@ import warnings
 
 import pytest
 import torch
-from networks import images_and_maps, small_network
+from networks import Given, images_and_maps, small_network
 
 import apem_fast as af
 from apem_fast.running import runners
 from apem_fast.running.batching import BatchPlan
-from apem_fast.running.inputs import Inputs
+from apem_fast.running.recipe import padded
 from apem_fast.running.runners import CompiledRunner, GraphedRunner, PlainRunner, _PreparedRunner, runner_for
 
 GRID = {"max_epsilon": 40.0, "step": 0.25}
 
 
 class Recorded(_PreparedRunner):
-    """Stands for a capture: the shape is fixed, the input written where it lies, and the answer is overwritten by the
-    next batch."""
+    """Stands for a capture: the shape is fixed, what the graph reads lies where it lay, and its answer is overwritten
+    by the next batch."""
 
     doing = "recording the model"
 
@@ -27,20 +27,26 @@ class Recorded(_PreparedRunner):
         super().__init__(model)
         self.wrong, self.prepared, self.seen = wrong, 0, set()
 
-    def __call__(self, inputs, size, exact):
-        return super().__call__(Inputs.of(inputs) if isinstance(inputs, torch.Tensor) else inputs, size, exact)
-
-    def prepare(self, example):
+    def prepare(self, recipe, size):
         self.prepared += 1
-        static, answer = example.clone(), self._model(example)
+        static, results = recipe.unlike_any(size), []
 
-        def replay(inputs):
-            self.seen.add(tuple(static.shape))
-            inputs.write(static[: len(inputs)])
-            answer.copy_(self.wrong(self._model(static)))
-            return answer.clone()
+        def replay(columns):
+            self.seen.add(size)
+            static.copy_(padded(columns, size))
+            logits = self.wrong(self._answered(recipe, static)[1])
+            answered = recipe.answers(logits, static), logits
+            results[:] = results or [torch.empty_like(new) for new in answered]
+            for result, new in zip(results, answered):
+                result.copy_(new)
+            return tuple(results)
 
         return replay
+
+
+def asked(runner, given, count, size):
+    """The logits of the first images, in a batch that may hold more."""
+    return runner(given, given.columns[:, :count], size, True)[:count].clone()
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_fixed_shapes_change_no_epsilon(recorded, screened_throughout, batch_siz
     result = af.apem(model, images, relevance, batch_size=batch_size, precision=precision, **GRID)
     assert recorded[0].prepared
     if batch_size:
-        assert {shape[0] for shape in recorded[0].seen} == {5}
+        assert recorded[0].seen == {5}
     plain = small_plain(model, images, relevance)
     for name in ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus"):
         assert torch.equal(getattr(result, name), getattr(plain, name)), name
@@ -80,13 +86,14 @@ def small_plain(model, images, relevance):
 
 def test_only_a_few_shapes_stay_prepared():
     one = Recorded(small_network())
-    images, _ = images_and_maps(13)
+    given = Given(images_and_maps(13)[0])
     with torch.no_grad():
         for size in range(13, 3, -1):
-            assert torch.equal(one(images[:3], size, True), one._model(images[:3]))  # not full: nothing is prepared
+            plain = asked(one, given, 3, size)
+            assert torch.equal(plain, one._model(given.images[:3]))  # not full: nothing is prepared
             assert one.prepared == 13 - size
-            full = one(images[:size], size, True)
-            torch.testing.assert_close(one(images[:3], size, True), full[:3])
+            full = asked(one, given, size, size)
+            torch.testing.assert_close(asked(one, given, 3, size), full[:3])
     assert one.prepared == 10 and len(one._ready) == runners.KEPT
     one.forget()
     assert not one._ready
@@ -101,24 +108,24 @@ class RecordedLikeGraphs(Recorded):
 def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
     one = RecordedLikeGraphs(small_network())
     assert one.shapes(512) == (32, 128, 512) and one.shapes(64) == (16, 64) and one.shapes(8) == (8,)
-    images, _ = images_and_maps(64)
+    given = Given(images_and_maps(64)[0])
 
     def shape_for(count):
         """The fixed size that runs them; None where none does."""
         ran, ready = [], dict(one._ready)
         for key, forward in ready.items():
             one._ready[key] = lambda batch, key=key, forward=forward: (ran.append(key[0]), forward(batch))[1]
-        logits = one(images[:count], 64, True)
+        logits = asked(one, given, count, 64)
         one._ready.update(ready)
-        torch.testing.assert_close(logits, one._model(images[:count]))
+        torch.testing.assert_close(logits, one._model(given.images[:count]))
         return ran[0] if ran else None
 
     with torch.no_grad():
         assert shape_for(5) is None and not one.prepared  # the plain model
-        one(images, 64, True)
+        asked(one, given, 64, 64)
         assert shape_for(5) == 64  # a graph that is there already
         assert one.prepared == 1
-        one(images[:5], 64, True)
+        asked(one, given, 5, 64)
         assert one.prepared == 2
         assert shape_for(5) == 16 and shape_for(16) == 16 and shape_for(17) == 64 and shape_for(64) == 64
 
@@ -127,13 +134,13 @@ def test_few_images_get_a_smaller_shape_once_that_was_wanted_a_few_times():
 def test_wrong_logits_are_seen_and_said_once(wrong):
     model = small_network()
     images, _ = images_and_maps(4)
-    one = Recorded(model, wrong)
+    one, given = Recorded(model, wrong), Given(images)
     with torch.no_grad():
         with pytest.warns(RuntimeWarning, match="apem_fast: recording the model failed, the plain model runs instead"):
-            assert torch.equal(one(images, 4, True), model(images))
+            assert torch.equal(asked(one, given, 4, 4), model(images))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert torch.equal(one(images[:2], 2, True), model(images[:2]))
+            assert torch.equal(asked(one, given, 2, 2), model(images[:2]))
 
 
 def test_what_cannot_be_captured_runs_plain(monkeypatch):
@@ -143,13 +150,13 @@ def test_what_cannot_be_captured_runs_plain(monkeypatch):
     model = small_network()
     images, _ = images_and_maps(4)
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="capturing the model in a CUDA graph failed"):
-        assert torch.equal(GraphedRunner(model)(Inputs.of(images), 4, True), model(images))
+        assert torch.equal(asked(GraphedRunner(model), Given(images), 4, 4), model(images))
 
 
 def test_memory_is_not_a_reason_to_give_up():
     one = Recorded(small_network(), lambda logits: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
     with torch.no_grad(), pytest.raises(torch.OutOfMemoryError):
-        one(images_and_maps(4)[0], 4, True)
+        asked(one, Given(images_and_maps(4)[0]), 4, 4)
 
 
 def test_kinds():
@@ -212,13 +219,13 @@ def test_an_image_alone_meets_the_weights_as_given():
     model[0].register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), module.weight.stride())))
     images, _ = images_and_maps(2)
     given = model[0].weight.stride()
-    runner = PlainRunner(model)
+    runner, both = PlainRunner(model), Given(images)
     runner.begin()
     runner.lay_out(torch.channels_last)
     with torch.no_grad():
-        runner(Inputs.of(images), 2, True)
-        runner.alone(images[:1])
-        runner(Inputs.of(images), 2, True)
+        asked(runner, both, 2, 2)
+        runner.alone(both, both.columns[:, :1], images.dtype)
+        asked(runner, both, 2, 2)
     runner.end()
     laid_out = model[0].weight.contiguous(memory_format=torch.channels_last).stride()
     assert laid_out != given

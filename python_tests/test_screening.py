@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import images_and_maps, small_network
+from networks import Given, images_and_maps, small_network
 from torch import nn
 
 import apem_fast as af
@@ -19,7 +19,6 @@ from apem_fast.probing.rays import direction_rays
 from apem_fast.probing.trial import Trial
 from apem_fast.running import low_precision as low_precision_module
 from apem_fast.running.clean import Clean
-from apem_fast.running.inputs import Inputs
 from apem_fast.running.low_precision import FirstLayerExact, TooSlow
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
@@ -153,11 +152,11 @@ def test_a_run_in_a_precision_that_the_machine_lacks_is_broken_off(monkeypatch):
             return x.flatten(1)
 
     model = FirstLayerExact(Layers())
-    runner = PlainRunner(model)
+    runner, given = PlainRunner(model), Given(torch.ones(1, 1, 2, 2))
     with low_precision_module.low_precision("bfloat16", "cpu"), runner.broken_off_at(45.0), pytest.raises(TooSlow):
-        runner(Inputs.of(torch.ones(1, 1, 2, 2)), 1, exact=False)
+        runner(given, given.columns, 1, exact=False)
     assert clock.now == 50.0 and model.deadline is None
-    assert runner(Inputs.of(torch.ones(1, 1, 2, 2)), 1, exact=True).shape == (1, 4)
+    assert runner(given, given.columns, 1, exact=True).shape == (1, 4)
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.explain.explainer import Explainer, explainable_logits, require_at_least_one, require_batch_size
+from apem_fast.explain.noise import Drawing
 from apem_fast.extras import extra
-from apem_fast.running.transfer import sent
 from apem_fast.seeding import generators_for
 from apem_fast.validation import make_numbers_plain
 
@@ -92,11 +93,35 @@ class SmoothGrad(Explainer):
     def cost_per_image(self) -> float:
         return 3.0 * self.samples
 
-    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return torch.cat([self._one(model, image, label) for image, label in zip(images.split(1), labels.split(1))])
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        with closing(self._noises(images)) as noises:  # of all images, so that the next one's is drawn in time
 
-    def _one(self, model: nn.Module, image: Tensor, label: Tensor) -> Tensor:
+            def attribute(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+                return self._averaged(model, images, labels, noises)
+
+            return self._in_batches(attribute, model, images, labels, progress)
+
+    __call__.__doc__ = Explainer.__call__.__doc__
+
+    def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with closing(self._noises(images)) as noises:
+            return self._averaged(model, images, labels, noises)
+
+    def _averaged(self, model: nn.Module, images: Tensor, labels: Tensor, noises: Iterator[Tensor]) -> Tensor:
+        return torch.cat(
+            [self._one(model, image, label, noises) for image, label in zip(images.split(1), labels.split(1))]
+        )
+
+    def _one(self, model: nn.Module, image: Tensor, label: Tensor, noises: Iterator[Tensor]) -> Tensor:
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=image.device)
+<<<<<<< HEAD
         generator, at_once = generators_for(image[0]), self.batch_on(image.device)
         deviation = self._deviation(image[0])
         for start in range(0, self.samples, at_once):
@@ -105,21 +130,50 @@ class SmoothGrad(Explainer):
             # Nothing in this loop waits for a GPU, which runs one batch while the next one's noise is drawn.
             noisy = image + sent(noise.to(image.dtype), image.device)
             if noisy.device.type == "cpu":  # makes forward and backward a fifth faster on a CPU
+=======
+        for start in range(0, self.samples, self.batch_on(image.device)):
+            # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
+            noisy = image + next(noises)
+            if noisy.device.type == "cpu":  # a fifth faster there, forward and backward
+>>>>>>> 93285f2 (A batch is one captured graph, from the columns of its probes to its answers; SmoothGrad's noise is drawn ahead)
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
-            labels = label.expand(len(samples))
+            labels = label.expand(len(noisy))
             gradient = logit_gradient(model, noisy, labels, self.name, labels_are_known=start > 0)
             total += gradient.sum(dim=0, dtype=torch.float64)
         return (total / self.samples).to(image.dtype)[None]
 
+    def _noises(self, images: Tensor) -> Generator[Tensor, None, None]:
+        """The noise of each batch of each image in turn, of their type and on their device."""
+        here, at_once = images.detach().cpu(), self.batch_on(images.device)
+        batches = [range(start, min(start + at_once, self.samples)) for start in range(0, self.samples, at_once)]
+
+        def wanted() -> Iterator[list[torch.Generator]]:
+            for image in here:
+                generator = generators_for(image)
+                for samples in batches:
+                    yield [generator(self.seed, sample) for sample in samples]
+
+        with Drawing(images.device) as drawing:
+            blocks = drawing.blocks(images.shape[1:], wanted())
+            for image in here:
+                deviation = self._deviation(image)
+                for _ in batches:
+                    block = next(blocks).to(images.device, non_blocking=True)
+                    yield (block * deviation).to(images.dtype)
+
     def noise(self, image: Tensor, sample: int) -> Tensor:
+<<<<<<< HEAD
         """The noise of one sample of one image (C, H, W), float32 on the CPU, so that it is the same on all devices."""
         return self._drawn(image, generators_for(image)(self.seed, sample), self._deviation(image))
+=======
+        """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
+        generator = generators_for(image)(self.seed, sample)
+        drawn = torch.randn(image.shape, dtype=torch.float32, device="cpu", generator=generator)
+        return drawn * self._deviation(image)
+>>>>>>> 93285f2 (A batch is one captured graph, from the columns of its probes to its answers; SmoothGrad's noise is drawn ahead)
 
     def _deviation(self, image: Tensor) -> float:
         return self.sigma * float(image.max() - image.min()) if self.relative else self.sigma
-
-    def _drawn(self, image: Tensor, generator: torch.Generator, deviation: float) -> Tensor:
-        return torch.randn(image.shape, device="cpu", generator=generator) * deviation
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ of one map in eight on a real network, and saved less than half of the probes (d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -83,11 +83,6 @@ class RemovalRays(Rays):
         features = self.relevance[0].numel()
         until = torch.div(epsilon.round().long() * features, self.parts, rounding_mode="floor")
         return torch.where(self.relevance[map] < until[:, None, None, None], self.filling[image], self.images[image])
-
-    def alone(self, ray: int) -> Self:
-        assert self.filling is not None
-        one = super().alone(ray)
-        return replace(one, filling=self.filling[self.image[ray]][None].contiguous())
 
 
 @documented(SEARCHING)

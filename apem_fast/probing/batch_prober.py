@@ -7,9 +7,8 @@ others over the same images for the filter, and the gradient at a probe.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -18,81 +17,55 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from apem_fast import ops
+from apem_fast.ops.reference import image_format
+from apem_fast.probing.columns import ProbesOf, columns_of, singly
 from apem_fast.probing.prober import Answers
 from apem_fast.probing.rays import Rays
 from apem_fast.running.batching import BatchTuner, first_size, is_out_of_memory
 from apem_fast.running.beside import Beside
 from apem_fast.running.clean import without
-from apem_fast.running.inputs import Inputs, format_of
 from apem_fast.running.low_precision import low_precision
-from apem_fast.running.outputs import ModelOutputError, as_logits, logits_of
+from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.record import Record
 from apem_fast.running.runners import PlainRunner
 from apem_fast.running.segments import least_margins
-from apem_fast.running.transfer import sent
+from apem_fast.running.transfer import fetched, sent
 from apem_fast.running.waiting import Waiting, result_of
 
 SEGMENTS, VALUES_OF_SEGMENTS = 64, 2**20  # bounded at once, and their inputs' numbers
 COMPARED = 8  # probes that are run again alone to see how far a batch is off, where that is not known
 
 
-@dataclass(frozen=True)
-class _Located:
-    """M probes on the model's device: what distinguishes each, all (M,)."""
-
-    image: Tensor  # int64: row of the rays' images
-    map: Tensor  # int64: row of the rays' relevance
-    irrelevance: Tensor  # bool
-    norm: Tensor  # float64, as the two below
-    epsilon: Tensor
-    level: Tensor
-
-    def inputs(self, rays: Rays) -> Tensor:
-        """(M, C, H, W): what the model receives."""
-        return rays.inputs(*self._columns)
-
-    def batch(self, rays: Rays) -> Inputs:
-        """The same, before it is written."""
-        images = rays.images
-        return Inputs(
-            (len(self.image), *images.shape[1:]),
-            images.dtype,
-            format_of(images),
-            make=lambda: rays.inputs(*self._columns),
-            write=lambda out: rays.write_inputs(out, *self._columns),
-        )
-
-    @property
-    def _columns(self) -> tuple[Tensor, ...]:
-        return self.norm, self.image, self.map, self.irrelevance, self.epsilon, self.level
-
-
 class Started:
     """Batches under way, and their answers on the way to the host.
 
     Args:
-        answers: (3, M) on the model's device, from the stream that is current.
+        answers: (3, M) of each batch, `fetched` in the stream that is current.
+        device: the model's.
         worked: told in the end how many seconds it all took.
     """
 
-    def __init__(self, answers: Tensor, worked: Callable[[float], None] | None = None, begin: float = 0.0):
-        self._worked, self._begin = worked, begin
+    def __init__(
+        self,
+        answers: Sequence[Tensor],
+        device: torch.device,
+        worked: Callable[[float], None] | None = None,
+        begin: float = 0.0,
+    ):
+        self._answers, self._worked, self._begin = answers, worked, begin
         self._there: torch.cuda.Event | None = None
-        self._answers = answers
-        if answers.device.type == "cuda":
-            self._answers = torch.empty(answers.shape, dtype=answers.dtype, device="cpu", pin_memory=True)
-            self._answers.copy_(answers, non_blocking=True)
+        if device.type == "cuda":
             self._there = torch.cuda.Event()
-            self._there.record(torch.cuda.current_stream(answers.device))
+            self._there.record(torch.cuda.current_stream(device))
 
     def read(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
         """Margins, flips and greatest logits of the M probes, waiting for them."""
         if self._there is not None:
             self._there.synchronize()
-        margin, flipped, greatest = self._answers.numpy()
+        margin, flipped, greatest = np.concatenate([one.numpy() for one in self._answers], axis=1)
         if self._worked is not None:
             self._worked(time.perf_counter() - self._begin)
-        return margin.copy(), flipped != 0, greatest
+        return margin, flipped != 0, greatest
 
 
 class BatchProber:
@@ -114,6 +87,8 @@ class BatchProber:
         self._model, self._rays, self._runner, self._record = model, rays, runner, record
         self._device = rays.images.device
         self._format: torch.memory_format | None = None
+        self._recipe: ProbesOf | None = None
+        self._owner = object()  # of what is placed for it
         self._beside = Beside(self._device)
 
     def __enter__(self) -> Self:
@@ -128,8 +103,17 @@ class BatchProber:
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         self._runner.lay_out(memory_format)
         if memory_format is not self._format:
-            self._format, self._rays = memory_format, self._rays.in_format(memory_format)
+            self._format, self._recipe = memory_format, None
+
+    def _probes(self) -> ProbesOf:
+        """Probes of rays whose tensors lie where batches read them, in the format of the batches, or, before there is
+        one, of the images. What a search within this one has overwritten is put there again."""
+        if self._recipe is None or not self._runner.placed_last(self._owner):
+            memory_format = self._format or image_format(self._rays.images)
+            tensors, place = self._runner.place(self._rays.tensors, memory_format, self._owner)
+            self._recipe = ProbesOf(self._rays.lying_in(tensors), place)
             self._beside.may_use_what_there_is()
+        return self._recipe
 
     @property
     def rays(self) -> Rays:
@@ -199,7 +183,7 @@ class BatchProber:
         """
         begin, tuner = time.perf_counter(), tuner or self.tuner
         answers = list(self._batches(ray, epsilon, rays or self._rays, tuner, precision))
-        return Started(torch.cat(answers, dim=1), tuner.worked, begin)
+        return Started(answers, self._device, tuner.worked, begin)
 
     @contextmanager
     def broken_off_at(self, deadline: float) -> Iterator[None]:
@@ -209,12 +193,9 @@ class BatchProber:
 
     def predictions(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.int64]:
         """The class that is predicted at each probe, (M,): of record, each image alone."""
-        predicted = []
-        with torch.no_grad():
-            for i, r in enumerate(ray.tolist()):
-                one = self._rays.alone(r)
-                inputs = self._located(np.zeros(1, np.int64), epsilon[i : i + 1], one).inputs(one)
-                predicted.append(int(logits_of(self._record.logits, inputs).argmax()))
+        columns, probes = columns_of(self._rays, ray, epsilon), self._probes()
+        with torch.no_grad(), self._beside.the_batches():
+            predicted = [int(self._record.answered(probes, one)[1].argmax()) for one in singly(columns)]
         return np.array(predicted, np.int64)
 
     def flips_of_record(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -239,12 +220,11 @@ class BatchProber:
         """
         try:
             with torch.no_grad():
-                at = self._located(ray, first, self._rays)
-                ends = (sent(torch.from_numpy(end), self._device) for end in (first, last))
-                inputs = self._rays.on_segments(at.norm, at.image, at.map, at.irrelevance, *ends)
-                above = None if self._rays.above is None else self._rays.above[at.image]
+                probes = self._probes()
+                columns, upto = (sent(columns_of(self._rays, ray, end), self._device) for end in (first, last))
+                inputs = probes.on_segments(columns, upto)
                 logits = logits_of(self._record.model, inputs)
-                lowest, middle = least_margins(logits, self._rays.labels[at.image], above)
+                lowest, middle = least_margins(logits, probes.labels(columns), probes.above(columns))
                 return lowest.cpu().numpy(), middle.cpu().numpy()
         except RuntimeError as error:
             if len(ray) == 1 or not is_out_of_memory(error):
@@ -258,14 +238,14 @@ class BatchProber:
 
     def input_gradient(self, ray: int, epsilon: float, rays: Rays) -> Tensor:
         """The gradient of the margin at one probe with respect to the model's input, (C, H, W)."""
-        one = rays.only(np.array([ray]))
+        probes = self._probes()
+        columns = sent(columns_of(rays, np.array([ray]), np.array([epsilon])), self._device)
         with torch.no_grad():
-            probe = self._located(np.zeros(1, np.int64), np.array([epsilon]), one)
-            inputs = probe.inputs(one)
+            inputs = probes.inputs(columns)
         with torch.enable_grad():
             leaf = inputs.requires_grad_(True)
-            above = None if one.above is None else one.above[probe.image]
-            margin, _ = ops.label_margin(without(logits_of(self._model, leaf), above), one.labels[probe.image])
+            logits = without(logits_of(self._model, leaf), probes.above(columns))
+            margin, _ = ops.label_margin(logits, probes.labels(columns))
             (gradient,) = torch.autograd.grad(margin.sum(), leaf)
         return gradient[0]
 
@@ -285,8 +265,7 @@ class BatchProber:
                 self._lay_out(plan.memory_format)
                 timed = len(ray[batch]) == plan.size and tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
-                lying = rays.over(self._rays)
-                answer = self._measure(ray[batch], epsilon[batch], lying, plan.size, precision)
+                answer = self._measured(columns_of(rays, ray[batch], epsilon[batch]), plan.size, precision)
                 if timed:
                     tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
@@ -309,57 +288,29 @@ class BatchProber:
         wait for the batches of other lanes that a device has still to run."""
         if not len(ray):
             return np.zeros(0), np.zeros(0, bool)
-        # Held until the answers are there: another lane may lay the images out otherwise meanwhile.
-        rays = self._rays if rays is None else rays.over(self._rays)
-        with self._beside.the_batches():
-            started = Started(torch.cat(self._each_alone(rays, ray, epsilon), dim=1))
+        columns = columns_of(rays or self._rays, ray, epsilon)
+        probes = self._probes()
+        with torch.no_grad(), self._beside.the_batches():
+            answers = [fetched(self._record.answered(probes, one)[0]) for one in singly(columns)]
+            self._runner.placed_is_read(self._device)
+            started = Started(answers, self._device)
         yield
         margin, flipped, greatest = started.read()
         _check_finite(margin, greatest)
         return margin, flipped
 
-    def _each_alone(self, rays: Rays, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> list[Tensor]:
-        first = np.zeros(1, np.int64)
-        return [self._measure(first, epsilon[i : i + 1], rays.alone(r)) for i, r in enumerate(ray.tolist())]
-
-    def _measure(
-        self,
-        ray: NDArray[np.int64],
-        epsilon: NDArray[np.float64],
-        rays: Rays,
-        size: int | None = None,
-        precision: str | None = None,
-    ) -> Tensor:
-        """(3, M) float64 on the model's device: margin, whether flipped, and the greatest logit; in a batch of
-        `size`, or of record."""
+    def _measured(self, columns: Tensor, size: int, precision: str | None) -> Tensor:
+        """(3, M) float64, on the way to the host: margin, whether flipped, and the greatest logit, in a batch of
+        `size`."""
+        probes, count = self._probes(), columns.shape[1]
         with torch.no_grad():
-            probes = self._located(ray, epsilon, rays)
-            if size is None:
-                logits = logits_of(self._record.logits, probes.inputs(rays))
+            if precision is None:
+                answers = self._runner(probes, columns, size, True)
             else:
-                logits = self._logits(probes.batch(rays), size, precision)
-            labels = rays.labels[probes.image]
-            return ops.probe_answers(logits, labels, None if rays.above is None else rays.above[probes.image])
-
-    def _logits(self, inputs: Inputs, size: int, precision: str | None) -> Tensor:
-        if precision is None:
-            return as_logits(self._runner(inputs, size, True), len(inputs))
-        with low_precision(precision, self._device.type):
-            return as_logits(self._runner(inputs, size, False), len(inputs))
-
-    def _located(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays) -> _Located:
-        """These probes on the model's device, sent there in one copy."""
-        whole = rays.image[ray], rays.map[ray], rays.irrelevance[ray].astype(np.int64)
-        real = (_bits(column) for column in (rays.norm[ray], epsilon, rays.level[ray]))
-        columns = sent(torch.from_numpy(np.stack([*whole, *real])), self._device)
-        return _Located(columns[0], columns[1], columns[2] != 0, *columns[3:].view(torch.float64))
-
-
-def _bits(column: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The bits of float64 numbers, to travel beside whole ones; bits of anything else would be other numbers."""
-    if column.dtype != np.float64:
-        raise TypeError(f"probe columns must be float64 (got {column.dtype})")
-    return np.ascontiguousarray(column).view(np.int64)
+                with low_precision(precision, self._device.type):
+                    answers = self._runner(probes, columns, size, False)
+            self._runner.placed_is_read(self._device)
+            return fetched(answers)[:, :count]
 
 
 def _check_finite(margin: NDArray[np.float64], greatest: NDArray[np.float64]) -> None:

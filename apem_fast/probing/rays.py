@@ -5,8 +5,9 @@ Epsilon lives in the space of the tensors that the model receives (after normali
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,64 +52,36 @@ class Rays:
         names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
         return replace(self, **{name: getattr(self, name)[ray] for name in names})
 
-    def alone(self, ray: int) -> Self:
-        """One of these rays by itself, over its own image and map alone, contiguous."""
-        image, row = self.image[ray], self.map[ray]
-        return replace(
-            self.only(np.array([ray])),
-            images=self.images[image][None].contiguous(),
-            sign=self.sign[image][None].contiguous(),
-            relevance=self.relevance[row][None].contiguous(),
-            labels=self.labels[image][None],
-            above=None if self.above is None else self.above[image][None],
-            image=np.zeros(1, np.int64),
-            map=np.zeros(1, np.int64),
-        )
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by name."""
+        return {name: value for name, value in self._fields() if isinstance(value, Tensor)}
 
-    def over(self, others: Rays) -> Rays:
-        """These rays over the tensors of others, which hold the same images and maps in another memory format."""
-        if self is others:
-            return self
-        names = ("images", "labels", "sign", "relevance", "above")
-        return replace(self, **{name: getattr(others, name) for name in names})
+    @property
+    def constants(self) -> Hashable:
+        """What else goes into the inputs and is not of a single ray."""
+        other = (Tensor, np.ndarray)
+        return type(self), tuple((name, value) for name, value in self._fields() if not isinstance(value, other))
+
+    def _fields(self) -> list[tuple[str, object]]:
+        return [(each.name, getattr(self, each.name)) for each in fields(self)]
+
+    def lying_in(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same rays with their tensors elsewhere, by name; rows beyond theirs may follow there."""
+        columns: dict[str, Any] = dict(tensors)
+        return replace(self, **columns)
 
     def inputs(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
     ) -> Tensor:
         """(M, C, H, W): what the model receives for M probes on these rays' images and maps, all arguments (M,)."""
         probes = norm, image, map, irrelevance, epsilon, level
-        return self._within_bounds(ops.perturb_probes(*self._tensors, *probes, *self._numbers))
-
-    def write_inputs(
-        self,
-        out: Tensor,
-        norm: Tensor,
-        image: Tensor,
-        map: Tensor,
-        irrelevance: Tensor,
-        epsilon: Tensor,
-        level: Tensor,
-    ) -> None:
-        """The same, written into a tensor that is there: (M, C, H, W), of the images' type."""
-        probes = norm, image, map, irrelevance, epsilon, level
-        ops.perturb_probes_into(out, *self._tensors, *probes, *self._numbers)
-        self._within_bounds(out, out)
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.images, self.relevance, self.sign
-
-    @property
-    def _numbers(self) -> tuple[float | None, float | None]:
-        """The bounds that are the same for all channels, which the operators apply."""
         lower, upper = (None if isinstance(bound, Tensor) else bound for bound in (self.lower, self.upper))
-        return lower, upper
-
-    def _within_bounds(self, inputs: Tensor, out: Tensor | None = None) -> Tensor:
-        """Inputs within the other bounds."""
+        inputs = ops.perturb_probes(self.images, self.relevance, self.sign, *probes, lower, upper)
+        # Bounds for each channel, which the operator does not know, go on top.
         if isinstance(self.lower, Tensor):
-            inputs = torch.maximum(inputs, self.lower, out=out)
-        return torch.minimum(inputs, self.upper, out=out) if isinstance(self.upper, Tensor) else inputs
+            inputs = torch.maximum(inputs, self.lower)
+        return torch.minimum(inputs, self.upper) if isinstance(self.upper, Tensor) else inputs
 
     def on_segments(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, first: Tensor, last: Tensor
@@ -140,12 +113,6 @@ class Rays:
     def _bound_of(self, bound: float | Tensor) -> Tensor:
         """A bound of perturbed images, as it is in their type, in float64."""
         return torch.as_tensor(bound, dtype=self.images.dtype, device=self.images.device).double()
-
-    def in_format(self, memory_format: torch.memory_format) -> Rays:
-        def lay(t: Tensor) -> Tensor:
-            return t.contiguous(memory_format=memory_format)
-
-        return replace(self, images=lay(self.images), sign=lay(self.sign), relevance=lay(self.relevance))
 
 
 def relevance_norms(relevance: Tensor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

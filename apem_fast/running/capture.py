@@ -17,24 +17,29 @@ Pool = tuple[int, int]
 
 
 class Captured:
-    """A function as a graph, which reads `input`: that may be written directly. What it has computed is copied out."""
+    """A function as a graph, which reads `input`."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, static: Tensor, results: tuple[Tensor, ...]):
         self.input = static
         self._graph, self._results = graph, results
 
-    def replay(self) -> tuple[Tensor, ...]:
-        """The function of what `input` holds now."""
+    def replay(self, values: Tensor) -> tuple[Tensor, ...]:
+        """The function of these values, which may lie in pinned memory. The next replay overwrites what is returned."""
+        self.input.copy_(values, non_blocking=True)
         self._graph.replay()
-        return tuple(result.clone() for result in self._results)  # the next replay overwrites them
+        return self._results
 
     def __call__(self, values: Tensor) -> tuple[Tensor, ...]:
-        self.input.copy_(values)
-        return self.replay()
+        """The same, to be kept."""
+        return tuple(result.clone() for result in self.replay(values))
 
 
-def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Captured:
-    """The function for tensors laid out like the example, captured on `stream` with its memory in `pool`.
+def captured(function: Function, static: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Captured:
+    """The function for tensors laid out like `static`, captured on `stream` with its memory in `pool`.
+
+    `static` is what the graph will read from. Its values while it is captured must not be some with which its answer
+    will be compared: kernels that a capture cannot see, of libraries with streams of their own, would leave the right
+    answer where it is, and it would never change again.
 
     Graphs that are to run side by side need a stream and a pool each: what the libraries scratch in while they compute
     belongs to the stream. Those that never do should share both; memory that one stream has used serves no other.
@@ -42,11 +47,8 @@ def captured(function: Function, example: Tensor, stream: torch.cuda.Stream, poo
     Raises whatever the function raises, or RuntimeError where it cannot be captured. The process is as before then: its
     current stream, its random generators and its allocator do not stay in capture mode.
     """
-    # Not of the example's values, with which the answer will be compared: kernels that a capture cannot see, of
-    # libraries with streams of their own, would leave the right answer where it is, and it would never change again.
-    static = torch.zeros_like(example)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(example.device):  # a capture waits for the current device, and may not wake up another one
+    with torch.cuda.device(static.device):  # a capture waits for the current device, and may not wake up another one
         here = torch.cuda.current_stream()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):

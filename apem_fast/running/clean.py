@@ -161,8 +161,8 @@ class GraphedGradients(Gradients):
             warn_of_way_back("capturing the gradient in a CUDA graph", error)
 
     def _lane(self, image: Tensor) -> tuple[torch.cuda.Stream, Function]:
-        stream = torch.cuda.Stream(image.device)
-        replay = captured(self, image.contiguous(), stream, torch.cuda.graph_pool_handle())
+        stream, static = torch.cuda.Stream(image.device), torch.zeros_like(image, memory_format=torch.contiguous_format)
+        replay = captured(self, static, stream, torch.cuda.graph_pool_handle())
         for plain, prepared in zip(self(image), replay(image)):
             if not torch.equal(plain, prepared):
                 raise RuntimeError("the graph's answer is not the model's to the bit")

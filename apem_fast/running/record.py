@@ -23,6 +23,7 @@ from apem_fast.running.clean import Clean, Gradients, gradients_for, run_clean, 
 from apem_fast.running.depthwise import fast_depthwise
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.outputs import ModelOutputError, logits_of
+from apem_fast.running.recipe import Recipe
 from apem_fast.running.runners import PlainRunner, runner_for
 
 COMPARED = 8  # images of which it is seen how far off float32 is
@@ -50,9 +51,14 @@ class Record:
         """The module that decides, of the record's type."""
         return getattr(self._model, "_orig_mod", self._model)  # what `torch.compile` wraps
 
-    def logits(self, image: Tensor) -> Tensor:
-        """What is said of one image, (1, C, H, W) and contiguous: (1, classes), of the record's type."""
-        return self._runner.alone(image)
+    def answered(self, recipe: Recipe, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """What is said of one input, alone and contiguous: what the recipe reads off it, and the logits (1, classes) of
+        the record's type. Both are to be copied before the next one.
+
+        Args:
+            columns: of the one input, on the host.
+        """
+        return self._runner.alone(recipe, columns, self.dtype)
 
 
 class NotInFloat64(ModelOutputError):
@@ -98,9 +104,6 @@ class Float64Record(Record):
     @property
     def model(self) -> nn.Module:
         return self._copy
-
-    def logits(self, image: Tensor) -> Tensor:
-        return self._runner.alone(image.to(torch.float64))
 
 
 def record_for(record: str, model: nn.Module, images: Tensor, runner: PlainRunner) -> Record:

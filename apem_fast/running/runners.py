@@ -1,17 +1,17 @@
 """How a batch is run: by the plain model; or in one fixed shape, compiled by `torch.compile` when asked, on CUDA by a
-captured graph that is replayed.
+captured graph that is replayed. In a graph is all of it, from the columns that ask for a batch to its answers.
 
-Fixed shapes want the same batch size every time: the first full batch prepares it. Later ones that are not full leave
-rows over, whose answers are not looked at: copies of the last image, or in a graph what an earlier batch left there.
-What was prepared is compared with the plain model on its first batch. If it cannot be prepared, or answers otherwise,
-the plain model runs instead, and one warning says so.
+Fixed shapes want the same batch size every time: the first full batch prepares it. Later ones that are not full are
+filled up with copies of the last input, whose answers are not looked at. What was prepared is compared with the plain
+model on its first batch. If it cannot be prepared, or answers otherwise, the plain model runs instead, and one warning
+says so.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,12 +20,15 @@ from torch import Tensor
 from apem_fast.running.batching import BatchPlan, is_out_of_memory
 from apem_fast.running.capture import Pool, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
-from apem_fast.running.inputs import Inputs
 from apem_fast.running.layouts import WeightLayouts
 from apem_fast.running.low_precision import FirstLayerExact
+from apem_fast.running.outputs import ModelOutputError, as_logits, logits_of
+from apem_fast.running.places import Places, laid_out
+from apem_fast.running.recipe import Recipe, padded, to_device
 
-Forward = Callable[[Tensor], Tensor]
-Prepared = Callable[[Inputs], Tensor]  # of at most so many inputs as it was prepared for; later rows mean nothing
+Forward = Callable[[Tensor], object]
+Answered = tuple[Tensor, Tensor]  # what is read off the logits, and the logits
+Prepared = Callable[[Tensor], Answered]  # of columns of at most so many inputs as it was prepared for
 
 NOISE_OVER_SEEN = 8.0  # noise is taken to be so many times the largest difference that was seen on a few inputs
 KEPT = 8  # shapes that stay prepared, the last that were used
@@ -63,14 +66,43 @@ class PlainRunner:
         """The next batches come in this format."""
         self._layouts.use(memory_format)
 
-    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
-        """What the model says of at most `size` images; `exact` if it has to be what float32 says."""
-        return self._model(inputs.make())
+    def place(
+        self, tensors: Mapping[str, Tensor], memory_format: torch.memory_format, owner: object
+    ) -> tuple[dict[str, Tensor], Hashable]:
+        """What a recipe is to read, in that format, and a key for its place: see `Places.put`."""
+        return laid_out(tensors, memory_format), None
 
-    def alone(self, image: Tensor) -> Tensor:
-        """What the model says of one image, (1, C, H, W) and contiguous, with its weights as the user has them."""
+    def placed_last(self, owner: object) -> bool:
+        """Whether what that owner placed is still there."""
+        return True
+
+    def placed_is_read(self, device: torch.device) -> None:
+        """Notes that the device's current stream has been asked to read what was placed."""
+
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
+        """What is read off the model's answers to at most `size` inputs: (L, M) on the device, to be copied before the
+        next batch. More than M columns may come, of which the others mean nothing.
+
+        Args:
+            recipe: makes the inputs, and reads the answers.
+            columns: (K, M), on the host.
+            size: of a full batch.
+            exact: whether it has to be what float32 says.
+        """
+        return self._answered(recipe, to_device(recipe, columns))[0]
+
+    def _answered(self, recipe: Recipe, columns: Tensor) -> Answered:
+        logits = as_logits(self._model(recipe.inputs(columns)), columns.shape[1])
+        return recipe.answers(logits, columns), logits
+
+    def alone(self, recipe: Recipe, columns: Tensor, dtype: torch.dtype) -> Answered:
+        """The same of one input, contiguous and in that type, with the weights as the user has them."""
         with self._layouts.as_given():
-            return self._model(image)
+            return self._answered_alone(recipe, to_device(recipe, columns), dtype)
+
+    def _answered_alone(self, recipe: Recipe, columns: Tensor, dtype: torch.dtype) -> Answered:
+        logits = logits_of(self._model, recipe.inputs(columns).contiguous().to(dtype))
+        return recipe.answers(logits, columns), logits
 
     @contextmanager
     def broken_off_at(self, deadline: float) -> Iterator[None]:
@@ -107,14 +139,14 @@ class _PreparedRunner(PlainRunner, ABC):
 
     def __init__(self, model: Forward):
         super().__init__(model)
-        self._ready: dict[tuple[object, ...], Prepared] = {}  # by size, image, type, memory format and whether exact
+        self._ready: dict[tuple[object, ...], Prepared] = {}  # by size, recipe and whether exact
         self._wanted: Counter[tuple[object, ...]] = Counter()
         self._seen: set[BatchPlan] = set()
         self._given_up = False
 
     @abstractmethod
-    def prepare(self, example: Tensor) -> Prepared:
-        """The model for batches like the example, and for smaller ones."""
+    def prepare(self, recipe: Recipe, size: int) -> Prepared:
+        """The model for batches of that size, and for smaller ones."""
 
     def knows_noise_of(self, plan: BatchPlan) -> bool:
         return plan in self._seen
@@ -128,27 +160,31 @@ class _PreparedRunner(PlainRunner, ABC):
         """The batches that may be prepared where full ones are of `size`, smallest first."""
         return (size,)
 
-    def __call__(self, inputs: Inputs, size: int, exact: bool) -> Tensor:
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
+        inputs = columns.shape[1]
         for shape in self.shapes(size):
-            if shape < len(inputs) or self._given_up:
+            if shape < inputs or self._given_up:
                 continue
-            key = (shape, inputs.shape[1:], inputs.dtype, inputs.memory_format, exact)
-            if key not in self._ready and self._is_worthwhile(key, len(inputs), size):
-                self._prepare(key, inputs, shape, exact)
+            key = (shape, recipe.key, exact)
+            if key not in self._ready and self._is_worthwhile(key, inputs, size):
+                self._prepare(key, recipe, columns, shape, exact)
             if key in self._ready:
                 self._ready[key] = ready = self._ready.pop(key)  # the last of those that were used
-                return ready(inputs)[: len(inputs)]
-        return self._model(inputs.make())
+                return ready(columns)[0]
+        return super().__call__(recipe, columns, size, exact)
 
     def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
         """Whether to prepare this shape: with the first full batch, or once a smaller one was wanted a few times."""
         self._wanted[key] += 1
         return (inputs == size and self.prepares) or (key[0] != size and self._wanted[key] >= WANTED)
 
-    def _prepare(self, key: tuple[object, ...], inputs: Inputs, size: int, exact: bool) -> None:
-        while len(self._ready) >= KEPT:
-            del self._ready[next(iter(self._ready))]  # used longest ago
-        ready = self._compared(inputs, inputs.filled_up(size), self.noise if exact else None, self.prepare)
+    def _prepare(self, key: tuple[object, ...], recipe: Recipe, columns: Tensor, size: int, exact: bool) -> None:
+        _make_room(self._ready)
+
+        def plainly() -> Answered:
+            return self._answered(recipe, to_device(recipe, padded(columns, size)))
+
+        ready = self._compared(lambda: self.prepare(recipe, size), columns, plainly, self.noise if exact else None)
         if ready is None:
             self._given_up = True
         else:
@@ -159,23 +195,32 @@ class _PreparedRunner(PlainRunner, ABC):
         self._ready.clear()
 
     def _compared(
-        self, inputs: Inputs, batch: Tensor, tolerance: float | None, prepare: Callable[[Tensor], Prepared]
+        self,
+        prepare: Callable[[], Prepared],
+        columns: Tensor,
+        plainly: Callable[[], Answered],
+        tolerance: float | None,
     ) -> Prepared | None:
-        """The model prepared for batches like this one, which holds these inputs, and whose logits may be off by so
-        much of the greatest; if it can be."""
+        """What is prepared, if it can be and its logits for these columns are off by at most so much of the greatest
+        from those that are found plainly."""
         try:
-            ready = prepare(batch)
+            ready = prepare()
             if tolerance is not None:
-                plain, prepared = self._model(batch)[: len(inputs)], ready(inputs)[: len(inputs)]
+                plain, prepared = (logits[: columns.shape[1]] for _, logits in (plainly(), ready(columns)))
                 off = float((plain - prepared).abs().max() / plain.abs().max())
                 if not off <= tolerance:
                     raise RuntimeError(f"its logits are off by {off:.1e} of the greatest")
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, ModelOutputError):
                 raise
             warn_of_way_back(self.doing, error)
             return None
         return ready
+
+
+def _make_room(prepared: dict[tuple[object, ...], Prepared]) -> None:
+    while len(prepared) >= KEPT:
+        del prepared[next(iter(prepared))]  # used longest ago
 
 
 class CompiledRunner(_PreparedRunner):
@@ -188,24 +233,31 @@ class CompiledRunner(_PreparedRunner):
         super().__init__(model)
         self._compiled = torch.compile(model, dynamic=False)
 
-    def prepare(self, example: Tensor) -> Prepared:
-        size = len(example)
-        return lambda inputs: self._compiled(inputs.filled_up(size))
+    def prepare(self, recipe: Recipe, size: int) -> Prepared:
+        def run(columns: Tensor) -> Answered:
+            filled = to_device(recipe, padded(columns, size))
+            logits = as_logits(self._compiled(recipe.inputs(filled)), size)
+            return recipe.answers(logits, filled), logits
+
+        return run
 
 
 class GraphedRunner(_PreparedRunner):
-    """The model as a captured CUDA graph: its kernels are started by one call. Single images too, which a host would
-    take several times as long to start as a GPU to run."""
+    """The model as a captured CUDA graph, with the making of its inputs before it and the reading of its answers behind
+    it: all kernels are started by one call. Single images too, which a host would take several times as long to start
+    as a GPU to run."""
 
     doing = "capturing the model in a CUDA graph"
 
     def __init__(self, model: Forward):
         super().__init__(model)
-        self._alone: dict[tuple[object, ...], Forward] = {}
+        self._alone: dict[tuple[object, ...], Prepared] = {}  # by recipe and type
+        self._given_up_alone = False
         self._captured_of: Fingerprint | None = None
         # One memory for all batches: they run one after the other, and answers are copied out. Single images may run
         # beside them.
-        self._places: dict[str, tuple[torch.cuda.Stream, Pool]] = {}
+        self._memory: dict[str, tuple[torch.cuda.Stream, Pool]] = {}
+        self._places = Places()
 
     def begin(self) -> None:
         super().begin()
@@ -214,42 +266,65 @@ class GraphedRunner(_PreparedRunner):
             self.forget()
         self._captured_of = now
 
+    def place(
+        self, tensors: Mapping[str, Tensor], memory_format: torch.memory_format, owner: object
+    ) -> tuple[dict[str, Tensor], Hashable]:
+        return self._places.put(tensors, memory_format, owner)
+
+    def placed_last(self, owner: object) -> bool:
+        return self._places.belong_to(owner)
+
+    def placed_is_read(self, device: torch.device) -> None:
+        self._places.are_read_by(torch.cuda.current_stream(device))
+
     def shapes(self, size: int) -> tuple[int, ...]:
         """Also size / 4 and size / 16: a graph always costs its full size, and the last rays fill no batch."""
         return tuple(sorted({size, *(part for part in (size // 4, size // 16) if part >= LEAST)}))
 
-    def prepare(self, example: Tensor) -> Prepared:
-        return self._graph(example, "batches")
+    def prepare(self, recipe: Recipe, size: int) -> Prepared:
+        return self._graph(lambda columns: self._answered(recipe, columns), recipe, size, "batches")
 
-    def _graph(self, example: Tensor, place: str) -> Prepared:
-        if place not in self._places:
-            self._places[place] = torch.cuda.Stream(example.device), torch.cuda.graph_pool_handle()
-        graph = captured(lambda batch: (self._model(batch),), example, *self._places[place])
+    def _graph(self, function: Callable[[Tensor], Answered], recipe: Recipe, size: int, memory: str) -> Prepared:
+        if memory not in self._memory:
+            self._memory[memory] = torch.cuda.Stream(recipe.device), torch.cuda.graph_pool_handle()
+        graph = captured(function, recipe.unlike_any(size).to(recipe.device), *self._memory[memory])
 
-        def run(inputs: Inputs) -> Tensor:
-            inputs.write(graph.input[: len(inputs)])
-            return graph.replay()[0]
+        def run(columns: Tensor) -> Answered:  # without a reference to the recipe, and so to what lies in its place
+            answers, logits = graph.replay(padded(columns, size).pin_memory())
+            return answers, logits
 
         return run
 
-    def alone(self, image: Tensor) -> Tensor:
+    def alone(self, recipe: Recipe, columns: Tensor, dtype: torch.dtype) -> Answered:
         with self._layouts.as_given():
-            key = (*image.shape, image.dtype)
+            key = recipe.key, dtype
+            if key not in self._alone and not (self._given_up or self._given_up_alone):
+                self._prepare_alone(key, recipe, columns, dtype)
             if key not in self._alone:
-                self._alone[key] = self._prepared_alone(image)
-            return self._alone[key](image)
+                return self._answered_alone(recipe, to_device(recipe, columns), dtype)
+            self._alone[key] = ready = self._alone.pop(key)  # the last of those that were used
+            return ready(columns)
 
-    def _prepared_alone(self, image: Tensor) -> Forward:
-        if self._given_up:
-            return self._model
-        one = Inputs.of(image)
-        graph = self._compared(one, image, 0.0, lambda example: self._graph(example, "single images"))
-        return self._model if graph is None else lambda image: graph(Inputs.of(image))
+    def _prepare_alone(self, key: tuple[object, ...], recipe: Recipe, columns: Tensor, dtype: torch.dtype) -> None:
+        _make_room(self._alone)
+
+        def there(columns: Tensor) -> Answered:
+            return self._answered_alone(recipe, columns, dtype)
+
+        def prepare() -> Prepared:
+            return self._graph(there, recipe, 1, "single images")
+
+        ready = self._compared(prepare, columns, lambda: there(to_device(recipe, columns)), 0.0)
+        if ready is None:
+            self._given_up_alone = True
+        else:
+            self._alone[key] = ready
 
     def forget(self) -> None:
         super().forget()
         self._alone.clear()
-        self._places.clear()
+        self._memory.clear()
+        self._places.forget()
 
 
 def runner_for(model: Forward, device: torch.device, compile: bool) -> PlainRunner:
