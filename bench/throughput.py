@@ -102,13 +102,13 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool, settled: bool) -> Tensor:
         if exact:
             self.exact += columns.shape[1]
         else:
             self.screened += columns.shape[1]
         self.filled += size
-        return self._runner(recipe, columns, size, exact)
+        return self._runner(recipe, columns, size, exact, settled)
 
     def alone(self, *one: Any) -> Any:
         self.single += 1

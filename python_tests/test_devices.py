@@ -32,8 +32,7 @@ from apem_fast.margin_curve import RayView
 from apem_fast.ops import load, reference
 from apem_fast.probing.prober import answered
 from apem_fast.relevance import STAGES, irrelevance, shuffled
-from apem_fast.running import places
-from apem_fast.running.runners import KEPT
+from apem_fast.running import batching, places
 from apem_fast.running.undisturbed import undisturbed
 
 LIMITS = {"max_epsilon": 256.0, "step": 1.0}
@@ -378,18 +377,37 @@ def test_a_search_within_a_search_finds_its_own_epsilons_and_leaves_the_outer_on
     assert actual == found("cpu") and actual[0] != actual[1]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("largest, again", [(places.LARGEST, False), (0, True)], ids=["copied", "too much to copy"])
 def test_searches_of_more_images_than_are_copied_are_captured_anew(
-    largest: int, again: bool, monkeypatch: pytest.MonkeyPatch
+    largest: int, again: bool, precision: str, monkeypatch: pytest.MonkeyPatch, screened_throughout: None
 ) -> None:
+    """But once a search, also where two memory formats take turns in it."""
     monkeypatch.setattr(places, "LARGEST", largest)
-    expected = epsilons_of(evaluators("cpu")[0].apem(evaluators("cpu")[1])["m"])
+    cpu, maps = evaluators("cpu")
+    expected = epsilons_of(cpu.apem(maps)["m"])
+    captured = []
     with PretendedGPU() as gpu:
-        evaluator, maps = evaluators("cuda")
-        assert epsilons_of(evaluator.apem(maps)["m"]) == expected
-        captured = len(gpu.graphs)
-        assert epsilons_of(evaluator.apem(maps)["m"]) == expected
-    assert (len(gpu.graphs) > captured) == again and len(evaluator._runner._ready) <= KEPT
+        evaluator, maps = evaluators("cuda", precision=precision)
+        for _ in range(3):
+            before = len(gpu.graphs)
+            assert epsilons_of(evaluator.apem(maps)["m"]) == expected
+            captured.append(len(gpu.graphs) - before)
+    assert 0 < captured[0] <= 5 and captured[1] == captured[2] and (captured[1] > 0) == again
+
+
+def test_only_batches_of_the_size_that_won_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of other sizes would each take the time of many batches."""
+    monkeypatch.setattr(batching, "FIRST_SIZE", {"cpu": 8, "cuda": 4})
+
+    def captured(settled: bool) -> set[int]:
+        monkeypatch.setattr(batching.BatchTuner, "is_settled_on", lambda self, plan: settled)
+        with PretendedGPU():
+            evaluator, maps = evaluators("cuda", batch_size=None, search="exhaustive")
+            evaluator.apem(maps)
+        return {size for size, *_ in evaluator._runner._ready}
+
+    assert not captured(False) and captured(True) >= {4}
 
 
 @pytest.mark.filterwarnings("error:.*in a CUDA graph failed")

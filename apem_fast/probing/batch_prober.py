@@ -265,7 +265,8 @@ class BatchProber:
                 self._lay_out(plan.memory_format)
                 timed = len(ray[batch]) == plan.size and tuner.wants_time_of(plan)
                 begin = self._clock() if timed else 0.0
-                answer = self._measured(columns_of(rays, ray[batch], epsilon[batch]), plan.size, precision)
+                settled = tuner.is_settled_on(plan)
+                answer = self._measured(columns_of(rays, ray[batch], epsilon[batch]), plan.size, precision, settled)
                 if timed:
                     tuner.ran(plan, len(ray[batch]), self._clock() - begin)
             except RuntimeError as error:
@@ -289,7 +290,7 @@ class BatchProber:
         if not len(ray):
             return np.zeros(0), np.zeros(0, bool)
         columns = columns_of(rays or self._rays, ray, epsilon)
-        probes = self._probes()
+        probes = self._probes()  # held until the answers are there: another lane may lay them out otherwise meanwhile
         with torch.no_grad(), self._beside.the_batches():
             answers = [fetched(self._record.answered(probes, one)[0]) for one in singly(columns)]
             self._runner.placed_is_read(self._device)
@@ -299,16 +300,16 @@ class BatchProber:
         _check_finite(margin, greatest)
         return margin, flipped
 
-    def _measured(self, columns: Tensor, size: int, precision: str | None) -> Tensor:
+    def _measured(self, columns: Tensor, size: int, precision: str | None, settled: bool) -> Tensor:
         """(3, M) float64, on the way to the host: margin, whether flipped, and the greatest logit, in a batch of
         `size`."""
         probes, count = self._probes(), columns.shape[1]
         with torch.no_grad():
             if precision is None:
-                answers = self._runner(probes, columns, size, True)
+                answers = self._runner(probes, columns, size, True, settled)
             else:
                 with low_precision(precision, self._device.type):
-                    answers = self._runner(probes, columns, size, False)
+                    answers = self._runner(probes, columns, size, False, settled)
             self._runner.placed_is_read(self._device)
             return fetched(answers)[:, :count]
 

@@ -42,6 +42,7 @@ class Places:
     def __init__(self) -> None:
         self._places: dict[tuple[Hashable, ...], _Place] = {}
         self._owner: object = None
+        self._too_much: dict[torch.memory_format, tuple[dict[str, Tensor], int]] = {}  # the owner's, not copied
         self._read_by: set[torch.cuda.Stream] = set()
 
     def put(
@@ -57,11 +58,12 @@ class Places:
         """
         if owner is not self._owner:
             self._owner = owner
+            self._too_much.clear()
             for place in self._places.values():
                 place.filled = False
             self._wait_for_readers(next(iter(tensors.values())).device)
-        if sum(t.nbytes for t in tensors.values()) > LARGEST:
-            return laid_out(tensors, memory_format), next(_NUMBERS)
+        if memory_format in self._too_much or sum(t.nbytes for t in tensors.values()) > LARGEST:
+            return self._left(tensors, memory_format)
         try:
             with torch.no_grad():
                 places = {name: self._put(name, t, _format_for(t, memory_format)) for name, t in tensors.items()}
@@ -69,7 +71,8 @@ class Places:
             if not is_out_of_memory(error):
                 raise
             self.forget()
-            return laid_out(tensors, memory_format), next(_NUMBERS)
+            self._owner = owner
+            return self._left(tensors, memory_format)
         return {name: p.buffer for name, p in places.items()}, tuple((name, p.number) for name, p in places.items())
 
     def belong_to(self, owner: object) -> bool:
@@ -80,9 +83,22 @@ class Places:
         """That stream has been asked to read what lies here."""
         self._read_by.add(stream)
 
+    def let_go(self) -> None:
+        """Forgets what was left where it lay."""
+        self._too_much.clear()
+
     def forget(self) -> None:
         """Gives the memory back."""
         self._places.clear()
+        self._too_much.clear()
+        self._owner = None
+
+    def _left(
+        self, tensors: Mapping[str, Tensor], memory_format: torch.memory_format
+    ) -> tuple[dict[str, Tensor], Hashable]:
+        if memory_format not in self._too_much:
+            self._too_much[memory_format] = laid_out(tensors, memory_format), next(_NUMBERS)
+        return self._too_much[memory_format]
 
     def _put(self, name: str, tensor: Tensor, memory_format: torch.memory_format) -> _Place:
         key = name, tensor.shape[1:], tensor.dtype, memory_format

@@ -48,8 +48,6 @@ class PlainRunner:
         self._model = model
         self._layouts = WeightLayouts(model)
         self._kept = model.kept if isinstance(model, FirstLayerExact) else None
-        self.prepares = True
-        """Whether full batches may be prepared for; not while other sizes are still tried."""
 
     def begin(self) -> None:
         """Before the batches of a search."""
@@ -59,7 +57,7 @@ class PlainRunner:
             self._kept.refresh()
 
     def end(self) -> None:
-        """After them: the weights lie where they lay."""
+        """After them: the weights lie where they lay, and what was too much to be placed is let go."""
         self._layouts.end()
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
@@ -79,7 +77,7 @@ class PlainRunner:
     def placed_is_read(self, device: torch.device) -> None:
         """Notes that the device's current stream has been asked to read what was placed."""
 
-    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool, settled: bool = True) -> Tensor:
         """What is read off the model's answers to at most `size` inputs: (L, M) on the device, to be copied before the
         next batch. More than M columns may come, of which the others mean nothing.
 
@@ -88,6 +86,8 @@ class PlainRunner:
             columns: (K, M), on the host.
             size: of a full batch.
             exact: whether it has to be what float32 says.
+            settled: whether more such batches will come, so that it pays to prepare for them; not while other sizes are
+                still tried.
         """
         return self._answered(recipe, to_device(recipe, columns))[0]
 
@@ -160,23 +160,23 @@ class _PreparedRunner(PlainRunner, ABC):
         """The batches that may be prepared where full ones are of `size`, smallest first."""
         return (size,)
 
-    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool) -> Tensor:
+    def __call__(self, recipe: Recipe, columns: Tensor, size: int, exact: bool, settled: bool = True) -> Tensor:
         inputs = columns.shape[1]
         for shape in self.shapes(size):
             if shape < inputs or self._given_up:
                 continue
             key = (shape, recipe.key, exact)
-            if key not in self._ready and self._is_worthwhile(key, inputs, size):
+            if key not in self._ready and self._is_worthwhile(key, inputs, size, settled):
                 self._prepare(key, recipe, columns, shape, exact)
             if key in self._ready:
                 self._ready[key] = ready = self._ready.pop(key)  # the last of those that were used
                 return ready(columns)[0]
         return super().__call__(recipe, columns, size, exact)
 
-    def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int) -> bool:
+    def _is_worthwhile(self, key: tuple[object, ...], inputs: int, size: int, settled: bool) -> bool:
         """Whether to prepare this shape: with the first full batch, or once a smaller one was wanted a few times."""
         self._wanted[key] += 1
-        return (inputs == size and self.prepares) or (key[0] != size and self._wanted[key] >= WANTED)
+        return (inputs == size and settled) or (key[0] != size and self._wanted[key] >= WANTED)
 
     def _prepare(self, key: tuple[object, ...], recipe: Recipe, columns: Tensor, size: int, exact: bool) -> None:
         _make_room(self._ready)
@@ -270,6 +270,10 @@ class GraphedRunner(_PreparedRunner):
         self, tensors: Mapping[str, Tensor], memory_format: torch.memory_format, owner: object
     ) -> tuple[dict[str, Tensor], Hashable]:
         return self._places.put(tensors, memory_format, owner)
+
+    def end(self) -> None:
+        super().end()
+        self._places.let_go()
 
     def placed_last(self, owner: object) -> bool:
         return self._places.belong_to(owner)
