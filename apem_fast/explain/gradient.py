@@ -121,21 +121,10 @@ class SmoothGrad(Explainer):
 
     def _one(self, model: nn.Module, image: Tensor, label: Tensor, noises: Iterator[Tensor]) -> Tensor:
         total = torch.zeros(image.shape[1:], dtype=torch.float64, device=image.device)
-<<<<<<< HEAD
-        generator, at_once = generators_for(image[0]), self.batch_on(image.device)
-        deviation = self._deviation(image[0])
-        for start in range(0, self.samples, at_once):
-            samples = range(start, min(start + at_once, self.samples))
-            noise = torch.stack([self._drawn(image[0], generator(self.seed, sample), deviation) for sample in samples])
-            # Nothing in this loop waits for a GPU, which runs one batch while the next one's noise is drawn.
-            noisy = image + sent(noise.to(image.dtype), image.device)
-            if noisy.device.type == "cpu":  # makes forward and backward a fifth faster on a CPU
-=======
         for start in range(0, self.samples, self.batch_on(image.device)):
-            # Nothing in this loop reads from a GPU, which works on one batch while the next one's noise is drawn.
+            # Nothing in this loop waits for a GPU, which runs one batch while the next one's noise is drawn.
             noisy = image + next(noises)
-            if noisy.device.type == "cpu":  # a fifth faster there, forward and backward
->>>>>>> 93285f2 (A batch is one captured graph, from the columns of its probes to its answers; SmoothGrad's noise is drawn ahead)
+            if noisy.device.type == "cpu":  # makes forward and backward a fifth faster on a CPU
                 noisy = noisy.contiguous(memory_format=torch.channels_last)
             labels = label.expand(len(noisy))
             gradient = logit_gradient(model, noisy, labels, self.name, labels_are_known=start > 0)
@@ -162,15 +151,10 @@ class SmoothGrad(Explainer):
                     yield (block * deviation).to(images.dtype)
 
     def noise(self, image: Tensor, sample: int) -> Tensor:
-<<<<<<< HEAD
         """The noise of one sample of one image (C, H, W), float32 on the CPU, so that it is the same on all devices."""
-        return self._drawn(image, generators_for(image)(self.seed, sample), self._deviation(image))
-=======
-        """The noise of one sample of one image (C, H, W), float32 on the CPU: the same whatever the device."""
         generator = generators_for(image)(self.seed, sample)
         drawn = torch.randn(image.shape, dtype=torch.float32, device="cpu", generator=generator)
         return drawn * self._deviation(image)
->>>>>>> 93285f2 (A batch is one captured graph, from the columns of its probes to its answers; SmoothGrad's noise is drawn ahead)
 
     def _deviation(self, image: Tensor) -> float:
         return self.sigma * float(image.max() - image.min()) if self.relative else self.sigma
