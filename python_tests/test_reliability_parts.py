@@ -12,6 +12,8 @@ import pytest
 
 from reliability import changes, mutants
 from reliability.__main__ import write_page
+from reliability.equivalent import EQUIVALENT
+from reliability.mutated import Unchanged
 from reliability.tables import Part
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +90,31 @@ def test_each_change_is_made_alone():
 def test_every_file_that_is_changed_is_there_and_so_are_its_tests():
     for module in mutants.MODULES:
         assert len(mutants.sample(module, 0)) > 100
-        for tests in module.tests.values():
-            assert all((ROOT / "python_tests" / test).exists() for test in tests)
+        assert all((ROOT / "python_tests" / test).exists() for test in module.tests)
     for mutant in mutants.PLANTED:
         assert mutants.planted(mutant)
+    assert {one.split()[0] for one in EQUIVALENT} <= {file for module in mutants.MODULES for file in module.files}
+
+
+def test_a_mutant_needs_the_tests_that_enter_its_function_and_none_else():
+    entered = {"": {("a.py", 1)}, "long": {("a.py", 5), ("b.py", 5)}, "short": {("a.py", 5)}, "other": {("b.py", 9)}}
+    known = Unchanged({"long": 9.0, "short": 1.0, "other": 2.0}, {}, entered, [])
+    assert known.tests_of(("a.py", 5)) == ["short", "long"] and known.tests_of(("b.py", 9)) == ["other"]
+    assert known.tests_of(("a.py", 1)) == known.tests_of(("a.py", 0)) == ["short", "other", "long"]
+    assert not known.tests_of(("c.py", 5))
+    known.kills["long"] += 1  # what noticed another mutant comes first
+    assert known.tests_of(("a.py", 5)) == ["long", "short"]
+
+
+def test_what_changes_nothing_is_no_survivor_and_a_test_that_notices_it_is_an_error(monkeypatch):
+    monkeypatch.setattr("reliability.mutants.EQUIVALENT", {"same": "because", "not the same": "it was said"})
+    row = {"module": "search", "line": 1, "by": "", "tests": 1, "seconds": 1.0}
+    came = {"same": "survived", "not the same": "killed", "a.py f: 1 -> 2": "survived"}
+    came |= {str(number): "killed" for number in range(19)}
+    part = mutants.table_of([row | {"name": name, "outcome": outcome} for name, outcome in came.items()], 0)
+    search = next(one for one in part.rows if one[0] == "search")
+    assert search[2:8] == (22, 19, 0, 1, 2, "5.0%") and part.bad == 1
+    assert "a.py:1 `1 -> 2`" in part.text
 
 
 def test_the_page_keeps_the_figures_of_other_parts(tmp_path, monkeypatch):

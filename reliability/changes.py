@@ -5,6 +5,7 @@ more, a condition its opposite, a statement nothing. Docstrings and other texts,
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,27 @@ class Change:
     line: int
     text: str
     apply: Callable[[], None]  # to the tree that it was found in
+    function: str = ""  # that it is in, the innermost; nothing: it is of a class or the file
+    first_line: int = 0  # of that function, as its code object has it
 
 
 def changes(tree: ast.AST) -> list[Change]:
     """Every change of a file that is made here, in the order of its text."""
-    found = [change for node, parents in _nodes(tree, ()) for change in _changes_of(node, parents)]
+    found = [
+        dataclasses.replace(change, **_place((*parents, node)))
+        for node, parents in _nodes(tree, ())
+        for change in _changes_of(node, parents)
+    ]
     return sorted(found, key=lambda change: change.line)
+
+
+def _place(nodes: tuple[ast.AST, ...]) -> dict[str, Any]:
+    """The innermost function that has a name among these; a lambda belongs to the one around it."""
+    functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    if not functions:
+        return {}
+    lines = [functions[-1].lineno, *(one.lineno for one in functions[-1].decorator_list)]
+    return {"function": functions[-1].name, "first_line": min(lines)}
 
 
 _LEFT_OUT = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)
