@@ -1,5 +1,6 @@
-"""The command line in a process that is killed, as by SIGKILL, when it has written a file for the N-th time but before
-that file has its name: python killed_run.py N evaluate --output ..."""
+"""The command line in a process that is killed, as by SIGKILL, when it has written a file but before that file has its
+name: python killed_run.py WHICH evaluate --output ... WHICH is a number, for the N-th file that is written (-1: none),
+or the name of a file."""
 
 import os
 import signal
@@ -10,8 +11,9 @@ import torch
 from apem_fast.cli import main as cli
 
 torch.set_num_threads(1)
-left = int(sys.argv.pop(1))
-sync = os.fsync
+which = sys.argv.pop(1)
+left = int(which) if which.lstrip("-").isdigit() else -1
+sync, rename = os.fsync, os.replace
 
 
 def fsync(handle: int) -> None:
@@ -22,5 +24,11 @@ def fsync(handle: int) -> None:
     sync(handle)
 
 
-os.fsync = fsync
+def replace(source, target, **options) -> None:
+    if os.path.basename(target) == which:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target, **options)
+
+
+os.fsync, os.replace = fsync, replace
 cli.main()

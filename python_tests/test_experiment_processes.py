@@ -55,6 +55,7 @@ ARGUMENTS = [
     "--pictures",
     "5",
 ]
+LAST_SHARD_OF = ("00002.uniform.parquet", "00003.uniform.parquet")  # by process: each has every other block
 TIMES = ["attribution_seconds", "search_seconds", "shuffled_seconds"]
 
 
@@ -90,13 +91,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-def killed_run(kill_at: int, folder: Path, **environment: str) -> subprocess.Popen:
+def killed_run(kill_at: int | str, folder: Path, **environment: str) -> subprocess.Popen:
     return start(
         [sys.executable, str(HERE / "killed_run.py"), str(kill_at), *ARGUMENTS, "-o", str(folder)], **environment
     )
 
 
-def start_two(kill_at: tuple[int, int], folder: Path) -> list[subprocess.Popen]:
+def start_two(kill_at: tuple[int | str, int | str], folder: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -144,13 +145,14 @@ def test_two_processes_under_torchrun_do_the_same(whole, tmp_path):
 
 
 def test_a_process_that_dies_ends_the_others_and_its_share_is_finished_later(whole, tmp_path):
-    first, second = start_two((-1, 20), tmp_path / "run")
+    first, second = start_two((-1, LAST_SHARD_OF[1]), tmp_path / "run")
     assert finish(second)[0] == -signal.SIGKILL
     code, out, error = finish(first)
     assert code == 2 and "another of the 2 processes ended before its share was done" in error
     assert error.count("\n") == 1 and "The page" not in out
     done = RunStore(tmp_path / "run")
-    assert {path.name[:5] for path in done.folder.glob("shards/*.images.parquet")} >= {"00000", "00002"}
+    there = {path.name for path in done.folder.glob("shards/*.parquet")}
+    assert {path.name for path in whole.folder.glob("shards/*.parquet")} - there == {LAST_SHARD_OF[1]}
     assert 0 < len(done.results()) < len(whole.results())  # finished rows stay usable
     again = evaluate(OPTIONS, tmp_path / "run", also_pictured=exceptional_images)  # alone this time
     pandas.testing.assert_frame_equal(again.images(), whole.images())
@@ -228,8 +230,9 @@ def test_shares_are_everything_and_nothing_twice(count):
 def test_processes_that_are_started_again_do_what_is_missing_each_its_own_share(victim, whole, tmp_path):
     """As torchrun does it when one of them dies: all of them are started again."""
     folder = tmp_path / "run"
-    kill_at = (20, -1) if victim == 0 else (-1, 12)
-    codes = [finish(process)[0] for process in start_two(kill_at, folder)]
+    kill_at = [-1, -1]
+    kill_at[victim] = LAST_SHARD_OF[victim]
+    codes = [finish(process)[0] for process in start_two(tuple(kill_at), folder)]
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 2
     before = {path: path.stat().st_mtime_ns for path in folder.glob("shards/*.parquet")}
     assert 0 < len(before) < 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -458,6 +459,18 @@ def test_saved_rankers_come_back(tmp_path: Path) -> None:
         load_ranker(tmp_path / "ranker.pt")
     with pytest.raises(ValueError, match="load_ranker: checkpoint must be a file that exists"):
         load_ranker(tmp_path / "absent.pt")
+
+
+def test_a_folder_that_vanished_is_not_made_again_without_a_word(tmp_path: Path) -> None:
+    """The checkpoint went with it, and whatever else was there: not the moment to speak of success."""
+    path = tmp_path / "new" / "training.pt"
+    options = TrainingOptions(steps=2, images=4, pairs=4, progress=False, checkpoint=path, checkpoint_every=1)
+    regimes.train_ranking(small_ranker(dtype=torch.float32), stripes(), options)
+    assert path.exists()  # a folder that is not there yet is made before the first step
+    shutil.rmtree(path.parent)
+    with pytest.raises(ValueError, match=r"ranker.pt cannot be written \(No such file or directory\)"):
+        save_ranker(path.with_name("ranker.pt"), SiameseRanker.for_mnist(3), "mnist", 3)
+    assert not path.parent.exists()
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:

@@ -255,11 +255,12 @@ def table_of(results: Sequence[Mapping[str, Any]], seed: int) -> Part:
     )
     return Part(
         "Mutants",
-        "One change at a time, drawn by the seed, and the tests that enter the function it is in, among those of the "
-        "files that concern it (`reliability/mutants.py`). What survives and was found to change no answer, no cost and "
-        "no message is listed in `reliability/equivalent.py` with the reason, and left out of the share that survives. "
-        "The interval is that of Clopper and Pearson, 95 %. Wanted: none that was planted survives, and fewer than "
-        "10 % in the search, the engine and what runs models." + (f" Survived: {which}." if which else ""),
+        "One change at a time, drawn by the seed, and the tests that enter the function it is in, among those of "
+        "the files that concern it (`reliability/mutants.py`). What survives and was found to change no answer, no "
+        "cost and no message is listed in `reliability/equivalent.py` with the reason, and left out of the share "
+        "that survives. The interval is that of Clopper and Pearson, 95 %. Wanted: none that was planted survives, "
+        "and fewer than 10 % in the search, the engine and what runs models."
+        + (f" Survived: {which}." if which else ""),
         (
             "module",
             "mutants in all",

@@ -75,7 +75,6 @@ def train_ranker(
     architecture = "utkface" if faces else "mnist-mirroring" if regime is Regime.mirroring else "mnist"
     with seeded(seed):
         network = networks.RANKERS[architecture](size).to(data.images.device)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     options = training.TrainingOptions(
         steps=steps, images=64, learning_rate=5e-4 if faces else 2e-3, seed=seed, checkpoint=checkpoint
     )

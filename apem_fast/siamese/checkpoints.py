@@ -20,12 +20,19 @@ RANKER = "apem_fast siamese ranker, 1"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole, so that a stopped run leaves the previous checkpoint; with a checksum of itself."""
+    """Writes the file whole, so that a stopped run leaves the previous checkpoint; with a checksum of itself.
+
+    Its folder must be there: one that vanished held what was finished before, and is not made again without a word.
+    """
+    write_whole(path, tensors_with_checksum(content))
+
+
+def make_folder(path: Path) -> None:
+    """The folder of a file that is going to be written, before there is anything in it to lose."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror})") from None
-    write_whole(path, tensors_with_checksum(content))
 
 
 def read(path: Path, kind: str, of: str) -> dict[str, Any]:
@@ -54,7 +61,11 @@ def require_same_architecture(module: nn.Module, state: dict[str, torch.Tensor],
 
 
 def save_ranker(path: str | Path, ranker: SiameseRanker, architecture: str, size: int, **facts: Any) -> None:
-    """Writes a ranker of one of P3's architectures (a name of `RANKERS`) and `facts` about it (numbers, strings)."""
+    """Writes a ranker of one of P3's architectures (a name of `RANKERS`) and `facts` about it (numbers, strings).
+
+    Raises:
+        ValueError: the architecture is none of them, or the file cannot be written, as where its folder is not there.
+    """
     if architecture not in RANKERS:
         raise ValueError(f"save_ranker: architecture must be one of {', '.join(RANKERS)} (got {architecture})")
     content = {"kind": RANKER, "architecture": architecture, "size": size, "facts": facts}

@@ -129,6 +129,8 @@ def fit(
     losses: list[float] = []
     path = options.checkpoint
     with seeded(options.seed, ranker.device):
+        if path is not None:
+            checkpoints.make_folder(path)
         if path is not None and path.exists():
             losses = _resume(path, regime, ranker.device, modules, optimiser, schedule, options)
         resumed_from = len(losses)
