@@ -92,7 +92,7 @@ def emptied_by_clip(attribution: Tensor, relevance: Tensor, percentile: float | 
         relevance: what `relevance_map` made of it, (N, 1 or C, H, W).
         percentile: the one it was made with.
     """
-    emptied = torch.zeros(len(relevance), dtype=torch.bool)
+    emptied = torch.zeros(len(relevance), dtype=torch.bool, device="cpu")
     if percentile is None or not relevance.numel():
         return emptied
     for index in (relevance.detach().flatten(1) == 0).all(dim=1).nonzero().flatten().tolist():
@@ -165,7 +165,9 @@ def greyscale(pixels: Tensor) -> Tensor:
     """The brightness of each pixel: (N, 3, H, W) -> (N, 1, H, W). Images of one channel are returned as they are."""
     if pixels.shape[1] != len(LUMA):
         return pixels
-    return (pixels * torch.tensor(LUMA).view(-1, 1, 1).to(pixels)).sum(dim=1, keepdim=True)
+    return (pixels * torch.tensor(LUMA, dtype=torch.float32, device="cpu").view(-1, 1, 1).to(pixels)).sum(
+        dim=1, keepdim=True
+    )
 
 
 @dataclass(frozen=True)

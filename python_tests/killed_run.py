@@ -5,6 +5,7 @@ or the name of a file."""
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,7 +26,7 @@ def fsync(handle: int) -> None:
 
 
 def replace(source, target, **options) -> None:
-    if os.path.basename(target) == which:
+    if Path(target).name == which:
         os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target, **options)
 

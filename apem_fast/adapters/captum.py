@@ -82,7 +82,7 @@ def _labels(target: int | list[int] | Tensor | None, images: Tensor) -> Tensor |
     if isinstance(target, list) and other:
         raise TypeError(sentence(f"target must be a class for each image (got a list with {other[0]!r})"))
     if not other:  # a tensor with several values is not a number
-        target = torch.tensor(classes, dtype=torch.int64)
+        target = torch.tensor(classes, dtype=torch.int64, device="cpu")
     if not isinstance(target, Tensor):
         raise TypeError(sentence(f"target must be an int, a list or a tensor (got {type(target).__name__})"))
     target = target.to(images.device)

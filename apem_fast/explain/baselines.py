@@ -36,7 +36,10 @@ class Random(Baseline):
     seed: int = 0
 
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        drawn = [torch.rand(image.shape, device="cpu", generator=generator_for(image, self.seed)) for image in images]
+        drawn = [
+            torch.rand(image.shape, dtype=torch.float32, device="cpu", generator=generator_for(image, self.seed))
+            for image in images
+        ]
         return torch.stack(drawn).to(images)
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from apem_fast.running.outputs import ModelOutputError, check_scale, is_exported, logits_of
+from apem_fast.running.repeated import require_repeatable_once
+from apem_fast.validation import not_plain
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -26,7 +28,8 @@ class Explainer(ABC):
 
     A method defines `attribute`, which explains a few images at a time. Calling the object does the rest: it checks the
     arguments, finds the labels, and splits the images into batches. The model, the images and torch's global random
-    state are left as they were, also after an error.
+    state are left as they were, also after an error. A map is computed in the type of images and weights: an autocast
+    around the call is off inside.
     """
 
     name: ClassVar[str]
@@ -115,6 +118,8 @@ class Explainer(ABC):
         parts = []
         at_once = self.images_at_once(images.device)
         with untouched(images):
+            if self.needs_model and len(images) and isinstance(model, nn.Module):
+                _require_repeatable(self.name, model, images, in_batches=self.batch_on(images.device) > 1)
             for start in range(0, images.shape[0], at_once):
                 chunk = images.detach()[start : start + at_once].clone()
                 if labels is not None:
@@ -133,9 +138,17 @@ class Explainer(ABC):
 
 @contextlib.contextmanager
 def untouched(images: Tensor) -> Iterator[None]:
-    """Turns gradients on within the block, also under `no_grad`, and restores torch's random state after it."""
+    """Turns gradients on and autocast off within the block, and makes new tensors beside the images, whatever surrounds
+    it; restores torch's random state after it."""
     devices = [images.device] if images.device.type == "cuda" else []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+    with contextlib.ExitStack() as stack:
+        for context in (torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices)):
+            stack.enter_context(context)
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        if torch.get_default_device().type != images.device.type:
+            stack.enter_context(images.device)
         yield
 
 
@@ -181,11 +194,21 @@ def require_batch_size(name: str, value: int | None) -> None:
         require_at_least_one(name, "batch_size", value)
 
 
+def _require_repeatable(name: str, model: nn.Module, images: Tensor, in_batches: bool) -> None:
+    """Refuses a model whose answer to an image depends on the rest of the batch, since its maps would do so too."""
+    try:
+        require_repeatable_once(model, images, in_batches=in_batches)
+    except ModelOutputError as error:
+        raise ModelOutputError(f"{name}: {error}") from None
+
+
 def _predictions(model: nn.Module, images: Tensor, name: str) -> Tensor:
     with torch.no_grad():
         logits = checked_logits(model, images, name)
-    if bool(logits.isnan().any()):  # the greatest of these would be no prediction
-        raise ModelOutputError(f"{name}: model must not return NaN (got such logits of images without labels)")
+    if bool((logits.isnan() | logits.isposinf()).any()):  # the greatest of these would be no prediction
+        raise ModelOutputError(
+            f"{name}: model must not return NaN or +infinity (got such logits of images without labels)"
+        )
     try:
         check_scale(model, logits)
     except ModelOutputError as error:
@@ -213,10 +236,15 @@ def _check_model(name: str, model: nn.Module) -> None:
 def _check_images(name: str, images: Tensor, model: nn.Module) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(f"{name}: images must be a tensor (got {type(images).__name__})")
+    if came := not_plain(images):
+        raise TypeError(f"{name}: images must be {came}")
     if images.dtype not in FLOATING:
         raise TypeError(f"{name}: images must be floating point (got {images.dtype})")
     if images.dim() != 4:
         raise ValueError(f"{name}: images must have shape (N, C, H, W) (got {tuple(images.shape)})")
+    parameter = next(iter(getattr(model, "parameters", tuple)()), None)
+    if parameter is not None and parameter.device != images.device:
+        raise ValueError(f"{name}: images must be on the model's device, {parameter.device} (got {images.device})")
     if not images.isfinite().all():
         raise ValueError(f"{name}: images must be finite (got NaN or infinity)")
     weights = next((p for p in getattr(model, "parameters", tuple)() if p.is_floating_point()), None)

@@ -13,6 +13,7 @@ from apem_fast.explain.explainer import Explainer, NotFiniteError
 from apem_fast.running.batching import is_out_of_memory
 from apem_fast.running.depthwise import fast_depthwise
 from apem_fast.running.record import in_float64
+from apem_fast.running.repeated import share_what_was_seen
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ class InFloat64(Explainer):
             return self.explainer(model, images, labels, progress=progress)  # raises an error that says what is wrong
         try:
             copy = in_float64(model)
+            share_what_was_seen(model, copy)
             with fast_depthwise(images.device):
                 attribution = self.explainer(copy, images.double(), labels, progress=progress)
+            share_what_was_seen(model, copy)
         except RuntimeError as error:
             if isinstance(error, NotFiniteError) or is_out_of_memory(error):
                 raise

@@ -146,7 +146,10 @@ class RISE(Explainer):
         position.
         """
         cell_height, cell_width = -(-height // self.cells), -(-width // self.cells)
-        grid = (torch.rand(1, 1, self.cells, self.cells, device="cpu", generator=generator) < self.shown).float()
+        grid = (
+            torch.rand(1, 1, self.cells, self.cells, dtype=torch.float32, device="cpu", generator=generator)
+            < self.shown
+        ).float()
         size = ((self.cells + 1) * cell_height, (self.cells + 1) * cell_width)
         large = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0]
         top = int(torch.randint(cell_height, (1,), generator=generator, device="cpu"))

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import sentence
 from apem_fast.explain import Explainer, from_callable
+from apem_fast.running.outputs import FEW, check_scale, logits_of
 from apem_fast.running.repeated import require_repeatable
+from apem_fast.running.undisturbed import undisturbed
 
 Explain = Explainer | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An explanation method, or a function (model, images, labels) -> attribution."""
@@ -20,6 +22,9 @@ def check_model_and_images(model: nn.Module, images: Tensor, batch_size: int | N
     validation.model(model)
     validation.images(images, model)
     require_repeatable(model, images, in_batches=batch_size != 1)
+    with undisturbed(model, images), torch.no_grad():
+        few = torch.cat([logits_of(model, image) for image in images[:FEW].detach().split(1)])
+    check_scale(model, few)  # of images as they are: what is left of them may look alike throughout
 
 
 def check_classes(labels: Tensor | None, images: Tensor) -> None:

@@ -72,7 +72,7 @@ class ContinuityResult(TableResult):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the greatest ratio of each image. Without `ax`, into new axes."""
-        exact = torch.ones(len(self.labels), dtype=torch.bool)
+        exact = torch.ones(len(self.labels), dtype=torch.bool, device="cpu")
         what = "greatest change of the map per change of the image"
         return draw_values(ax, self.continuity, exact, xlabel=what, label="continuity")
 

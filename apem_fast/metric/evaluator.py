@@ -87,8 +87,14 @@ class Evaluator:
         check_scale(self._model, self._clean.logits)
         validation.labels(labels, self._clean.labels)
         validation.moving(self._clean.sign)
+        self._versions = validation.versions_of(self._model, self._images)
         if self._certified is not None:
             self._check_provable()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """A copy has images and a model of its own."""
+        self.__dict__.update(state)
+        self._versions = validation.versions_of(self._model, self._images)
 
     @property
     def _certified(self) -> Certified | None:
@@ -182,6 +188,7 @@ class Evaluator:
     def probing_exactly(self, rays: Rays) -> Iterator[BatchProber]:
         """The same in the images' own type, without the screen that `precision` asks for."""
         validation.model(self._model)  # its mode may have changed since
+        validation.unchanged(self._versions, self._model, self._images)
         prober = BatchProber(self._model, rays, self._tuner, self._runner, self._record)
         with undisturbed(self._model, self._images), prober:
             self._record.refresh()

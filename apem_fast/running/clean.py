@@ -29,11 +29,11 @@ def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
     """(N,) int64: the classes of images, each alone.
 
     Raises:
-        ModelOutputError: NaN, whose index would be taken for the greatest logit's.
+        ModelOutputError: NaN or +infinity, whose index would be taken for the greatest logit's.
     """
     logits = torch.cat([logits_of(model, image.clone()) for image in images.split(1)])
-    if bool(logits.isnan().any()):
-        raise ModelOutputError("model must not return NaN (got such logits of an unperturbed image)")
+    if bool((logits.isnan() | logits.isposinf()).any()):
+        raise ModelOutputError("model must not return NaN or +infinity (got such logits of an unperturbed image)")
     return logits.argmax(dim=1)
 
 
@@ -186,14 +186,17 @@ def run_clean(
     logits: list[Tensor] = [torch.empty(0)] * len(images)
     sign = torch.empty(images.shape, dtype=torch.int8, device=images.device)
     loss_gradient = torch.empty(images.shape, dtype=images.dtype, device=images.device)
-    finite = torch.ones(len(images), dtype=torch.bool, device=images.device)
+    finite = torch.ones(2, len(images), dtype=torch.bool, device=images.device)
 
     def take(n: int, answer: Tensor, gradient: Tensor) -> None:
         logits[n], loss_gradient[n], sign[n] = answer, gradient[0], gradient[0].sign()
-        finite[n] = gradient.isfinite().all()
+        finite[0, n], finite[1, n] = answer.isfinite().all(), gradient.isfinite().all()
 
     gradients.of_each(images, take, targets)
-    if not bool(finite.all()):  # read once: a GPU is not to wait after every image
+    logits_are, gradients_are = finite.all(dim=1).tolist()  # read once: a GPU is not to wait after every image
+    if not logits_are:
+        raise ModelOutputError("model must return finite logits (got NaN or infinity for an unperturbed image)")
+    if not gradients_are:
         raise ModelOutputError("model must have a finite gradient with respect to images (got NaN or infinity)")
     all_logits = torch.cat(logits)
     labels = all_logits.argmax(dim=1) if targets is None else targets

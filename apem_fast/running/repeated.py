@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class Differs(NamedTuple):
 def differing_answers(
     answer: Callable[..., Tensor], inputs: Sequence[Tensor], *, in_batches: bool = True
 ) -> Differs | None:
-    """Runs one input beside another and beside itself, and compares. Both batches have one size, so that the same sums
-    are formed in the same order: what differs is not rounding.
+    """Runs one input beside another and beside itself, and compares; of the latter also the two places. Both batches
+    have one size, so that the same sums are formed in the same order: what differs is not rounding.
 
     Args:
         answer: takes `inputs`, each (1, ...) of the first image, or pair of images, and gives its answer (1, ...).
@@ -34,7 +35,7 @@ def differing_answers(
     """
 
     def beside(others: Sequence[Tensor]) -> Tensor:
-        return answer(*(torch.cat([other, one]) for other, one in zip(others, inputs)))[1:]
+        return answer(*(torch.cat([other, one]) for other, one in zip(others, inputs)))
 
     def itself() -> Tensor:
         return beside(inputs) if together is not None else answer(*(one.clone() for one in inputs))
@@ -42,9 +43,12 @@ def differing_answers(
     together = None
     if in_batches:
         with suppress(RuntimeError, ValueError):  # of a model that takes one image at a time
-            together = beside([one.flip(tuple(range(2, one.dim()))) / 2 for one in inputs])
+            together = beside([one.flip(tuple(range(2, one.dim()))) / 2 for one in inputs])[1:]
     first = itself()
-    off = _difference(first, itself() if together is None else together)
+    if together is None:
+        off = _difference(first, itself())
+    else:
+        off = max(_difference(first[1:], together), _difference(first[1:], first[:1]))
     if off <= ROUNDING:
         return None
     again = off if together is None else _difference(first, itself())
@@ -75,10 +79,29 @@ def require_repeatable(model: nn.Module, images: Tensor, *, in_batches: bool = T
     )
 
 
+_SEEN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models that were seen to repeat themselves, and whether in batches too."""
+
+
+def require_repeatable_once(model: nn.Module, images: Tensor, *, in_batches: bool = True) -> None:
+    """The same, but a model that passed is not looked at again: for calls that take hardly longer than this does."""
+    seen = _SEEN.get(model)
+    if seen is None or (in_batches and not seen):
+        require_repeatable(model, images, in_batches=in_batches)
+        _SEEN[model] = in_batches
+
+
+def share_what_was_seen(one: nn.Module, other: nn.Module) -> None:
+    """Of a model and its copy, what was seen of one holds for the other."""
+    for model, copy in ((one, other), (other, one)):
+        if model in _SEEN:
+            _SEEN[copy] = _SEEN[model]
+
+
 def _difference(one: Tensor, other: Tensor) -> float:
     """The greatest, as a share of the greatest answer. What is NaN both times is refused elsewhere."""
     one, other = one.double(), other.double()
     if bool((one.isnan() != other.isnan()).any()):
         return float("inf")
-    greatest = one.abs().nan_to_num().max().clamp(min=torch.finfo(torch.float64).tiny)
+    greatest = torch.stack([one, other]).abs().nan_to_num().max().clamp(min=torch.finfo(torch.float64).tiny)
     return float((one - other).abs().nan_to_num().max() / greatest)

@@ -160,7 +160,7 @@ class ClippedReLU(nn.Module):
 def _blots(channels: int, pixels: int) -> Tensor:
     """Smooth random images: fresh branches spread them as they spread digits. The same ones every time."""
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((32, channels, 4, 4), generator=generator, device="cpu")
+    coarse = torch.rand((32, channels, 4, 4), generator=generator, dtype=torch.float32, device="cpu")
     return nn.functional.interpolate(coarse, size=(pixels, pixels), mode="bilinear", align_corners=False)
 
 

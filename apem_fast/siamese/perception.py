@@ -43,6 +43,5 @@ def interpolate_perceptions(ranker: Ranker, first: Tensor, second: Tensor, steps
     if steps < 2:
         raise ValueError(f"interpolate_perceptions: steps must be at least 2 (got {steps})")
     start, end = ranker.embed(first), ranker.embed(second)
-    return torch.stack(
-        [ranker.reconstruct(start + part * (end - start)) for part in torch.linspace(0, 1, steps).tolist()], dim=1
-    )
+    parts = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu").tolist()
+    return torch.stack([ranker.reconstruct(start + part * (end - start)) for part in parts], dim=1)

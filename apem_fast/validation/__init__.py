@@ -26,18 +26,21 @@ from apem_fast.validation.tensors import (
     maps_without_rays,
     model,
     moving,
+    not_plain,
     relevance,
     takes_one_image,
     target,
     within_bounds,
     without_ray,
 )
+from apem_fast.validation.versions import Versions, unchanged, versions_of
 
 __all__ = [
     "AGAINST",
     "LOOKS_LIKE_BYTES",
     "PRECISIONS",
     "RECORDS",
+    "Versions",
     "bounds",
     "choice",
     "contrast",
@@ -53,6 +56,7 @@ __all__ = [
     "model",
     "moving",
     "not_certified",
+    "not_plain",
     "number",
     "on_bad_map",
     "plain",
@@ -61,6 +65,8 @@ __all__ = [
     "relevance",
     "takes_one_image",
     "target",
+    "unchanged",
+    "versions_of",
     "whole",
     "whole_or_none",
     "within_bounds",

@@ -22,6 +22,17 @@ def _finite(name: str, tensor: Tensor) -> None:
 def _is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(sentence(f"{name} must be a torch.Tensor (got {type_name(value)})"))
+    if came := not_plain(value):
+        raise TypeError(sentence(f"{name} must be {came}"))
+
+
+def not_plain(tensor: Tensor) -> str | None:
+    """What a tensor must be whose values do not simply lie in memory, as words for an error; None if they do."""
+    if tensor.layout != torch.strided:
+        return f"dense, {str(tensor.layout).removeprefix('torch.')} is not: call .to_dense() first"
+    if tensor.is_neg() or tensor.is_conj():
+        return "a tensor of its own values, not a lazily negated or conjugated view: call .resolve_neg().resolve_conj()"
+    return None
 
 
 def moving(sign: Tensor) -> None:

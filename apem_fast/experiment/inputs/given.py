@@ -111,7 +111,10 @@ class GivenNetwork(Network):
         return read, self.pixels_of(read)
 
     def pixels_of(self, images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).view(-1, 1, 1).to(images) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1).to(images)
+            for values in (self.mean, self.std)
+        )
         pixels = images * std + mean
         low, high = float(pixels.min()), float(pixels.max())
         if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:

@@ -66,7 +66,10 @@ class Network:
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """What the model receives for pixels (N, 3, H, W) in [0, 1]."""
-        mean, std = (torch.tensor(values).view(3, 1, 1).to(pixels) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(pixels)
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def images_and_pixels(self, read: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,12 +78,15 @@ class Network:
 
     def pixels_of(self, images: Tensor) -> Tensor:
         """The pixels (N, 3, H, W) of what the model receives: `normalised` undone."""
-        mean, std = (torch.tensor(values).view(3, 1, 1).to(images) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(images)
+            for values in (self.mean, self.std)
+        )
         return images * std + mean
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         """What the model receives for pixels of 0 and for pixels of 1, a number for each channel: (C,) float32."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (self.mean, self.std))
         return (0 - mean) / std, (1 - mean) / std
 
     def bounds(self, bounds: BoundsOf | str) -> BoundsOf:

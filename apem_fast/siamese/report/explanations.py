@@ -66,7 +66,7 @@ def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> Ra
     """Images the ranker has not seen, and what it sees in them: one of each value, as far as there are."""
     of_image = data.values.cpu()
     values = of_image.unique()
-    chosen = torch.linspace(0, len(values) - 1, count, device="cpu").round().long()
+    chosen = torch.linspace(0, len(values) - 1, count, dtype=torch.float32, device="cpu").round().long()
     index = torch.stack([(of_image == value).nonzero()[0, 0] for value in values[chosen]])
     images = data.batch(index)
     seen = perceive(ranker, images)

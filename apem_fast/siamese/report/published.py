@@ -31,7 +31,7 @@ def target_section(ranker: Ranker, data: RankedImages) -> RankerSection:
     reference = float(values[(values - (data.low + 5 / 9 * (data.high - data.low))).abs().argmin()])
     edges = values.unique()
     if len(edges) > BINS:
-        edges = torch.linspace(data.low, data.high, BINS, device="cpu")
+        edges = torch.linspace(data.low, data.high, BINS, dtype=torch.float32, device="cpu")
     nearest = (values[:, None] - edges[None]).abs().argmin(dim=1)
     other = (values == reference).nonzero()[:PER_BIN, 0]
     embedded = _embed(ranker, data.batch(other))
@@ -48,7 +48,7 @@ def target_section(ranker: Ranker, data: RankedImages) -> RankerSection:
         spots.append(float(values[chosen].mean()))
         middle.append(float(score.mean()))
         spread.append(float(score.std(correction=0)))
-    line = torch.tensor([data.low, data.high], device="cpu")
+    line = torch.tensor([data.low, data.high], dtype=torch.float32, device="cpu")
     target = metric_target(line, torch.full_like(line, reference), data.low, data.high)
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
