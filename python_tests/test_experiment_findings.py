@@ -94,6 +94,16 @@ def test_the_headline_says_whom_the_images_separate():
     )
 
 
+def test_methods_of_which_the_same_is_said_are_said_together():
+    rows = rows_of({"a": [9] * 4, "b": [1, 2, 3, 4], "c": [2] * 4, "d": [10, 2, 2, 2]})
+    names = {key: key.upper() for key in "abcd"}
+    said = leader_sentences(rows, "1-channel", names, dict.fromkeys("abcd", "9"), list("abcd"))[-1]
+    assert said == (
+        "These 4 images do not separate A from B and C (each higher on 4, lower on 0; as it stands, some 14 would) and "
+        "D (higher on 3, lower on 1; as it stands, some 40 would)."
+    )
+
+
 def test_sets_stand_apart_where_every_truth_is_known():
     rows = pandas.DataFrame({"image": [str(i) for i in range(9)], "correct": [True] * 5 + [False] * 4})
     assert [(name, len(part)) for name, part in image_sets(rows).items()] == [("correct", 5), ("misclassified", 4)]

@@ -32,6 +32,7 @@ from apem_fast.experiment.report.published import (
     of_method,
     paper_tables,
 )
+from apem_fast.experiment.report.summary import _line, interval
 
 INF = math.inf
 LIMIT = 100.0
@@ -167,6 +168,15 @@ def test_a_bootstrap_interval_is_seeded_and_right():
     # The median's standard error is 1.2533 sigma / sqrt(n).
     assert low < np.median(values) < high and 2 < (high - low) / (1.2533 / 20) < 6
     assert bootstrap_interval([3.0] * 5) == (3, 3) and np.isnan(bootstrap_interval([])).all()
+
+
+@pytest.mark.parametrize("count, there", [(4, False), (5, False), (6, True)])
+def test_too_few_values_have_no_interval(count, there):
+    """Whatever is between the least and the greatest of five misses a median once in sixteen times."""
+    assert (1 - 2 ** (1 - count) >= 0.95) == there
+    table = rows(*[(10.0, 20.0 + i) for i in range(count)], attribution_seconds=[0.0] * count)
+    line = _line(table.assign(search_seconds=0.0, probes=1, scan_probes=1))
+    assert (interval(line, "median") != "–") == there == (not math.isnan(line["mean_ci_high"]))
 
 
 # -- comparisons -----------------------------------------------------------------------------------------------------

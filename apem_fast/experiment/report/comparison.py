@@ -16,7 +16,15 @@ import pandas
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from apem_fast.experiment.report.censoring import BETTER, WORSE, bootstrap_interval, compared, intervals, median_of
+from apem_fast.experiment.report.censoring import (
+    BETTER,
+    FEWEST_FOR_AN_INTERVAL,
+    WORSE,
+    bootstrap_interval,
+    compared,
+    intervals,
+    median_of,
+)
 from apem_fast.experiment.report.findings import SignTest, holm, listed
 from apem_fast.experiment.report.gallery import gallery_data
 from apem_fast.experiment.report.section import Cell, Section, Table, number, probability
@@ -125,7 +133,8 @@ def medians(runs: list[Run]) -> Section:
                 scores = intervals(part, "score")
                 estimate, (low, high) = median_of(scores), bootstrap_interval(scores.observed)
                 cells.append(Cell(number(estimate.value, 1, estimate.mark), estimate.value))
-                cells.append(Cell(f"{number(low)} to {number(high)}", low))
+                enough = len(scores) >= FEWEST_FOR_AN_INTERVAL
+                cells.append(Cell(f"{number(low)} to {number(high)}", low) if enough else Cell("–", np.nan))
             if any(cell.text != "–" for cell in cells):
                 lines.append((Cell(stage, list(STAGES).index(stage), is_name=True), Cell(name), *cells))
     columns = ("stage", "explanation", *(text for run in runs for text in (run.name, "95 % interval")))
@@ -212,7 +221,9 @@ def differences(runs: list[Run]) -> Section | None:
             Cell(name),
             Cell(f"{test.images:,}", test.images),
             Cell(number(median), median),
-            Cell(f"{number(low)} to {number(high)}", low),
+            Cell(f"{number(low)} to {number(high)}", low)
+            if test.images >= FEWEST_FOR_AN_INTERVAL
+            else Cell("–", np.nan),
             Cell(f"{test.better} / {test.worse}", test.better - test.worse),
             Cell(probability(test.p_value) + ("†" if apart else ""), test.p_value),
         )

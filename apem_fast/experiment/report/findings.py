@@ -118,12 +118,12 @@ def leader_sentences(
 
 
 def _apart(alike: Iterable[tuple[str, SignTest]], names: dict[str, str], comparisons: int) -> list[str]:
-    words = []
+    of: dict[str, list[str]] = {}  # methods by what is said of them
     for other, test in alike:
         needed = max(test.images_needed(comparisons), test.images + 1)
         rough = "no number would" if needed > MANY else f"some {_roughly(needed):,} would"
-        words.append(f"{names[other]} (higher on {test.better}, lower on {test.worse}; as it stands, {rough})")
-    return words
+        of.setdefault(f"higher on {test.better}, lower on {test.worse}; as it stands, {rough}", []).append(names[other])
+    return [f"{listed(some)} ({'each ' if len(some) > 1 else ''}{said})" for said, some in of.items()]
 
 
 def _roughly(value: float) -> int:

@@ -111,7 +111,7 @@ def _findings(table: pandas.DataFrame, rows: pandas.DataFrame) -> list[str]:
     first = table[table["stage"] == stages[0]].sort_values("median", ascending=False, kind="stable")
     lines = {row["explainer"]: row for row in first.to_dict("records")}
     names = {key: row["name"] for key, row in lines.items()}
-    medians = {key: f"{number(row['median'])} (95 % interval {_interval(row, 'median')})" for key, row in lines.items()}
+    medians = {key: _with_interval(row) for key, row in lines.items()}
     sentences = [f"Of the {TITLES[which]} images:"] if TITLES[which] else []
     sentences += leader_sentences(of_set, stages[0], names, medians, list(lines))
     baselines = first[[is_baseline(key) for key in first["explainer"]]]
@@ -125,6 +125,11 @@ def _findings(table: pandas.DataFrame, rows: pandas.DataFrame) -> list[str]:
         said = ", ".join(f"{number(course[stage])} at {stage}" for stage in stages if stage in course)
         sentences.append(f"The median of {names[best]}, stage by stage: {said}.")
     return sentences
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    said, between = number(row["median"]), _interval(row, "median")
+    return said if between == "–" else f"{said} (95 % interval {between})"
 
 
 def _interval(row: dict[str, Any], name: str) -> str:

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pandas
 
-from apem_fast.experiment.report.censoring import Estimate, bootstrap_interval, intervals, mean_of, median_of
+from apem_fast.experiment.report.censoring import (
+    FEWEST_FOR_AN_INTERVAL,
+    Estimate,
+    bootstrap_interval,
+    intervals,
+    mean_of,
+    median_of,
+)
 from apem_fast.experiment.report.sets import image_sets, with_truth
 from apem_fast.experiment.run.store import RunStore
 from apem_fast.experiment.run.tables import CURVE, Column
@@ -42,7 +49,8 @@ def _line(every: pandas.DataFrame) -> dict[str, object]:
     scores = intervals(part, "score")
     line: dict[str, object] = {"images": len(part), "flagged": len(every) - len(part)}
     for name, statistic, estimate in (("mean", np.mean, mean_of(scores)), ("median", np.median, median_of(scores))):
-        low, high = bootstrap_interval(scores.observed, statistic)
+        enough = len(scores) >= FEWEST_FOR_AN_INTERVAL
+        low, high = bootstrap_interval(scores.observed, statistic) if enough else (np.nan, np.nan)
         line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         line |= {f"{name}_ci_low": low, f"{name}_ci_high": high}
     return line | {
@@ -70,7 +78,9 @@ def marked(row: dict, name: str) -> str:
 
 
 def interval(row: dict, name: str) -> str:
-    """The 95 % interval of the mean or median of a row of `summary`."""
+    """The 95 % interval of the mean or median of a row of `summary`; a dash where there are too few images for one."""
+    if np.isnan(row[f"{name}_ci_low"]):
+        return "–"
     low, high = (round(row[f"{name}_ci_{end}"], 1) + 0.0 for end in ("low", "high"))
     return f"{low:,.1f} to {high:,.1f}"
 
@@ -104,12 +114,12 @@ COLUMNS = (
     Shown("mean", "number", "mean score (APEM)", "mean", text=lambda row: marked(row, "mean")),
     Shown("mean_low", "number", "least mean that censored rays leave possible"),
     Shown("mean_high", "number", "greatest mean that censored rays leave possible"),
-    Shown("mean_ci_low", "number", "low end of its 95 % bootstrap interval over the images"),
+    Shown("mean_ci_low", "number", "low end of its 95 % bootstrap interval over the images, of six at least"),
     Shown("mean_ci_high", "number", "high end of that interval"),
     Shown("median", "number", "median score", "median", "median score", text=lambda row: marked(row, "median")),
     Shown("median_low", "number", "least median that censored rays leave possible"),
     Shown("median_high", "number", "greatest median that censored rays leave possible"),
-    Shown("median_ci_low", "number", "low end of its 95 % bootstrap interval over the images"),
+    Shown("median_ci_low", "number", "low end of its 95 % bootstrap interval over the images, of six at least"),
     Shown("median_ci_high", "number", "high end of that interval"),
     Shown("epsilon_minus", "number", "mean epsilon_minus", "epsilon-", "mean ε⁻", _as("{:,.1f}", "epsilon_minus")),
     Shown("epsilon_plus", "number", "mean epsilon_plus", "epsilon+", "mean ε⁺", _as("{:,.1f}", "epsilon_plus")),
