@@ -15,13 +15,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020b000000000000"  # 2.11: one binary serves this torch and every later one
 # One for each major version: its machine code also runs on the later GPUs of that version (8.0: A10, L4, RTX 40 ...).
 # CMakeLists.txt reads this line.
 CUDA_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
+
+
+OLDEST_SETUPTOOLS = 77  # the first that reads pyproject.toml's license; an older one answers with a page of text
+if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"apem_fast: setuptools must be {OLDEST_SETUPTOOLS} or newer (got {setuptools.__version__}): "
+        f"pip install 'setuptools>={OLDEST_SETUPTOOLS}', then again"
+    )
 
 
 def flag(name: str) -> bool:
@@ -173,11 +181,8 @@ def build_options() -> dict:
 
 
 def wheel_command() -> dict:
-    """A wheel for every Python, but for one platform. Before 70.1 setuptools has none, but builds in place."""
-    try:
-        from setuptools.command.bdist_wheel import bdist_wheel
-    except ImportError:
-        return {}
+    """A wheel for every Python, but for one platform."""
+    from setuptools.command.bdist_wheel import bdist_wheel
 
     class PlatformWheel(bdist_wheel):
         def get_tag(self) -> tuple[str, str, str]:
@@ -186,4 +191,4 @@ def wheel_command() -> dict:
     return {"bdist_wheel": PlatformWheel}
 
 
-setup(**build_options())
+setuptools.setup(**build_options())

@@ -24,7 +24,7 @@ build() {  # NAME, then options of pip
   local name=$1; shift
   mkdir "$work/$name" && tar -xzf "$dist"/apem_fast-*.tar.gz -C "$work/$name" --strip-components 1
   (cd "$work/$name" && "$python" -m pip --quiet wheel --no-build-isolation --no-deps --wheel-dir "$work/built-$name" "$@" .)
-  "$python" -m auditwheel --verbose repair --plat manylinux_2_28_x86_64 --wheel-dir "$dist" \
+  "$python" -m auditwheel --verbose repair --plat manylinux_2_28_x86_64 --only-plat --wheel-dir "$dist" \
     --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart.so.*' "$work/built-$name"/*.whl > "$work/$name.log" 2>&1 ||
     { cat "$work/$name.log"; exit 1; }
 }
