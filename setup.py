@@ -129,8 +129,6 @@ def libraries(cuda_home: str | None) -> list:
     cuda = wants_cuda(cuda_home)
     if cuda and not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(Path(cuda_home) / "bin" / "nvcc")
-    where = f" and CUDA ({os.environ['TORCH_CUDA_ARCH_LIST']})" if cuda else ""
-    print(f"apem_fast: building the operators for the CPU{where}", file=sys.stderr)
     sources = found("csrc/*.cpp", "csrc/cpu/*.cpp")
     built = [CppExtension("apem_fast.lib.libapem_fast", sources, **options("libapem_fast", False))]
     if cuda:
@@ -157,13 +155,17 @@ def build_options() -> dict:
         os.environ["CUDA_HOME"] = cuda_home  # torch looks for itself when cpp_extension is first imported
     from torch.utils.cpp_extension import BuildExtension
 
+    built_here = libraries(cuda_home)
+    where = f" and CUDA ({os.environ['TORCH_CUDA_ARCH_LIST']})" if len(built_here) > 1 else ""
+
     class BuildLibraries(BuildExtension):
-        """Plain shared libraries, not modules of Python; says how large they are."""
+        """Plain shared libraries, not modules of Python; says what for and how large they are."""
 
         def get_ext_filename(self, fullname: str) -> str:
             return fullname.replace(".", os.sep) + ".so"
 
         def run(self) -> None:
+            print(f"apem_fast: building the operators for the CPU{where}", file=sys.stderr)
             if self.inplace:
                 for stale in ROOT.glob("apem_fast/lib/libapem_fast*.so"):
                     stale.unlink()  # an earlier build may have left one that is not built now
@@ -175,7 +177,7 @@ def build_options() -> dict:
             print(f"apem_fast: {built.name} has {built.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
 
     return {
-        "ext_modules": libraries(cuda_home),
+        "ext_modules": built_here,
         "cmdclass": {"build_ext": BuildLibraries, **wheel_command()},
     }
 

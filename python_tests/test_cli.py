@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+import typer
 from tiny_networks import class_tree
 from typer.testing import CliRunner
 
@@ -47,6 +48,13 @@ def test_help_names_the_commands_and_options(command):
     ):
         assert word in came.output
     assert "evaluate" in command().output  # no arguments: the help
+
+
+def test_a_warning_of_the_command_is_its_sentence_alone():
+    of_typer = str(Path(typer.__file__).parent / "main.py")
+    warning = UserWarning("apem_fast: few names")
+    assert cli.as_sentence(warning, UserWarning, of_typer, 7) == "Warning: few names\n"
+    assert cli.as_sentence(warning, UserWarning, "theirs.py", 7) == "theirs.py:7: UserWarning: apem_fast: few names\n"
 
 
 def test_help_names_every_explainer_and_stage(command):

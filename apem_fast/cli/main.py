@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,6 +55,23 @@ app.command()(study)
 app.command()(compare)
 
 
+HERE = Path(__file__).parents[1], Path(typer.__file__).parent
+
+
+def as_sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as `warnings.formatwarning` would have it; of what the command says itself the sentence alone, because
+    the line of code that it stands beside is none of the user's."""
+    if any(Path(filename).is_relative_to(folder) for folder in HERE):
+        return f"Warning: {str(message).removeprefix('apem_fast: ')}\n"
+    return _FORMATWARNING(message, category, filename, lineno, line)
+
+
+_FORMATWARNING = warnings.formatwarning
+
+
 def main() -> None:
     """The entry point: as a program, not as a library."""
+    warnings.formatwarning = as_sentence
     app(prog_name="apem-fast", args=sys.argv[1:])
