@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
-from reliability import changes, mutants
+from reliability import changes, counting, mutants
 from reliability.__main__ import write_page
 from reliability.equivalent import EQUIVALENT
 from reliability.mutated import Unchanged
@@ -47,6 +50,22 @@ def test_every_part_briefly(tmp_path):
     came = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert came.returncode == 0, came.stdout + came.stderr
     assert "| all |" in came.stdout and "| siamese train | a file operation |" in came.stdout
+
+
+def test_examples_are_counted(monkeypatch):
+    monkeypatch.setattr(counting, "ran", 0)
+    seen = []
+
+    @hypothesis.settings(max_examples=7, database=None, derandomize=True)
+    @hypothesis.given(st.integers())
+    def drawn(number):
+        seen.append(number)
+
+    counting.pytest_collection_modifyitems(
+        [SimpleNamespace(obj=drawn), SimpleNamespace(obj=drawn), SimpleNamespace(obj=len)]
+    )
+    drawn()
+    assert counting.ran == len(seen) == 7
 
 
 # -- mutants ---------------------------------------------------------------------------------------------------------

@@ -49,58 +49,54 @@ class Module:
     wanted: float | None = None  # survival that is wanted below
 
 
+def _files(*patterns: str, but: str = "") -> tuple[str, ...]:
+    """Of apem_fast/; `but` some, by their names, which only a GPU runs."""
+    found = sorted(path for pattern in patterns for path in (ROOT / "apem_fast").glob(pattern))
+    return tuple(
+        path.relative_to(ROOT / "apem_fast").as_posix() for path in found if path.stem not in ("__init__", *but.split())
+    )
+
+
 def _tests(names: str) -> tuple[str, ...]:
     return tuple(f"test_{name}.py" for name in names.split())
 
 
+SCREENING = "screening screen_errors trial"
 MODULES = (
     Module(
         "search",
-        tuple(f"search/{name}.py" for name in ("isolate", "exhaustive", "policy", "names", "certified", "abilities")),
+        _files("search/*.py"),
         _tests("search_steps any_curve search engine engine_steps certified abilities"),
         wanted=0.1,
     ),
     Module(
         "engine",
-        tuple(
-            f"probing/{name}.py"
-            for name in ("engine", "siblings", "rays", "batch_prober", "level_prober", "prober", "proving")
-        ),
+        _files("probing/*.py", but=SCREENING),
         _tests(
             "engine_steps engine normalised metric record screening outputs target filtering certified "
-            "directed_relevance dense_targets reliability undisturbed"
+            "directed_relevance dense_targets reliability undisturbed mutants_left"
         ),
         wanted=0.1,
     ),
     Module(
         "running",
-        tuple(
-            f"running/{name}.py"
-            for name in (
-                "batching clean fingerprint inputs kept_weights layouts low_precision outputs record repeated runners "
-                "undisturbed waiting segments/bends segments/margins segments/moving segments/products segments/values"
-            ).split()
-        ),
+        _files("running/*.py", "running/segments/*.py", but="beside capture transfer"),
         _tests(
             "batching clean runners record low_precision outputs target undisturbed metric reliability certified "
-            "screening engine"
+            "screening engine strange_models_and_tensors mutants_left"
         ),
         wanted=0.1,
     ),
     Module(
         "screening",
-        tuple(f"probing/{name}.py" for name in ("screening", "screen_errors", "trial")),
+        tuple(f"probing/{name}.py" for name in SCREENING.split()),
         _tests("screen_errors screening low_precision"),
     ),
-    Module(
-        "filter",
-        tuple(f"filter/{name}.py" for name in ("filtering", "level_ray", "level_search", "levels", "stopping")),
-        _tests("filtering abilities any_curve zero_levels"),
-    ),
+    Module("filter", _files("filter/*.py"), _tests("filtering abilities any_curve zero_levels mutants_left")),
     Module(
         "store",
-        ("experiment/run/store.py", "files/checksums.py", "files/whole.py", "files/pictures.py"),
-        _tests("reliability_run experiment reliability experiment_reading"),
+        ("experiment/run/store.py", *_files("files/*.py")),
+        _tests("reliability_run experiment reliability experiment_reading mutants_left"),
     ),
 )
 
@@ -119,7 +115,7 @@ _OPTIONS = (
     ("options.py", "        validation.make_numbers_plain(self)\n", ""),
     ("options.py", "validation.positive(name, getattr(self, name))", "getattr(self, name)"),
 )
-_BITS = ("probing/batch_prober.py", "if column.dtype != np.float64:", "if False:")
+_BITS = ("probing/columns.py", "if column.dtype != np.float64:", "if False:")
 _PRODUCT = ("probing/engine.py", "self.step * grid_step.astype(np.float64)", "self.step * grid_step")
 _ANY_KIND = "test_metric.py::test_a_number_of_any_kind_means_what_a_float_means"
 PLANTED = (

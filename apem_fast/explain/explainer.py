@@ -118,8 +118,6 @@ class Explainer(ABC):
         parts = []
         at_once = self.images_at_once(images.device)
         with untouched(images):
-            if self.needs_model and len(images) and isinstance(model, nn.Module):
-                _require_repeatable(self.name, model, images, in_batches=self.batch_on(images.device) > 1)
             for start in range(0, images.shape[0], at_once):
                 chunk = images.detach()[start : start + at_once].clone()
                 if labels is not None:
@@ -129,6 +127,8 @@ class Explainer(ABC):
                 else:
                     chunk_labels = torch.zeros(chunk.shape[0], dtype=torch.int64, device=chunk.device)
                 part = attribute(model, chunk, chunk_labels).detach()
+                if not parts and self.needs_model and isinstance(model, nn.Module):  # the method may say more of it
+                    _require_repeatable(self.name, model, images, in_batches=self.batch_on(images.device) > 1)
                 _check_attribution(self.name, part, chunk)
                 parts.append(part.to(images.dtype))
                 if progress is not None:

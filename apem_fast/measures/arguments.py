@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apem_fast import validation
 from apem_fast.callers import sentence
 from apem_fast.explain import Explainer, from_callable
-from apem_fast.running.outputs import FEW, check_scale, logits_of
+from apem_fast.running.outputs import FEW, ModelOutputError, check_scale, logits_of
 from apem_fast.running.repeated import require_repeatable
 from apem_fast.running.undisturbed import undisturbed
 
@@ -24,6 +24,8 @@ def check_model_and_images(model: nn.Module, images: Tensor, batch_size: int | N
     require_repeatable(model, images, in_batches=batch_size != 1)
     with undisturbed(model, images), torch.no_grad():
         few = torch.cat([logits_of(model, image) for image in images[:FEW].detach().split(1)])
+    if not bool(few.isfinite().all()):
+        raise ModelOutputError("model must return finite logits (got NaN or infinity for an unperturbed image)")
     check_scale(model, few)  # of images as they are: what is left of them may look alike throughout
 
 
