@@ -115,7 +115,7 @@ class Explainer(ABC):
         _check_model(self.name, model)
         _check_images(self.name, images, model)
         _check_labels(self.name, labels, images)
-        parts = []
+        parts: list[Tensor] = []
         at_once = self.images_at_once(images.device)
         with untouched(images):
             for start in range(0, images.shape[0], at_once):
