@@ -1,1 +1,1 @@
-"""A whole evaluation: images and networks, the run and its tables, its report, and the filter over its maps."""
+"""A whole evaluation: networks and images, a run and its tables, its report, and the filter over its maps."""

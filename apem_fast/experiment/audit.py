@@ -1,4 +1,4 @@
-"""`apem_fast.audit`: of maps in memory, or of a finished run on disk."""
+"""`apem_fast.audit`: audits maps in memory, or a finished run on disk."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def audit(
     """Scans rays drawn at random at every grid point up to their flips, and says how often the search was wrong.
 
     Args:
-        of: an evaluator, with the options of the search that is audited; or a finished run: its folder or its store,
-            where the scans and what they say are kept, and where an audit that was stopped goes on.
-        relevance, results: of an evaluator: its maps by name, or one set, and what the search found for them (None
+        of: an evaluator, with the options of the search that is audited; or a finished run, as its folder or its store.
+            A run keeps the scans and the result, and an audit of it that was stopped is continued.
+        relevance, results: for an evaluator: its maps by name, or one set, and the results of the search for them (None
             searches first).
-        rays: how many; a map has two.
+        rays: how many rays are drawn; a map has two.
         seed: of the draw.
-        stratified: of a run: whether as many rays of each explainer and stage are drawn as its share is. Those of maps
-            in memory are drawn from each set so.
-        up_to: of a run: draw only from the rays whose epsilon was found to be at most this, and speak of them alone; a
-            scan takes as long as its epsilon is great.
-        trust: of a run: whether to run code of somebody's own that it names.
-        device: of a run: where the network runs; None for where the run ran.
+        stratified: for a run: whether each explainer and stage gets its share of the rays. For maps in memory each set
+            always does.
+        up_to: for a run: draw only from rays whose epsilon was found to be at most this; the result is then about these
+            alone. The time of a scan is proportional to its epsilon.
+        trust: for a run: whether to run code that the run names and that is not of this package.
+        device: for a run: where the network runs; None for the run's own device.
         progress: called often, with (rays scanned, rays of one set, probes so far), or a run's `RunProgress`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command `apem-fast evaluate` as functions, for a model, images and explanations that a program has in hand."""
+"""The command `apem-fast evaluate` as functions, for a model, images and explanations in a Python program."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
 Maps: TypeAlias = "Tensor | np.ndarray | Sequence[Tensor | np.ndarray] | Mapping[str, Tensor | np.ndarray]"
-"""Of all images: (N, 1 or C, h, w) or (N, h, w), a sequence of single maps, or maps by the images' names."""
+"""Maps of all images: (N, 1 or C, h, w) or (N, h, w), a sequence of single maps, or maps by the images' names."""
 Method: TypeAlias = "str | Explainer | Callable[..., Tensor | np.ndarray] | Maps"
 Images: TypeAlias = "Tensor | np.ndarray | Dataset[Any] | DataLoader[Any] | Iterable[Any]"
 
@@ -67,43 +67,42 @@ def evaluate(
     pictures: int | None = 100,
     **options: Unpack[EngineOptions],
 ) -> pandas.DataFrame:
-    """Compare explanations of a model's decisions on images: what `apem-fast evaluate` does, with what you have.
+    """Compare explanations of a model's decisions on images, as `apem-fast evaluate` does, for your model and images.
 
-    Each image is explained with each method, and every map is measured (APEM, P1 section III-A), at each stage.
+    Each image is explained with each method, and every map is measured at each stage (APEM, P1 section III-A).
 
     Args:
         model: in evaluation mode; (N, C, H, W) -> logits (N, classes), or what `Classifier` reads as such.
-        images: (N, C, H, W) as the model receives them; a data set, read image by image; or a DataLoader or other
-            iterable of batches, read once and kept in memory. Items and batches are tensors, tuples (images, labels),
-            or dictionaries with "pixel_values" or "image", and perhaps "labels" or "label".
-        explainers: by the name that the table shows: a method of `apem_fast.explain`, its name with options such as
-            "smooth-grad:samples=50", a function (model, images, labels) -> maps, or maps that exist already, (N, h, w),
-            (N, 1, h, w) or (N, C, h, w). Or a sequence of methods and names. None for gradient, smooth-grad and the
-            baselines.
-        labels: (N,) what the images show, -1 where that is not known; None takes those that the images bring. Where
-            all are known, and at least four images are classified correctly and four wrongly, the table has these
-            apart.
-        mean, std: that the images were normalised with, one or one for each channel, so that their pixels,
-            images * std + mean, are in [0, 1]: for the stage "times-image", and to show them.
-        classes: the name of each class; None for ImageNet's if there are 1,000, or numbers.
+        images: (N, C, H, W) as the model receives them; a data set, which is read image by image; or a DataLoader or
+            another iterable of batches, which is read once and kept in memory. Items and batches are tensors, tuples
+            (images, labels), or dictionaries with "pixel_values" or "image", and optionally "labels" or "label".
+        explainers: by the name that the table shows, one of: a method of `apem_fast.explain`; its name with options,
+            such as "smooth-grad:samples=50"; a function (model, images, labels) -> maps; or maps that exist already,
+            (N, h, w), (N, 1, h, w) or (N, C, h, w). Also a sequence of methods and names. None takes gradient,
+            smooth-grad and the baselines.
+        labels: (N,) the true classes, -1 if unknown; None takes the labels that come with the images. If all are known,
+            and at least four images are classified correctly and four are not, the table shows the two sets separately.
+        mean, std: of the images' normalisation, a number or one for each channel: images * std + mean must be pixels in
+            [0, 1]. They are needed for the stage "times-image" and to show the images.
+        classes: the name of each class; None takes ImageNet's if there are 1,000, and numbers otherwise.
         names: of the images; None numbers them.
-        output: a folder for everything: the page index.html, table.csv, results.csv, maps and photographs. A run that
-            was stopped goes on where it was. None keeps nothing.
-        per_image: return a row for each image, method and stage in place of the table.
+        output: a folder for the page index.html, table.csv, results.csv, maps and photographs. A run that was stopped
+            is continued. None keeps nothing.
+        per_image: return a row for each image, method and stage instead of the table.
         progress: True shows a bar; a function is called with each `RunProgress`.
-        stages: of "3-channel", "1-channel", "times-image" and "times-grey"; None for the first three, the papers'.
-        selection, count, seed: which images: "all", "correct", "misclassified" or "both"; how many of them (of each
-            kind for "both"), drawn by the seed; None for all.
-        percentile: clip each explanation's values there; None does not.
-        shuffles: measure so many shuffles of each map too.
-        measures: "selectivity", "continuity", "deletion", ..., a column each, or "all"; docs/measures.md has them.
-        block: how many images are in memory at once; None for 32, or 512 on a GPU.
-        pictures: keep the pictures of the first so many images; None for all.
+        stages: of "3-channel", "1-channel", "times-image" and "times-grey"; None takes the first three, as the papers.
+        selection, count, seed: which images: "all", "correct", "misclassified" or "both"; how many of them (for "both",
+            of each kind), drawn with the seed; None takes all.
+        percentile: clip each explanation's values at this percentile; None does not clip.
+        shuffles: also measure so many shuffles of each map.
+        measures: "selectivity", "continuity", "deletion", ..., which add a column each, or "all"; see docs/measures.md.
+        block: how many images are in memory at once; None takes 32, or 512 on a GPU.
+        pictures: keep the pictures of so many images, the first ones; None keeps all.
         options: see `apem_fast.options.Options`.
 
     Returns:
-        The command's table, a row for each method and stage (and set of images): see
-        `apem_fast.experiment.report.summary.summary`. With `per_image`, what results.csv has.
+        The table, with a row for each method and stage (and set of images): see
+        `apem_fast.experiment.report.summary.summary`. With `per_image`, the rows of results.csv.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
@@ -162,13 +161,13 @@ def report(
     folder: str | Path,
     **options: Any,
 ) -> Path:
-    """Measure maps that exist already, and write the page that shows them; returns the page's path.
+    """Measure maps that exist already, and write a page that shows them; returns the page's path.
 
     Args:
         explainers: maps by the name that the page shows, (N, h, w), (N, 1, h, w) or (N, C, h, w), signed or not, in any
-            scale; methods as `evaluate` takes them may stand beside them, such as `{"mine": maps, "random": "random"}`.
+            scale. Methods can be added, as in `evaluate`: `{"mine": maps, "random": "random"}`.
         model, images: see `evaluate`.
-        folder: for the page, index.html, and everything else; a run that was stopped goes on where it was.
+        folder: for the page, index.html, and all other files. A run that was stopped is continued.
         options: any other argument of `evaluate`.
 
     Raises:
@@ -194,7 +193,7 @@ def _told(progress: bool | Callable[[RunProgress], None], stack: ExitStack) -> C
 def _methods(
     explainers: Mapping[str, Method] | Sequence[str | Explainer] | None, network: GivenNetwork
 ) -> dict[str, Explainer]:
-    """The explainers by the keys that a run's record names them by."""
+    """The explainers by their keys in a run's record."""
     if explainers is None:
         explainers = usual_explainers()
     if isinstance(explainers, str) or not isinstance(explainers, Mapping | Sequence):
@@ -222,13 +221,13 @@ def _methods(
 
 
 def _named(name: str, method: Method, network: GivenNetwork) -> tuple[str, Explainer]:
-    """A method's key, and the method: its own key where the name is its own too."""
+    """A method's key, and the method. It keeps its own key if the program did not give it another name."""
     explainer: Explainer
     if isinstance(method, str | Explainer):
         explainer = explainer_from(method) if isinstance(method, str) else method
         try:
             what = key_of(explainer)
-        except ValueError:  # of a class or a function of the program's own
+        except ValueError:  # a class or a function of the program
             what = f"{type(explainer).__module__}.{type(explainer).__qualname__} {_short_of(explainer.options)}".strip()
         else:
             if explainer.name == name:
@@ -243,7 +242,7 @@ def _named(name: str, method: Method, network: GivenNetwork) -> tuple[str, Expla
 
 
 def _short_of(options: Mapping[str, Any]) -> str:
-    """Options of any kind, in a record; tensors and objects by their type alone."""
+    """Options of any kind as short texts for a record; tensors and objects as the name of their type."""
     plain = {k: v if isinstance(v, str | int | float | bool | None) else type(v).__name__ for k, v in options.items()}
     text = ", ".join(f"{name}={value}" for name, value in plain.items())
     return text if len(text) <= 200 else hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""The documented path of `Network`: what a function of one's own returns to bring a network to a run."""
+"""The documented import path of `Network`, which your own function returns to bring a network to a run."""
 
 from apem_fast.experiment.inputs.network import Network
 from apem_fast.experiment.inputs.networks import load_network

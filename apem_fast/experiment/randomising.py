@@ -1,9 +1,9 @@
-"""The randomisation tests of a run's methods: what is left of their maps when the network forgets (P2 section 2.2).
+"""The randomisation tests of a run's methods: how similar their maps stay as the network is randomised (P2 2.2).
 
-Of the first images of a run, every method of it but stored maps, and the edge detector beside them, which knows no
-network and so never changes. Parts of the network are re-initialised from the output to the input, on top of one
-another (cascading) and one at a time (independent); and, where weights are given that were trained on permuted labels,
-the network with these.
+They use the first images of a run and every method of it except stored maps; an edge detector is added, which does not
+depend on the network and so never changes. Parts of the network are re-initialised from the output to the input, in
+addition to one another (cascading) and one at a time (independent). With weights that were trained on permuted labels,
+the network with these weights is compared too.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def randomise_run(
 
     Args:
         store: the run.
-        images: the first so many of the run take part.
-        parts: into how many parts the network is cut at most.
+        images: how many images of the run are used, the first ones.
+        parts: the greatest number of parts into which the network is divided.
         permuted_weights: of the same network, trained on permuted labels; None leaves this test out.
         device: where the network runs.
-        trust: whether to run code that the run names, of somebody's own.
-        progress: called with what is being done.
+        trust: whether to run code that the run names and that is not of this package.
+        progress: called with a text on the current work.
 
     Returns:
         A row for each test, part, method and image: the similarities of `RandomisationResult`.
@@ -61,7 +61,7 @@ def randomise_run(
             f"{store.folder} names code of somebody's own ({', '.join(foreign)}), which these tests would run; --trust "
             "runs it"
         )
-    keys = [key for key in keys if not key.startswith("maps:")]  # no network makes them again
+    keys = [key for key in keys if not key.startswith("maps:")]  # they cannot be made again
     network, every = inputs_of(store.options, device)
     by_name = {one.name: one for one in every.photographs}
     names = [name for name in store.images()["image"].head(images) if name in by_name]
@@ -105,13 +105,14 @@ def _rows(test: str, key: str, names: list[str], result: RandomisationResult) ->
 
 
 def has_parameters(module: nn.Module, recurse: bool = True) -> bool:
-    """Whether it has any, of its own or in what is inside it."""
+    """Whether the module or a submodule has parameters."""
     return next(module.parameters(recurse), None) is not None
 
 
 def parts_from_output(model: nn.Module, most: int) -> list[str]:
-    """Names of submodules that hold all parameters, the output's first: the children, the largest of them opened for
-    as long as there are no more than `most`."""
+    """Names of submodules that hold all parameters, starting at the output.
+
+    They are the network's children; the largest is replaced by its own children while there are at most `most`."""
 
     def children(name: str) -> list[str]:
         prefix = f"{name}." if name else ""

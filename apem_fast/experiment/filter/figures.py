@@ -18,18 +18,19 @@ PANEL = 1.9  # inches
 
 
 def before_and_after(done: Sequence[FilteredPhotograph]) -> Figure:
-    """One row for each photograph and method: the photograph, and for each stage its map, the filtered map, and the
-    score over the share of the map that is gone, where the filter stopped marked (P1 Figure 7, P2 Figure 4.9).
+    """One row for each photograph and method: the photograph, and maps before and after the filter at each stage.
 
-    A map and its filtered one share their scale, so what is left looks as it did. Both are shown by the square root of
-    their values: on a linear scale the least values, which are what the filter takes, would all look black.
+    Beside each pair of maps is the score over the share of the map that is 0, with a mark where the filter stopped (P1
+    Figure 7, P2 Figure 4.9). A map and its filtered map share their scale, so what remains looks as before. Both are
+    shown as the square root of their values: on a linear scale the least values, which the filter removes, would all
+    look black.
     """
     from matplotlib.figure import Figure
 
     stages = list(dict.fromkeys(one.stage for one in done))
     by_row: dict[tuple[str, str, int], dict[str, FilteredPhotograph]] = {}
     seen: Counter[tuple[str, str, str]] = Counter()
-    for one in done:  # two files of one name are two photographs
+    for one in done:  # two files of the same name are two photographs
         key = one.name, one.explainer, one.stage
         by_row.setdefault((*key[:2], seen[key]), {})[one.stage] = one
         seen[key] += 1

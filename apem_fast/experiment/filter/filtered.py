@@ -1,4 +1,4 @@
-"""A photograph with its map before and after the filter: the record, and how it lies on disk."""
+"""A photograph with its map before and after the filter: the record, and its file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from apem_fast.filter.results import FilterResult
 
 @dataclass(frozen=True)
 class FilteredPhotograph:
-    """One photograph and what the filter made of its map.
+    """One photograph with its map before and after the filter.
 
     Args:
         name: as in `Photograph`.
         subject: what a person would call it.
-        prediction: what the network calls it.
-        explainer: the key of the explanation.
-        method: what the explanation is called.
-        stage: what its map looks like, by its name.
+        prediction: the name of the predicted class.
+        explainer: the explainer's key.
+        method: the explainer's name.
+        stage: the name of the map's stage.
         pixels: (3, H, W) in [0, 1].
         relevance, filtered: the map before and after, (1 or C, H, W) in [0, 1].
         numbers: by column of the table; see `FilterResult`.
-        curve: (2, K): shares of the map that are gone, ascending, and the score from there on; as far as it is known.
+        curve: (2, K): ascending shares of the map that are 0, and the score from each on; as far as it is known.
     """
 
     name: str
@@ -53,17 +53,17 @@ class FilteredPhotograph:
         return cls(**names, pixels=pixels[0].cpu(), relevance=relevance, filtered=filtered, numbers=plain, curve=curve)
 
     def save(self, path: Path) -> None:
-        """Write the file whole: whoever reads it finds all or nothing."""
+        """Writes the file whole, so that a reader finds all of it or nothing."""
         write_whole(path, tensors_with_checksum(vars(self)))
 
     @classmethod
     def load(cls, path: Path) -> FilteredPhotograph:
-        """Read what `save` wrote; nothing in the file is run.
+        """Reads what `save` wrote. No code in the file is run.
 
         Raises:
             Damaged: it is not what was written.
         """
         try:
             return cls(**checked_tensors(path.read_bytes()))
-        except TypeError as error:  # of other fields
+        except TypeError as error:  # it has other fields
             raise Damaged(str(error)) from None

@@ -1,7 +1,7 @@
-"""Filtering explanations of photographs: from options to filtered maps, a table and pictures (P1 section IV-D).
+"""Filters explanations of photographs: from options to filtered maps, a table and pictures (P1 section IV-D).
 
-Each photograph's result is a file of its own, written when it is done: a filter that was stopped goes on with the next
-photograph, and one with other options does not mix with it.
+Each photograph's result is a file of its own, written when it is done. So a filter that was stopped continues with the
+next photograph, and results of different options are never mixed.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def filter_photographs(
     folder: str | Path,
     progress: FilterProgress | None = None,
 ) -> list[FilteredPhotograph]:
-    """Explains each photograph by each method and filters its map at each stage, those that `folder` does not hold yet.
+    """Explains each photograph with each method and filters its map at each stage, unless `folder` has it already.
 
-    Writes `NAME.EXPLAINER.STAGE.DIGEST.pt`, a `FilteredPhotograph`, as each is done; then `filtered.png`, the maps
-    before and after, and `filtered.csv`, a row for each map, and `filtered.json`, the same for a run's report;
-    `options.json` before all. A folder can be given more photographs, methods and stages later; picture and table are
-    of what was asked for last.
+    Writes `options.json` first, and `NAME.EXPLAINER.STAGE.DIGEST.pt`, a `FilteredPhotograph`, when each is done. Last
+    come `filtered.png`, the maps before and after, `filtered.csv`, a row for each map, and `filtered.json`, the same
+    for a run's report. A folder can get more photographs, methods and stages later; the picture and the table show those of
+    the last call.
 
     Raises:
         ValueError: `folder` holds maps that were filtered with other options.
@@ -79,13 +79,13 @@ def filter_run(
     *,
     trust: bool = False,
 ) -> list[FilteredPhotograph]:
-    """The same for images of a run, by their names, into the run's folder: its report shows them.
+    """The same for images of a run, by name. The results go into the run's folder, and its report shows them.
 
-    The maps are made anew from the run's record, in full precision, because a run keeps pictures of them only.
+    The maps are made again from the run's record in full precision, because a run only keeps pictures of them.
 
     Args:
-        trust: whether to import what the run names that is not of this package, torchvision, timm or Captum; without
-            it such a run is refused, because it may be somebody else's.
+        trust: whether to import code that the run names and that is not of this package, torchvision, timm or Captum.
+            Without it, such a run is refused, since it may come from somebody else.
 
     Raises:
         ValueError: the run has no image of a name, or did not measure one of the explainers or stages.
@@ -123,7 +123,7 @@ def _filter_all(
         _require_options(folder, options)
         for photograph in photographs:
             for explainer in options.explainers:
-                # By its contents as well: two files of one name in different folders are two photographs.
+                # Its content counts too: two files of the same name in different folders are two photographs.
                 paths = {
                     stage: folder / f"{photograph.name}.{file_name_of(explainer)}.{stage}.{photograph.digest}.pt"
                     for stage in options.stages
@@ -157,14 +157,14 @@ def _write_overview(folder: Path, done: Sequence[FilteredPhotograph]) -> None:
 
 
 def _require_options(folder: Path, options: FilterOptions) -> None:
-    record = json.loads(json.dumps(options.decisive()))  # as it is read again: lists in place of tuples
+    record = json.loads(json.dumps(options.decisive()))  # as it is read again, with lists instead of tuples
     usual = json.loads(json.dumps(FilterOptions().decisive()))
     path = folder / "options.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = checked_json(path.read_bytes()) if path.exists() else record
         for name, value in record.items():
-            held = there.get(name, usual[name])  # an option that came later than the folder
+            held = there.get(name, usual[name])  # an option that is newer than the folder
             if held != value:
                 raise ValueError(f"{folder} holds maps filtered with {name}={held}, not {value}; choose another folder")
         write_whole(path, json_with_checksum(record))
@@ -184,7 +184,7 @@ def _filter_stages(
     paths: Mapping[str, Path],
     progress: FilterProgress | None,
 ) -> None:
-    """One explanation of one photograph, filtered at each of these stages and saved."""
+    """Filters one explanation of one photograph at each of these stages, and saves the results."""
     try:
         pixels = network.pixels(photograph.open())[None].to(options.device)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What `apem-fast filter` is asked for: one frozen record, from which its command line is made, without torch."""
+"""The options of `apem-fast filter`: one frozen record, from which its command line is made without importing torch."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class FilterOptions(Options):
     )
     percentile: float | None = field_of(RunOptions, "percentile")
     bounds: BoundsOf = field_of(RunOptions, "bounds")
-    levels: int | None = option(None, "Take a map's values away in N steps.", metavar="N", shown="one value at a time")
-    min_drop: float = option(0.0, "A score that falls by no more than this has not dropped.", metavar="E")
-    patience: int = option(0, "For how many further levels a score may stay lower before that is a drop.", metavar="N")
+    levels: int | None = option(None, "Set a map's values to 0 in N steps.", metavar="N", shown="one value at a time")
+    min_drop: float = option(0.0, "A score that falls by no more than this does not count as a drop.", metavar="E")
+    patience: int = option(0, "A lower score counts as a drop only if it stays low for N further levels.", metavar="N")
     against: Literal["previous", "start"] = option(
         "previous",
-        "What a score is compared with: previous, the level before (the paper's); start, the map as it came.",
+        "What a score is compared with: previous, the level before (as in the paper); start, the original map.",
         metavar="WHAT",
     )
     device: str = option("cpu", "cpu, cuda or cuda:N.", metavar="DEVICE", resumable=True)
@@ -70,11 +70,11 @@ class FilterOptions(Options):
 
     @classmethod
     def of_run(cls, store: RunStore, **others: Any) -> FilterOptions:
-        """The options under which a run's maps were made and measured, and others of the filter's own."""
+        """The options with which a run's maps were made and measured, and further ones of the filter."""
         return cls(**{name: getattr(store.options, name) for name in OF_RUN} | others)
 
     def decisive(self) -> dict[str, Any]:
-        """Those that decide what the filtered maps are."""
+        """The options that the filtered maps depend on."""
         return {one.name: getattr(self, one.name) for one in fields(self) if not resumable(one)}
 
 
@@ -84,4 +84,4 @@ OF_RUN = (
     "percentile",
     *(name for name in ENGINE if not resumable(Options.__dataclass_fields__[name])),
 )
-"""What maps of a run are filtered with as the run says."""
+"""The options that are taken from the run if a run's maps are filtered."""

@@ -1,4 +1,4 @@
-"""What is explained: networks and their weights, images and what they show, and which of them take part."""
+"""The inputs of a run: networks and their weights, images and their classes, and the choice of images."""
 
 from apem_fast.extras import require
 

@@ -1,4 +1,4 @@
-"""Which of a network's classes a word means: a category's name, an index, or an ImageNet synset such as n01440764."""
+"""Finds a network's class from its name, its index, or its ImageNet synset, such as n01440764."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Classes:
 
     Args:
         categories: the name of each class; two classes may share one (ImageNet has two cranes).
-        synsets: the WordNet id (wnid) of each class, such as n01440764; empty where they are not known.
+        synsets: the WordNet id (wnid) of each class, such as n01440764; empty if they are not known.
     """
 
     categories: tuple[str, ...]
@@ -28,8 +28,10 @@ class Classes:
         return len(self.categories)
 
     def sorted_synsets(self, synsets: Sequence[str]) -> Classes:
-        """With these synsets in alphabetical order, the order of every ImageNet network, if they are as many as the
-        classes; otherwise unchanged. Synsets that are known already stay."""
+        """These classes with the given synsets in alphabetical order, which is the order of every ImageNet network.
+
+        Unchanged if synsets are known already, or if there are not as many as classes.
+        """
         distinct = sorted(set(synsets))
         if self.synsets or len(distinct) != len(self) or not all(map(SYNSET.fullmatch, distinct)):
             return self
@@ -44,9 +46,9 @@ class Classes:
     def of_folders(self, folders: Sequence[str]) -> dict[str, int]:
         """The class of each of the folders that images are sorted into.
 
-        The first of these rules that holds for every folder decides for all: each is called as exactly one category
-        is (capitals do not matter, and _ is as good as a blank); each is a synset of a known class; each is an index
-        from 0; or there are as many folders as classes, which are then taken in alphabetical order.
+        The first of these rules that holds for every folder is applied to all: its name is that of exactly one category
+        (capitals do not matter, and _ counts as a blank); it is a synset of a known class; it is an index from 0; or
+        there are as many folders as classes, which are then assigned in alphabetical order.
 
         Raises:
             ValueError: no rule holds for all folders.
@@ -71,7 +73,7 @@ class Classes:
 
     @cached_property
     def _name_index(self) -> dict[str, int | None]:
-        """None where two classes share the name."""
+        """The index of each name; None if two classes share it."""
         found: dict[str, int | None] = {}
         for index, name in enumerate(self.categories):
             found[_plain(name)] = None if _plain(name) in found else index
@@ -85,9 +87,9 @@ class Classes:
 def with_class_file(categories: tuple[str, ...], path: str | Path) -> Classes:
     """The classes that a file lists in the order of the network's outputs.
 
-    A line a class: its synset, its name, or its synset and then its names with commas between them, as in ILSVRC's
-    `LOC_synset_mapping.txt`. Or JSON: a list of names, or `{"0": ["n01440764", "tench"], ...}`. Names given here take
-    the place of `categories`.
+    It has a line for each class: its synset, its name, or its synset followed by its names with commas between them, as
+    in ILSVRC's `LOC_synset_mapping.txt`. Or it is JSON: a list of names, or `{"0": ["n01440764", "tench"], ...}`. Its
+    names replace `categories`.
 
     Raises:
         ValueError: a file that cannot be read, or that does not list as many classes.

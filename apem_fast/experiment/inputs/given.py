@@ -1,4 +1,4 @@
-"""A network and images that a Python program handed over, as a run takes them."""
+"""A network and images that a Python program passed in, as a run uses them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from apem_fast.experiment.inputs.networks import GIVEN, outputs_of, usual_catego
 from apem_fast.experiment.inputs.photographs import Photograph
 
 UNKNOWN = -1
-"""The label of an image of which nobody says what it shows."""
+"""The label of an image whose true class is unknown."""
 _IMAGE_KEYS, _LABEL_KEYS = ("pixel_values", "image", "images"), ("labels", "label")
-_ROUNDING = 1e-3  # how far outside [0, 1] pixels may lie once their normalisation is undone
+_ROUNDING = 1e-3  # how far outside [0, 1] pixels may lie after their normalisation is undone
 
 
 class GivenImages:
-    """Images, (C, H, W) each as the model receives them, by number; with their labels, where these are known.
+    """Images by number, each (C, H, W) as the model receives it, with their labels if these are known.
 
     Args:
-        images: (N, C, H, W); a data set, which is read image by image; or a DataLoader or other iterable of batches,
+        images: (N, C, H, W); a data set, which is read image by image; or a DataLoader or another iterable of batches,
             which is read once and kept in memory. Items and batches are tensors, tuples (images, labels), or
-            dictionaries with "pixel_values" or "image", and perhaps "labels" or "label".
-        labels: (N,) what the images show, -1 where that is not known; None takes those that the images bring.
-        progress: called with the number of images read, while a DataLoader is.
+            dictionaries with "pixel_values" or "image", and optionally "labels" or "label".
+        labels: (N,) the true classes, -1 if unknown; None takes the labels that come with the images.
+        progress: called with the number of images read so far, while a DataLoader is read.
 
     Raises:
         TypeError, ValueError: one sentence.
@@ -54,7 +54,7 @@ class GivenImages:
         self.shape = tuple(self.image(0).shape)
 
     def image(self, number: int) -> Tensor:
-        """(C, H, W) of floats, on the CPU or where it was."""
+        """One image, (C, H, W) of floats, on its own device."""
         if isinstance(self._images, Tensor):
             return _floating(self._images[number].detach())
         image, label = _parts(self._images[number])
@@ -70,7 +70,7 @@ class GivenImages:
         return _floating(image.detach())
 
     def label(self, number: int) -> int:
-        """What an image shows; `UNKNOWN` where nobody says."""
+        """The true class of an image, or `UNKNOWN`."""
         if self._labels is not None:
             return self._labels[number]
         if number not in self._seen and not isinstance(self._images, Tensor):
@@ -79,7 +79,7 @@ class GivenImages:
 
     @property
     def digest(self) -> str:
-        """Different for other images, as far as they are in memory; a run compares each image of a data set anew."""
+        """A digest of the images in memory; images of a data set are compared one by one while the run reads them."""
         digest = hashlib.blake2b(repr((self.count, self.shape, self._labels)).encode(), digest_size=16)
         if isinstance(self._images, Tensor):
             for image in self._images:  # one at a time on the CPU
@@ -89,7 +89,7 @@ class GivenImages:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GivenNetwork(Network):
-    """A model that a Python program handed over, with its images. It is used as it is, where it is.
+    """A model that a Python program passed in, with its images. It is used unchanged, on its own device.
 
     `mean` and `std` undo the images' normalisation: pixels are images * std + mean.
     """
@@ -104,7 +104,7 @@ class GivenNetwork(Network):
         return ""
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """What `read` gave is what the model receives."""
+        """The images themselves: `read` returns them as the model receives them."""
         return pixels
 
     def images_and_pixels(self, read: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ def given_inputs(
         model: in evaluation mode.
         images: of it.
         classes: the name of each class; None for ImageNet's if there are 1,000, or numbers.
-        mean, std: that the images were normalised with, one or one for each channel.
+        mean, std: of the images' normalisation, a number or one for each channel.
         names: of the images; None numbers them.
 
     Raises:
@@ -200,7 +200,7 @@ def given_inputs(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters, or else its buffers, are."""
+    """The device of the model's parameters, or of its buffers if it has none."""
     every = (*model.parameters(), *model.buffers())
     return every[0].device if every else torch.device("cpu")
 
@@ -218,7 +218,7 @@ def _short(values: Sequence[float]) -> str:
 
 
 def _is_iterated(images: Any) -> bool:
-    """Whether these come as batches: from a DataLoader, or anything that can be gone through but not be asked."""
+    """Whether these come as batches: from a DataLoader, or any iterable without items by number."""
     if isinstance(images, torch.utils.data.DataLoader):
         return True
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
@@ -255,7 +255,7 @@ def _read_batches(batches: Any, progress: Callable[[int], None]) -> tuple[Tensor
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
-    """The image or images of an item or batch, and the label or labels, if it has any."""
+    """The images of an item or a batch, and its labels if it has any."""
     if isinstance(item, Mapping):
         image = next((item[key] for key in _IMAGE_KEYS if key in item), None)
         return image, next((item[key] for key in _LABEL_KEYS if key in item), None)

@@ -1,14 +1,14 @@
-"""ILSVRC2012's ground truth: what the images of a folder without class folders show, read from a file.
+"""Reads the true classes of images in a flat folder from a file, as for ILSVRC2012.
 
-Two kinds of file are about. Both are understood, and nothing about their numbering is guessed:
+Two kinds of file are in use. Both are read, and their numbering is never guessed:
 
-    NAME CLASS     a line an image, in any order; NAME with or without folder and suffix; CLASS the index from 0 in the
-                   order of the network's outputs, or a synset (wnid). So are Caffe's val.txt and, with commas and a
-                   heading, Kaggle's LOC_val_solution.csv; what follows CLASS is not read.
-    NUMBER         a line an image, in the order of the images' names: the development kit's
-                   ILSVRC2012_validation_ground_truth.txt. Its numbers run from 1 to 1000 in an order of the kit's own,
-                   not in the alphabetical order of synsets that networks use; the kit's meta.mat, which has to lie
-                   beside the file, translates them. Numbers with a 0 among them are indices as above.
+    NAME CLASS     a line for each image, in any order; NAME with or without folder and suffix; CLASS the index from 0
+                   in the order of the network's outputs, or a synset (wnid). Caffe's val.txt is such a file, and, with
+                   commas and a heading, Kaggle's LOC_val_solution.csv; the rest of a line is not read.
+    NUMBER         a line for each image, in the order of the images' names: the development kit's
+                   ILSVRC2012_validation_ground_truth.txt. Its numbers run from 1 to 1000 in the kit's own order, not in
+                   the alphabetical order of synsets that networks use. The kit's meta.mat, which must be in the same
+                   folder, translates them. If one of the numbers is 0, they are indices as above.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_ground_truth(path: str | Path, images: Sequence[str], classes: Classes)
         The index of its class for every image.
 
     Raises:
-        ValueError: a file that cannot be read, that says nothing of an image, or whose classes the network lacks.
+        ValueError: the file cannot be read, lacks an image, or has classes that the network lacks.
     """
     path = Path(path)
     try:
@@ -120,8 +120,10 @@ print(json.dumps(list(zip(map(int, leaves["ILSVRC2012_ID"]), map(str, leaves["WN
 
 
 def _numbers_in(meta: Path) -> dict[int, str]:
-    """The kit's numbers and their synsets, read by a process of its own: some damage ends SciPy's reader, and the
-    process that it runs in, by a segmentation fault."""
+    """The kit's numbers and their synsets.
+
+    They are read in a separate process, since a damaged file can end SciPy's reader with a segmentation fault.
+    """
     command = [sys.executable, "-P", "-c", _READER, str(meta)]
     came = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     try:

@@ -1,7 +1,7 @@
-"""Image classifiers that Hugging Face's library saved into a folder, with the preparation of images that lies there.
+"""Image classifiers that Hugging Face's library saved into a folder, with their image processors.
 
-Nothing is fetched: the folder must hold all of it, its weights as safetensors, which are data and no code. A folder
-that brings code of its own is refused.
+Nothing is downloaded: the folder must hold everything, with the weights as safetensors, which hold no code. A folder
+with code of its own is refused.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ HUGGING_FACE = "hf:"
 CONFIG, PREPARATION = "config.json", "preprocessor_config.json"
 OWN_CODE = "auto_map"
 """The entry of these files that names code of the folder's own."""
-SHOWN = 3  # names of weights in a sentence
+SHOWN = 3  # the most names of weights in an error
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class HuggingFaceNetwork(Network):
-    """A network whose pictures are prepared by its own image processor, up to their normalisation."""
+    """A network whose own image processor prepares its pictures; only the normalisation is done here."""
 
     processor: Any = field(repr=False)
 
     def pixels(self, picture: Image.Image) -> Tensor:
-        """What the processor makes of a picture, before it normalises: (3, size, size) in [0, 1]."""
+        """A picture as the processor prepares it, before normalisation: (3, size, size) in [0, 1]."""
         prepared = self.processor(
             picture.convert("RGB"), do_rescale=True, rescale_factor=1 / 255, do_normalize=False, return_tensors="pt"
         )
@@ -43,7 +43,7 @@ class HuggingFaceNetwork(Network):
 
     @property
     def digest(self) -> str:
-        """As of every network, and different where the image processor is."""
+        """The digest of every network, which here also depends on the image processor."""
         both = f"{super().digest} {self.processor.to_json_string()}"
         return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
@@ -56,7 +56,7 @@ def hugging_face_network(name: str, weights: object = None) -> Network:
         weights: None; the folder brings them.
 
     Raises:
-        ValueError: no such folder, or one that lacks something, needs code of its own, or holds no image classifier.
+        ValueError: there is no such folder, or it is incomplete, needs code of its own, or holds no image classifier.
         MissingExtra: the library is not installed.
     """
     folder = Path(name.removeprefix(HUGGING_FACE))
@@ -129,7 +129,7 @@ def _read(file: Path, name: str) -> dict[str, Any]:
 
 
 def _require_all_weights(name: str, loaded: dict[str, Any]) -> None:
-    """The library draws at random what a folder lacks, such as the last layer of a model without a head."""
+    """Raises if weights are missing, such as those of the last layer: the library would draw them at random."""
     lacking = sorted(map(str, [*loaded["missing_keys"], *loaded["mismatched_keys"]]))
     if lacking:
         more = f" and {len(lacking) - SHOWN} more" if len(lacking) > SHOWN else ""

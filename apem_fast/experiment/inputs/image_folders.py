@@ -1,7 +1,7 @@
-"""Folders of images: which files are images, what each is called in a run, and what it shows where that is known.
+"""Folders of images: which files are images, their names in a run, and their true classes if known.
 
-Three layouts: images sorted into a folder for each class; a flat folder with a ground truth file, as ILSVRC2012's
-validation images come; and a flat folder of images of which nothing is known.
+There are three layouts: a folder for each class; a flat folder with a ground truth file, as for ILSVRC2012's validation
+images; and a flat folder of images whose classes are unknown.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images a run chooses from, in the order of their names, and the files that are none."""
+    """The images that a run chooses from, in the order of their names, and the files that are no images."""
 
     photographs: tuple[Photograph, ...]
     left_out: tuple[LeftOut, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Different where names, or what the images show, differ."""
+        """A digest of the images' names and true classes."""
         digest = hashlib.blake2b(digest_size=16)
         for one in self.photographs:
             digest.update(repr((one.name, one.source, one.categories, one.classes, one.box)).encode())
@@ -51,8 +51,8 @@ def image_set(images: str, ground_truth: str | None, classes: Classes) -> ImageS
 
     Args:
         images: "photographs" for the bundled ones, or a folder.
-        ground_truth: a file as `read_ground_truth` takes; "none" for images in folders that are no classes; None where
-            folders are classes, or there are no folders.
+        ground_truth: a file as `read_ground_truth` takes; "none" if folders are not classes; None if they are, or if
+            there are no folders.
         classes: of the network.
 
     Raises:
@@ -84,7 +84,7 @@ def image_set(images: str, ground_truth: str | None, classes: Classes) -> ImageS
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Relative paths, with slashes, of all files that are not hidden; folders of runs and circles left out."""
+    """Relative paths, with slashes, of all files that are not hidden. Runs' folders and circular links are left out."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -117,18 +117,17 @@ def _truths(folder: Path, paths: list[str], ground_truth: str | None, classes: C
 
 
 def shown(path: str) -> str:
-    """A path as text that can be written anywhere: bytes that are no UTF-8, and signs that would move a terminal's
-    cursor or colour it, as escapes."""
+    """A path as safe text: bytes that are not UTF-8, and control characters, become escapes."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def unique_names(paths: list[str]) -> dict[str, str]:
-    """A name for each path that is safe as a file's name on any system and unlike any other's, capitals or not."""
+    """A unique name for each path, which is a safe file name on any system, also on one that ignores capitals."""
     plain = {path: _safe(path) for path in paths}
     count = Counter(name.casefold() for name in plain.values())
     names = {path: name if count[name.casefold()] == 1 else f"{name}.{_mark(path)}" for path, name in plain.items()}
-    for size in (8, 16, 32):  # a file may be called what another one is given as its name
+    for size in (8, 16, 32):  # a file may have the very name that another one was given
         count = Counter(name.casefold() for name in names.values())
         if len(count) == len(names):
             break

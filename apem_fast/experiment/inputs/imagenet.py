@@ -1,8 +1,7 @@
-"""The names of ImageNet's 1,000 classes, in the order networks use.
+"""The names of ImageNet's 1,000 classes, in the order that networks use.
 
-torchvision knows them all. It is not required for them, because each torchvision asks for one torch, and pip would
-exchange the torch that is there for another one. Without it the classes that the bundled photographs show have names,
-and the others numbers.
+torchvision has them all. It is not a requirement, because each torchvision needs one version of torch, and pip would
+replace the installed torch. Without it the classes of the bundled photographs have names, and the others numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ OF_PHOTOGRAPHS = {
     975: "lakeside",
     985: "daisy",
 }
-"""What photographs.py says that its photographs show."""
+"""The classes of the bundled photographs, see photographs.py."""
 
 NEEDED = "the torchvision that goes with this torch (pip install torchvision==0.26 beside torch 2.11, 0.29 beside 2.14)"
 

@@ -26,7 +26,8 @@ class Network:
         size: pixels of a side.
         mean, std: one per channel; a normalised image is (pixels - mean) / std.
         categories: the name of each class.
-        resize: the shorter side's pixels before the centre of `size` pixels is cut out; None for the central square.
+        resize: the size of the shorter side before the centre of `size` pixels is cut out; None takes the central
+            square of the picture.
         interpolation: of the scaling: "bicubic", "bilinear", ...
     """
 
@@ -48,7 +49,7 @@ class Network:
         return self.pixels(photograph.open())
 
     def dropped(self, photograph: Photograph) -> str:
-        """What of a photograph's file `read` leaves out, in words; else empty."""
+        """What `read` leaves out of a photograph's file, in words; empty if nothing."""
         return photograph.dropped()
 
     def pixels(self, picture: Image.Image) -> Tensor:
@@ -65,7 +66,7 @@ class Network:
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """What the model receives for pixels (N, 3, H, W) in [0, 1]."""
+        """The model's input for pixels (N, 3, H, W) in [0, 1]."""
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(pixels)
             for values in (self.mean, self.std)
@@ -73,11 +74,11 @@ class Network:
         return (pixels - mean) / std
 
     def images_and_pixels(self, read: Tensor) -> tuple[Tensor, Tensor]:
-        """What the model receives, and the pixels in [0, 1] that a person sees, of what `read` gave: (N, 3, H, W)."""
+        """The model's input and the pixels in [0, 1] that a person sees, from results of `read`; both (N, 3, H, W)."""
         return self.normalised(read), read
 
     def pixels_of(self, images: Tensor) -> Tensor:
-        """The pixels (N, 3, H, W) of what the model receives: `normalised` undone."""
+        """The pixels (N, 3, H, W) of the model's input, which undoes `normalised`."""
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1).to(images)
             for values in (self.mean, self.std)
@@ -85,26 +86,26 @@ class Network:
         return images * std + mean
 
     def extremes(self) -> tuple[Tensor, Tensor]:
-        """What the model receives for pixels of 0 and for pixels of 1, a number for each channel: (C,) float32."""
+        """The model's input for pixels of 0 and for pixels of 1, with a number for each channel: (C,) float32."""
         mean, std = (torch.tensor(values, dtype=torch.float32, device="cpu") for values in (self.mean, self.std))
         return (0 - mean) / std, (1 - mean) / std
 
     def bounds(self, bounds: BoundsOf | str) -> BoundsOf:
-        """A run's bounds as a pair in the model's input space; "pixels" are all that pixels can be."""
+        """A run's bounds as a pair in the model's input space; "pixels" stands for the range of pixels, 0 to 1."""
         if isinstance(bounds, str):
             low, high = (tuple(values.tolist()) for values in self.extremes())
             return low if len(low) > 1 else low[0], high if len(high) > 1 else high[0]
         return bounds
 
     def accepted(self, photograph: Photograph) -> list[int]:
-        """The classes that are right for a photograph, the best first; empty where none is known."""
+        """The correct classes of a photograph, the best first; empty if none is known."""
         if photograph.classes:
             return list(photograph.classes)
         return [self.categories.index(name) for name in photograph.categories if name in self.categories]
 
     @property
     def digest(self) -> str:
-        """Different for networks that answer differently: weights, preparation of images, categories."""
+        """A digest of everything that answers depend on: weights, preparation of images, categories."""
         digest = hashlib.blake2b(digest_size=16)
         prepared = [getattr(self, field.name) for field in dataclasses.fields(Network)[2:]]  # all but name and model
         digest.update(repr((type(self.model).__name__, prepared)).encode())

@@ -1,11 +1,11 @@
-"""Networks to evaluate, with what their inputs look like and what their outputs are called.
+"""Networks by name.
 
 A name stands for one of these kinds: a network that comes with its weights, such as efficientnet-lite0; a
 classification model of torchvision, or `timm:NAME` of timm, with a file of weights; a program that torch.export saved,
-`FILE.pt2`; `hf:FOLDER`, where Hugging Face's library saved a model; or `package.module:function` (or
-`package.module.function`), a function of no arguments that returns a `Network`, or an `nn.Module` that is prepared for
-as torchvision's are: 224 pixels, ImageNet's mean and standard deviation, and ImageNet's categories if it has 1,000
-outputs.
+`FILE.pt2`; `hf:FOLDER`, a folder that Hugging Face's library saved; or `package.module:function` (or
+`package.module.function`), a function without arguments that returns a `Network` or an `nn.Module`. A module gets
+images as torchvision's models do: 224 pixels, with ImageNet's mean and standard deviation; if it has 1,000 outputs,
+they have ImageNet's categories.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from apem_fast.importing import module_named
 from apem_fast.running.outputs import ModelOutputError, as_logits, is_exported
 
 GIVEN = "given:"
-"""Begins the name of a network that a Python program handed over."""
+"""The prefix in the name of a network that a Python program passed in."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -62,9 +62,9 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
             code in it runs. Nothing is ever downloaded.
 
     Raises:
-        ValueError: an unknown name, weights that are lacking or of another architecture, a model that is no classifier
-            of images.
-        FileNotFoundError: a package that the network comes from is not installed.
+        ValueError: the name is unknown, weights are missing or of another architecture, or the model is no image
+            classifier.
+        FileNotFoundError: the network's package is not installed.
     """
     if name in NETWORKS:
         if weights is not None:
@@ -104,7 +104,7 @@ def load_network(name: str, device: str | torch.device = "cpu", weights: str | P
 
 
 def imported_by_network(name: str) -> list[str]:
-    """What `load_network` would run of somebody's own for this name: a function by its path, an exported program."""
+    """The code from outside that `load_network` would run for this name: a function's path, or an exported program."""
     if name in NETWORKS or name.startswith(("timm:", HUGGING_FACE)) or name in torchvision_names():
         return []
     return [name]
@@ -174,7 +174,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 
 def _of_export(name: str, weights: str | Path | None) -> Network:
-    """A program that torch.export.save wrote; its pixels are those of the example that it was exported with."""
+    """A program that torch.export.save wrote; its image size is that of the example that it was exported with."""
     if weights is not None:
         raise ValueError(f"weights: {name} comes with its own (got {weights})")
     if not Path(name).is_file():
@@ -197,8 +197,8 @@ def _of_export(name: str, weights: str | Path | None) -> Network:
     return dataclasses.replace(network, categories=usual_categories(_outputs(network, _device_of(model))))
 
 
-# These two were published in another framework, whose preparation of images they undo within the model; torchvision
-# sets this where it downloads their weights. And initial values that are overwritten need not be drawn the slow way.
+# These two were published in another framework, and convert images to its preparation within the model; torchvision
+# sets this when it downloads their weights. Their slow initialisation is skipped, since weights replace its values.
 _PUBLISHED_ELSEWHERE = {"transform_input": True, "init_weights": False}
 _SPECIAL: dict[str, dict[str, Any]] = {"googlenet": _PUBLISHED_ELSEWHERE, "inception_v3": _PUBLISHED_ELSEWHERE}
 
@@ -228,7 +228,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def usual_categories(count: int) -> tuple[str, ...]:
-    """ImageNet's names for its 1,000 classes, else numbers."""
+    """ImageNet's names if there are 1,000 classes, and numbers otherwise."""
     return imagenet_categories() if count == 1000 else tuple(f"class {index}" for index in range(count))
 
 
@@ -238,10 +238,10 @@ def _outputs(network: Network, device: str | torch.device) -> int:
 
 
 def outputs_of(model: nn.Module, images: Tensor, name: str) -> int:
-    """How many classes the model tells apart, asked of it with one image.
+    """The number of classes of the model, found by running one image.
 
     Raises:
-        ValueError: it does not take the image, or returns something else than logits.
+        ValueError: it does not take the image, or does not return logits.
     """
     try:
         with torch.no_grad():

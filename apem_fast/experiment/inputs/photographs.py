@@ -1,4 +1,4 @@
-"""Photographs to evaluate: a record for one of any origin, and the real ones that ship with installed packages."""
+"""Photographs to evaluate: a record for any photograph, and those that come with installed packages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Photograph:
     Args:
         name: unique within a run; used in file names.
         subject: what a person would call it.
-        categories: the network's category names that a person would accept, the best first; empty if it has none.
-        classes: the network's classes by index, where they are known so, in place of `categories`.
+        categories: the names of the network's categories that a person would accept, the best first; may be empty.
+        classes: the same as indices, instead of `categories`, if these are known.
         source: where it comes from.
         path: the image file.
         box: left, upper, right, lower in pixels of the file; None for the whole picture.
@@ -40,7 +40,7 @@ class Photograph:
 
     @property
     def digest(self) -> str:
-        """Different for other contents of the file; "" where it cannot be read."""
+        """A digest of the file's content; "" if it cannot be read."""
         try:
             with self.path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
@@ -54,47 +54,48 @@ class Photograph:
             OSError: the file is missing, damaged or not an image.
         """
         try:
-            most_pixels()  # which tells Pillow of it
+            most_pixels()  # sets Pillow's limit too
             with Image.open(self.path) as file:
                 require_size(file)
                 picture = _eight_bits(file).convert("RGB")
         except UnidentifiedImageError:
             raise OSError("not an image that can be read") from None
         except (SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError) as error:
-            raise OSError(str(error)) from None  # what decoders raise at damaged files
+            raise OSError(str(error)) from None  # decoders raise several kinds of error for damaged files
         return picture.crop(self.box) if self.box else picture
 
     def dropped(self) -> str:
-        """What of the file `open` does not show, in words: pixels that are transparent, further frames; else empty."""
+        """What `open` does not show of the file, in words: transparent pixels, later frames; empty if nothing."""
         with Image.open(self.path) as file:
             may_be = "transparency" in file.info or "A" in file.getbands()
             transparent = may_be and bool(np.asarray(file.convert("RGBA"))[..., 3].min() < 255)
             try:
                 frames = getattr(file, "n_frames", 1)
             except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error):
-                frames = 2  # there is something behind the first frame, and it is damaged
+                frames = 2  # something follows the first frame, and it is damaged
         words = [TRANSPARENT] if transparent else []
         return ", ".join(words + ([FRAMES] if frames > 1 else []))
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A picture of one channel with more than eight bits, scaled; Pillow would clip it to white.
+    """A picture of one channel with more than eight bits, scaled to eight; Pillow would clip it to white.
 
     Raises:
-        ValueError: values whose scale is not known.
+        ValueError: the scale of its values is not known.
     """
     if picture.mode[0] not in "IF":
         return picture
     values = np.asarray(picture).astype(np.float64)
-    greatest = 1.0 if picture.mode == "F" else 65535.0  # files say no more: 16 bits, or a share of white
+    greatest = 1.0 if picture.mode == "F" else 65535.0  # a file does not say more: 16 bits, or a share of white
     if values.size and not (values.min() >= 0 and values.max() <= greatest):
         raise ValueError(f"grey values in 0...{greatest:g} were expected (got {values.min():g} to {values.max():g})")
     return Image.fromarray(np.rint(values * (255 / greatest)).astype(np.uint8))
 
 
 def bundled_photographs() -> tuple[Photograph, ...]:
-    """Fourteen photographs and crops that scikit-image, scikit-learn and matplotlib ship, grey and colour, easy and
-    hard: a few show things that ImageNet's categories do not name.
+    """Fourteen photographs and crops that come with scikit-image, scikit-learn and matplotlib.
+
+    They are grey and in colour, easy and hard; a few show things for which ImageNet has no category.
 
     Raises:
         FileNotFoundError: one of the packages is missing.

@@ -1,8 +1,8 @@
-"""Which images take part in a run: all, or so many that the network gets right or wrong, drawn by a seed.
+"""The choice of a run's images: all, or a number that the network classifies correctly or not, drawn with a seed.
 
-The draw puts the images in an order of their own: that of a hash of the seed and each image's name. They are looked at
-one after the other in that order, one in memory at a time, until there are enough. So the choice does not depend on
-anything but the images' names, the seed and the network.
+The draw sorts the images by a hash of the seed and each image's name. They are classified one after the other in that
+order, with one in memory at a time, until there are enough. So the choice only depends on the images' names, the seed
+and the network.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _KINDS["both"] = _KINDS["correct"] + _KINDS["misclassified"]
 
 @dataclass(frozen=True)
 class Selection:
-    """The names of the images that take part, in the order of the images they were chosen from."""
+    """The names of the chosen images, in their original order."""
 
     names: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     note: str = ""
-    """One sentence where there were fewer images than asked for."""
+    """One sentence if there were fewer images than asked for; else empty."""
 
 
 def select(
@@ -52,13 +52,13 @@ def select(
         photographs: to choose from.
         network: whose predictions decide what is correct.
         device: where its model is.
-        selection: "all", "correct", "misclassified" or "both"; images of unknown class are neither of the latter.
-        count: how many, of each kind for "both"; None for all.
+        selection: "all", "correct", "misclassified" or "both"; images of unknown class are only in "all".
+        count: how many; for "both", of each kind; None for all.
         seed: of the draw.
         progress: called with (images chosen, images looked at).
 
     Raises:
-        ValueError: no image is of a known class, or none of the wanted kind.
+        ValueError: no image has a known class, or none is of the wanted kind.
     """
     if selection == "all" and count is None:
         return Selection(tuple(one.name for one in photographs))

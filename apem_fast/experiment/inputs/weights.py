@@ -1,4 +1,4 @@
-"""A model's weights from the user's file, and one clear sentence where they do not fit."""
+"""Reads a model's weights from the user's file, with one clear sentence if they do not fit."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where checkpoints of training programs keep the weights
+_NESTED_UNDER = ("state_dict", "model_state_dict", "model")  # where training checkpoints keep the weights
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors by name that `torch.save(model.state_dict(), path)` wrote, or a checkpoint around them; read with
-    `weights_only=True`. The prefix that `DataParallel` adds to each name is taken off.
+    """The tensors by name that `torch.save(model.state_dict(), path)` wrote, also if within a checkpoint.
+
+    They are read with `weights_only=True`. The prefix that `DataParallel` adds to each name is removed.
 
     Raises:
-        ValueError: no such file, or one of another content.
+        ValueError: there is no such file, or it holds something else.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -38,19 +39,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def class_count(state: dict[str, Tensor]) -> int:
-    """The classes of a network whose last tensor, weight or bias, is its classifier's: one row a class."""
+    """The number of classes, which is the number of rows of the last tensor, the classifier's weight or bias."""
     last = list(state.values())[-1]
     return last.shape[0] if last.dim() else 0
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], name: str, path: str | Path) -> None:
-    """Put the tensors into the model.
+    """Copies the tensors into the model.
 
     Raises:
         ValueError: they are of another architecture.
     """
     own = model.state_dict()
-    # A count of batches that old files lack; no output depends on it.
+    # The number of batches seen, which old files lack; no output depends on it.
     wanted = [key for key in own if key in state or not key.endswith("num_batches_tracked")]
     unfit = [key for key in wanted if key not in state or state[key].shape != own[key].shape]
     surplus = [key for key in state if key not in own]

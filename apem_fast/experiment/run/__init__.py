@@ -1,1 +1,1 @@
-"""A run: its options, blocks of images, rows that are kept, and many processes at work on them."""
+"""A run: its options, its blocks of images, the tables that it keeps, and its processes."""

@@ -1,15 +1,15 @@
 """An audit of a finished run: rays drawn at random are made again and scanned at every grid point.
 
     audit/00000.gradient.parquet      the scans of one explainer's rays on block 0: a row for each ray
-    audit/audit.json                  what the scans say, once all are done: see `RunAudit`
+    audit/audit.json                  the result, once all scans are done: see `RunAudit`
 
-A scan is a fact of its ray, whichever draw asked for it: an audit that was stopped, or a greater one, scans only what
-is missing. Rays are those of the table; those of shuffled maps are not drawn.
+A scan only depends on its ray, not on the draw. So an audit that was stopped, or one with more rays, only scans what is
+missing. Rays are drawn from those of the table, not from those of shuffled maps.
 
-The maps are made as the run made them: the images that an explainer took at once are explained together again, since
-who else is in a batch can change a rounding. What the run does not keep must be as it was: the network, the images,
-and who decides margins close to 0. Another processor or another torch may round otherwise; the record says with what
-the audit was made.
+The maps are made as the run made them: images that an explainer got in one batch are explained together again, since
+the rest of a batch can change the rounding. The network, the images and the type that decides margins close to 0 are
+not kept in the run and must be the same. Another processor or version of torch may round differently; the record says
+what the audit was made with.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from apem_fast.metric.auditing import Difference, scanned
 
 @dataclass(frozen=True)
 class Part:
-    """The rays of one explainer on one block that are to be scanned."""
+    """The rays to scan of one explainer on one block."""
 
     block: int
     key: str
@@ -65,23 +65,23 @@ def audit_run(
     device: str | None = None,
     progress: Callable[[RunProgress], None] | None = None,
 ) -> RunAudit:
-    """Scan rays of a run, drawn at random, at every grid point up to their flips; keep what was found in its folder.
+    """Scans rays of a run, drawn at random, at every grid point up to their flips; keeps the result in its folder.
 
-    Under torchrun the work is dealt out to the processes; each returns the whole audit.
+    Under torchrun the work is divided among the processes; each returns the whole audit.
 
     Args:
-        store: of a run.
+        store: the run.
         rays: how many; each map has two.
         seed: of the draw.
-        stratified: whether as many rays of each explainer and stage are drawn as its share is.
-        up_to: draw only from the rays whose epsilon was found to be at most this, and speak of them alone: a scan takes
-            as long as its epsilon is great.
-        trust: whether to import what the run names that is not of this package, torchvision, timm or Captum.
-        device: where the network runs; None for where the run ran.
+        stratified: whether each explainer and stage gets its share of the rays.
+        up_to: draw only from rays whose epsilon was found to be at most this; the result is then about these alone. The
+            time of a scan is proportional to its epsilon.
+        trust: whether to import code that the run names and that is not of this package, torchvision, timm or Captum.
+        device: where the network runs; None for the run's own device.
         progress: called often, with this process's share.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence: more rays than there are, images or weights gone or changed.
+        ValueError, FileNotFoundError: one sentence: there are fewer rays, or images or weights are gone or changed.
     """
     with torchrun_ranks() as ranks:
         keeper = ProgressKeeper(progress, ranks.rank, ranks.count)
@@ -109,7 +109,7 @@ class _Auditor:
             return ranks.first_does(lambda: self.concluded(every, chosen, seed, stratified, up_to))
 
     def planned(self, chosen: pandas.DataFrame, trust: bool) -> tuple[pandas.DataFrame, list[Part]]:
-        """The drawn rays with their blocks, and what of them is not scanned yet."""
+        """The drawn rays with their blocks, and those that are not scanned yet."""
         blocks = self.block_of_image()
         chosen = chosen.assign(block=chosen["image"].map(blocks))
         missing = []
@@ -166,7 +166,7 @@ class _Auditor:
             self.progress.update(work=before.work + float(cost))
 
     def scan(self, network: Network, photographs: dict[str, Photograph], part: Part, explainer: Explainer) -> None:
-        """Make the part's maps again, and scan its rays stage by stage."""
+        """Makes the part's maps again, and scans its rays stage by stage."""
         progress, scans = self.progress, self.scans
         progress.update(explainer=explainer.name, explaining=True, images_done=0, images_total=1)
         names = list(dict.fromkeys(part.rays["image"]))
@@ -217,7 +217,7 @@ class _Auditor:
         label_of = dict(zip(described["image"], described["label"]))
         of_block = described["image"].tolist()
         flags = store.read(part.block, part.key)["flag"]
-        # As many at a time as the run gave the explainer, and the same ones.
+        # The same batches that the run gave the explainer.
         at_once = 1 if flags.isin((NO_MAP, NOT_FINITE)).any() else explainer.images_at_once(torch.device(self.device))
         images, maps = [], []
         for start in range(0, len(of_block), at_once):
@@ -262,7 +262,7 @@ class _Auditor:
     def concluded(
         self, every: pandas.DataFrame, chosen: pandas.DataFrame, seed: int, stratified: bool, up_to: float | None
     ) -> RunAudit:
-        """Compare the drawn rays with their scans, and keep what that says."""
+        """Compares the drawn rays with their scans, and keeps the result."""
         parts = chosen[["block", "explainer"]].drop_duplicates().itertuples(index=False)
         scans = pandas.concat([self.scans.read(int(block), key) for block, key in parts])
         audited = chosen.merge(scans, on=KEY, how="left", validate="one_to_one")

@@ -1,4 +1,4 @@
-"""Which rays of a run an audit draws, and what their scans say of all of them."""
+"""The rays of a run that an audit draws, and the audit's result for all of them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from apem_fast.files.checksums import Damaged, checked_json
 from apem_fast.metric.auditing import CONFIDENCE, Audit, Difference, drawn, most_wrong_of
 
 KEY = ["image", "explainer", "stage", "irrelevance"]
-"""What a ray is called."""
+"""The columns that identify a ray."""
 
 
 @dataclass(frozen=True)
 class RunAudit(Audit):
-    """What a scan of some rays of a run says of all its epsilons."""
+    """The result of an audit of a run: what a scan of some rays says about all epsilons."""
 
-    most_wrong_count: int = 0  # at most so many of the `of` epsilons are wrong, with 95 % confidence
+    most_wrong_count: int = 0  # with 95 % confidence, at most so many of the `of` epsilons are wrong
     seed: int = 0
     stratified: bool = False
     seconds: float = 0.0
     population: str = ""  # a digest of the run's epsilons
     made_with: dict[str, Any] | None = None
-    up_to: float | None = None  # it is about the `of` rays whose epsilon was found to be at most this; None: about all
-    others: int = 0  # rays of which it says nothing
+    up_to: float | None = None  # the `of` rays are those whose epsilon was found to be at most this; None: all rays
+    others: int = 0  # the other rays, about which it says nothing
 
     @property
     def most_wrong(self) -> float:
@@ -46,7 +46,7 @@ class RunAudit(Audit):
 
 
 def rays_of(store: RunStore) -> pandas.DataFrame:
-    """Every ray that the run's table rests on: image, explainer, stage, irrelevance, found, found_flipped, record."""
+    """Every ray of the run's table: image, explainer, stage, irrelevance, found, found_flipped, record."""
     results = store.results()
     if len(results):
         results = results[(results["flag"].fillna("") == "") & results["score"].notna()]
@@ -63,13 +63,13 @@ def rays_of(store: RunStore) -> pandas.DataFrame:
 
 
 def digest_of_rays(rays: pandas.DataFrame) -> str:
-    """Another one where any epsilon is, or there are more."""
+    """A digest of all rays and their epsilons."""
     plain = rays[[*KEY, "found", "found_flipped"]].to_csv(index=False)
     return hashlib.blake2b(plain.encode(), digest_size=16).hexdigest()
 
 
 def within(every: pandas.DataFrame, up_to: float | None) -> pandas.DataFrame:
-    """The rays that were found to flip at `up_to` or before; for None all."""
+    """The rays that were found to flip at `up_to` or before; all for None."""
     if up_to is None:
         return every
     chosen = every[every["found_flipped"] & (every["found"] <= validation.positive("up_to", up_to))]
@@ -79,13 +79,13 @@ def within(every: pandas.DataFrame, up_to: float | None) -> pandas.DataFrame:
 
 
 def draw(every: pandas.DataFrame, rays: int, seed: int, stratified: bool) -> pandas.DataFrame:
-    """`rays` of them at random, without replacement; a greater draw of the same seed holds the smaller one.
+    """Draws `rays` of them at random, without replacement. A larger draw with the same seed contains the smaller one.
 
     Args:
-        stratified: as many of each explainer and stage as its share is.
+        stratified: whether each explainer and stage gets its share.
 
     Raises:
-        ValueError: more rays than there are, or fewer than one.
+        ValueError: there are not so many rays, or fewer than one is asked for.
     """
     rays = validation.whole("rays", rays)
     if rays > len(every):
@@ -102,11 +102,11 @@ def _strata(rays: pandas.DataFrame) -> Any:
 
 
 def bound(every: pandas.DataFrame, audited: pandas.DataFrame, wrong: pandas.DataFrame, stratified: bool) -> int:
-    """At most how many epsilons of the run are wrong, with 95 % confidence.
+    """The greatest number of the run's epsilons that can be wrong, with 95 % confidence.
 
-    Drawn from all alike: the exact bound. Drawn from strata: where none is wrong, the most that could be wrong and yet
-    all be passed over with a probability above 5 %, wherever they lie; else the sum of the strata's own bounds, each
-    of which holds with a confidence so much higher that all hold together.
+    For a draw from all rays it is the exact bound. For a stratified draw without a wrong ray it is the greatest number
+    of wrong rays, wherever they are, that such a draw misses with a probability above 5 %. For a stratified draw with
+    wrong rays it is the sum of the strata's own bounds, at a higher confidence, so that all hold together.
     """
     if not stratified or len(audited) == len(every):
         return most_wrong_of(len(every), len(audited), len(wrong))
@@ -114,15 +114,15 @@ def bound(every: pandas.DataFrame, audited: pandas.DataFrame, wrong: pandas.Data
     if len(wrong):
         confidence = 1 - (1 - CONFIDENCE) / len(sizes)
         return sum(most_wrong_of(size, drawn_of[one], wrong_of[one], confidence) for one, size in sizes.items())
-    # Each further wrong ray of a stratum is passed over with the probability below, which falls within the stratum: so
-    # the greatest ones of all strata make the worst case.
+    # The draw misses each further wrong ray of a stratum with the probability below. It falls within a stratum, so the
+    # greatest probabilities of all strata are the worst case.
     passed = [max(0, size - drawn_of[one] - k) / (size - k) for one, size in sizes.items() for k in range(size)]
     together = np.cumprod(sorted(passed, reverse=True))
     return int((together > 1 - CONFIDENCE).sum())
 
 
 def read_audit(store: RunStore) -> RunAudit | None:
-    """What the last audit of the run said; None where there is none, or the epsilons are others since.
+    """The result of the run's last audit; None if there is none, or if epsilons have changed since.
 
     Raises:
         ValueError: the record is damaged.

@@ -1,4 +1,4 @@
-"""A run's progress as one bar, in a notebook or a program's terminal."""
+"""A run's progress as one bar, in a notebook or a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ProgressBar:
     """Shows `RunProgress` with tqdm: a context manager; call it with each state.
 
     Args:
-        file: where to; None for standard error, or the notebook.
-        clock: seconds, of the time left.
+        file: where it is written; None for standard error, or the notebook.
+        clock: the time in seconds, to estimate the time left.
     """
 
     def __init__(self, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:

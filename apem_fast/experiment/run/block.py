@@ -1,7 +1,7 @@
-"""One block of images: read, described, explained and measured, a shard for each explainer.
+"""One block of images: they are read, described, explained and measured, with one shard for each explainer.
 
-The images of a block share their sign gradients, and an explainer's maps of all stages share one search. A map that
-leaves no ray gets a row that says so, and stops nobody.
+All explainers of a block share the images' sign gradients, and an explainer's maps of all stages share one search. A
+map that leaves no ray gets a row with the reason; the run goes on.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from apem_fast.metric.normalised import ShuffledEpsilons, shuffled_epsilons
 from apem_fast.relevance import STAGES
 
 EXPECTED_PROBES_PER_RAY = 6.0
-"""For the estimate of the time left only."""
+"""Used only to estimate the time left."""
 CLEAN_WORK = 6.0
-"""What an image's prediction and sign gradient cost, with those of a float64 copy, in its forward passes: likewise."""
+"""An image's prediction and sign gradient, in float64 too, cost so many forward passes. Also only an estimate."""
 
 NAN = float("nan")
 
 
 def digest_of(pixels: Tensor) -> str:
-    """Different where an image's pixels are, (3, H, W) as the network sees them before they are normalised."""
+    """A digest of an image's pixels, (3, H, W), before they are normalised for the network."""
     whole = pixels.detach().cpu().contiguous()
     return hashlib.blake2b(repr(tuple(whole.shape)).encode() + whole.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def expected_work(explainer: Explainer, images: int, options: RunOptions) -> float:
-    """What one explainer on so many images is expected to cost, in forward passes of one image."""
+    """The expected cost of one explainer on so many images, in forward passes of one image."""
     rays = 2 * images * len(options.stages) * (1 + options.shuffles)
     chosen = [MEASURES[name] for name in options.measures]
     a_map = sum(one.curves for one in chosen) * (options.parts + 1) + sum(one.probes for one in chosen)
@@ -62,9 +62,9 @@ class Block:
         photographs: its images.
         options, network, store: of the run.
         device: where the network is.
-        progress: is told of every advance.
+        progress: gets every advance.
         reader: of the run's photographs.
-        before: the evaluator of an earlier block, whose batches and graphs are used on.
+        before: the evaluator of an earlier block, whose tuned batches and captured graphs are reused.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Block:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Of all images of the block; made when it is first asked for."""
+        """The evaluator of all images of the block; made when it is first used."""
         return self.evaluator_of(self.images, self.before)
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64: what the network says."""
+        """The network's predictions: (N,) int64."""
         return self.evaluator.labels
 
     def given(self, labels: Tensor | None = None) -> Given:
-        """What is explained, of these labels where they are known already."""
+        """The inputs of the explainers, with these labels if they are known already."""
         names = [photograph.name for photograph in self.photographs]
         return Given(self.network.model, names, self.images, self.pixels, self.labels if labels is None else labels)
 
@@ -121,7 +121,7 @@ class Block:
     def read(
         self, photographs: Sequence[Photograph], reader: Reader | Network
     ) -> tuple[list[Photograph], list[Tensor]]:
-        """The images that can be read, which are the same ones each time, and their pixels."""
+        """The images that can be read, which must be the same each time, and their pixels."""
         described = self.store.has(self.number, IMAGES)
         known = dict(self.store.read(self.number, IMAGES)[["image", "digest"]].to_numpy()) if described else {}
         readable, pixels, left_out = [], [], []
@@ -148,7 +148,7 @@ class Block:
         return readable, pixels
 
     def evaluate(self, explainers: Mapping[str, Explainer]) -> None:
-        """Write the block's missing shards: of its images, and of these explainers."""
+        """Writes the block's missing shards: that of its images, and those of these explainers."""
         if not self.store.has(self.number, IMAGES):
             self.store.write(self.number, IMAGES, self.describe_images())
         for key, explainer in explainers.items():
@@ -160,7 +160,7 @@ class Block:
     # -- images --------------------------------------------------------------------------------------------------
 
     def pictured(self, n: int) -> bool:
-        """Whether the pictures of the block's n-th image are kept."""
+        """Whether the run keeps the pictures of the block's n-th image."""
         limit = self.options.pictures
         return limit is None or self.number * self.options.block_size + n < limit
 
@@ -206,7 +206,7 @@ class Block:
             work, ahead = before.work + explainer.cost_per_image * images_done, ahead_of(images_done)
             progress.update(images_done=images_done, images_total=images_total, work=work, ahead=ahead)
 
-        name = self.store.record["explainers"][key]["name"]  # a program may have given the method one of its own
+        name = self.store.record["explainers"][key]["name"]  # a program may have given the method another name
         progress.update(
             doing="",
             explainer=name,
@@ -225,7 +225,7 @@ class Block:
         started = time.perf_counter()
 
         def searched(rays_done: int, rays_total: int, probes: int) -> None:
-            # Rays end together, so probes tell more of the way than finished rays do.
+            # Rays end at about the same time, so probes show the progress better than finished rays.
             share = max(rays_done / rays_total, min(0.95, probes / searching)) if rays_total else 1.0
             progress.update(
                 rays_done=rays_done,
@@ -297,8 +297,10 @@ class Block:
         attribution_seconds: float,
         search_seconds: float,
     ) -> list[dict[str, Any]]:
-        """A row for each stage and image. Times are shared out so that sums over rows are the times that passed: the
-        explanation's equally, the search's by probes."""
+        """A row for each stage and image.
+
+        Times are divided among the rows, so that their sum is the elapsed time: the explanation's time equally, the
+        search's in proportion to probes."""
         rows = []
         shared = attribution_seconds / (len(self.photographs) * len(flags))
         columns = columns_of_results(self.options.shuffles, self.options.measures, self.options.curves)
@@ -314,7 +316,7 @@ class Block:
 
     def measured(self, result: ApemResult, n: int) -> dict[str, Any]:
         row = {name: getattr(result, name)[n].item() for name in OF_SEARCH}
-        # The scan tries every grid point from the first up to the flip, or to the end.
+        # A scan tries every grid point from the first up to the flip, or to the end of the grid.
         step = self.options.step
         scan = round(row["epsilon_minus"] / step) + round(row["epsilon_plus"] / step)
         return row | {"scan_probes": scan, "record": result.record}
@@ -326,7 +328,7 @@ class Block:
         results: Mapping[str, ApemResult],
         seconds: float,
     ) -> None:
-        """Columns of the shuffles; `seconds` is each row's share of the time they took."""
+        """Adds the columns of shuffled maps; `seconds` is each row's share of their time."""
         if not self.options.shuffles:
             return
         for i, row in enumerate(rows):
@@ -370,7 +372,7 @@ class Block:
 
     @cached_property
     def flipped(self) -> FlippedImages:
-        """The block's adversarial images, for all explainers and stages."""
+        """The block's adversarial images, which all explainers and stages share."""
         return flipped_images(self.evaluator)
 
 

@@ -1,7 +1,7 @@
-"""Measures of an explanation other than APEM: an optional column each of a run's results.
+"""Measures of an explanation other than APEM: each is an optional column of a run's results.
 
-Several of them look at the same curves, so these are made once for each map: deletion, insertion and the relevance gain
-together cost what the gain costs, and all maps of a block share its adversarial images.
+Several measures use the same curves, which are computed once for each map: deletion, insertion and the relevance gain
+together cost as much as the gain alone. All maps of a block share its adversarial images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from apem_fast.relevance import Stage
 class Explained:
     """A block of images, and one explainer's maps of them at one stage.
 
-    A map that leaves no ray is replaced by one half throughout; its value does not reach the results.
+    A map that leaves no ray is replaced by 0.5 throughout; its value does not enter the results.
     """
 
     evaluator: Evaluator
@@ -38,7 +38,7 @@ class Explained:
     percentile: float | None
     relevance: Tensor  # (N, 1 or C, H, W) in [0, 1]
     imputation: str
-    parts: int  # in which features are taken away
+    parts: int  # the number of parts in which features are removed
     seed: int
     flipped: Callable[[], FlippedImages]  # of the block
     probes: Tensor = field(init=False)  # (N,) int64: model inputs that were run so far, without those of explainers
@@ -64,7 +64,7 @@ class Explained:
         return self.evaluator.labels
 
     def curve(self, order: Literal["deletion", "insertion"], imputation: str) -> RemovalCurve:
-        """The output as the most relevant features go first, or as they come first."""
+        """The output as the most relevant features are removed first, or put back first."""
         key = f"{order} {imputation}"
         if key not in self.curves:
             measure = deletion if order == "deletion" else insertion
@@ -98,14 +98,14 @@ class Measure:
     """One column.
 
     Args:
-        of: one value an image, (N,); NaN where there is none.
-        title: what a reader calls it.
+        of: the function that measures: one value for each image, (N,); NaN if there is none.
+        title: its name on the page.
         better: which values are good.
-        meaning: what it is, in a clause.
-        curves: of how many outputs, one for each part and one more, it is made; for the estimate of the time left.
-        probes: that it takes beside these, about; for the same.
+        meaning: what it is, as a phrase.
+        curves: how many curves it needs, each with one output for each part and one more; to estimate the time left.
+        probes: about how many probes it takes in addition; for the same estimate.
         across_stages: whether values of different stages can be compared.
-        curve: that it is the area under, if a run can keep it.
+        curve: the curve whose area it is, if a run can keep that curve.
     """
 
     of: Callable[[Explained], Tensor]
@@ -122,8 +122,7 @@ NEIGHBOURS = 3
 
 
 def _continuity(explained: Explained) -> Tensor:
-    """Over three neighbours. At the stage that multiplies by the image, each map is multiplied by the pixels of its own
-    image or neighbour."""
+    """Continuity over three neighbours. A stage that multiplies by the image multiplies each map by its own pixels."""
 
     def relevance(attribution: Tensor, pixels: Tensor) -> Tensor:
         return explained.stage(attribution, pixels, explained.percentile)
@@ -140,7 +139,7 @@ def _continuity(explained: Explained) -> Tensor:
 
 
 def _region_perturbation(explained: Explained) -> Tensor:
-    """One draw of the noise, over all that a pixel can be."""
+    """Region perturbation with one draw of the noise, over the whole range of pixels."""
     low, high = (values.view(1, -1, 1, 1).to(explained.images) for values in explained.network.extremes())
     result = region_perturbation(
         explained.model,

@@ -1,7 +1,7 @@
-"""The runner: from options to a folder of finished results, in steps that are not done twice.
+"""The runner: from options to a folder of results, in steps that are never repeated.
 
-One step is one explainer on one block of images. Its shard is written when all of it is done. So a run can be stopped
-at any moment, continued with the same options, dealt out to many processes, and extended with more explainers.
+One step is one explainer on one block of images; its shard is written when all of it is done. So a run can be stopped
+at any moment, continued with the same options, divided among many processes, and extended with more explainers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HandedOver:
-    """What a Python program hands over: its network, its images, and explainers by the keys that the options name."""
+    """What a Python program passes in: its network, its images, and explainers by their keys in the options."""
 
     network: Network
     images: ImageSet
@@ -53,37 +53,37 @@ def evaluate(
     given: HandedOver | None = None,
     also_pictured: Callable[[RunStore], Sequence[str]] = lambda store: (),
 ) -> RunStore:
-    """Do what `options` ask, except for what `folder` already holds.
+    """Runs what `options` ask for, except for what `folder` already holds.
 
-    Under torchrun, the blocks of images are dealt out to the processes in turn; each returns when all are done.
+    Under torchrun, the blocks of images are divided among the processes; each returns when all are done.
 
     Args:
         options: of the run.
         folder: missing, empty, or of a run with the same options.
         progress: called often, from this thread, with this process's share; an exception it raises stops the run,
             which can be continued.
-        given: what a Python program handed over, in place of what the options name.
-        also_pictured: asked once all results are there: the images whose pictures are kept wherever they lie in the
-            run, beside the first ones. A run that keeps no pictures does not ask.
+        given: what a Python program passed in, instead of what the options name.
+        also_pictured: called when all results are there; returns images whose pictures are kept in addition to the
+            first ones. It is not called if the run keeps no pictures.
 
     Returns:
         The store: `.results()` is a data frame with a row for each image, explainer and stage.
 
     Raises:
-        ValueError: an unknown network, images or truths that do not fit it, a folder that cannot be written, a run
-            with other options.
-        FileNotFoundError: a package that the network or the photographs come from is missing.
+        ValueError: the network is unknown, images or true classes do not fit it, the folder cannot be written, or it
+            holds a run with other options.
+        FileNotFoundError: a package of the network or of the photographs is missing.
     """
     with torchrun_ranks() as ranks:
         keeper = ProgressKeeper(progress, ranks.rank, ranks.count)
         share = _Share(options, Path(folder), ranks, keeper, given, also_pictured)
-        # Else many processes would all claim memory on the first GPU beside that on their own.
+        # Otherwise each of many processes would also claim memory on the first GPU.
         with torch.cuda.device(share.device) if share.device != "cpu" else nullcontext():
             return share.run()
 
 
 class _Share:
-    """What this process does of a run."""
+    """This process's share of a run."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class _Share:
     def plan(
         self, network: Network, images: ImageSet, digests: dict[str, str], stack: ExitStack
     ) -> tuple[tuple[str, ...], Missing]:
-        """The names of the images that take part, and what is to be done; the folder is claimed until `stack` ends."""
+        """The names of the images that take part, and the missing steps; the folder is claimed until `stack` ends."""
         options = self.options
         stack.enter_context(RunStore.claimed(self.folder))  # before its record is touched
         store = RunStore.for_run(self.folder, options, digests)
@@ -157,11 +157,11 @@ class _Share:
         return selection.names, missing
 
     def set_damaged_aside(self, store: RunStore, number: int) -> None:
-        """Damaged shards of this block are done again; each is named."""
+        """Sets damaged shards of this block aside, so that they are done again, and reports each."""
         for key in (LEFT_OUT, IMAGES, *self.explainers):
             if sentence := store.set_aside(number, key):
                 self.progress.update(finished=sentence)
-                if key == LEFT_OUT:  # it is written when the images are read for the first time
+                if key == LEFT_OUT:  # written when the images are read for the first time
                     store.forget(number, IMAGES)
 
     def selected(self, network: Network, images: ImageSet) -> Selection:
@@ -194,7 +194,7 @@ class _Share:
         progress.update(doing="", images=sum(map(len, blocks.values())), work_total=total)
         evaluator: Evaluator | None = None
         with Reader.beside(self.device, network.pixels) as reader:
-            # A program's own data set is asked in this thread alone: it need not bear several.
+            # A program's own data set is only read from this thread, since it may not be safe in several.
             source = reader if self.given is None else network
             for at, (number, keys) in enumerate(missing):
                 before = progress.state
@@ -207,14 +207,14 @@ class _Share:
                 evaluator = block.evaluator if block.photographs else evaluator
                 progress.update(work=before.work + clean, ahead=0.0)
                 block.evaluate({key: self.explainers[key] for key in keys})
-                # Files that could not be read have taken no work.
+                # Files that could not be read took no work.
                 expected = sum(expected_work(self.explainers[key], len(blocks[number]), options) for key in keys)
                 finished = before.images_finished + len(blocks[number])
                 progress.update(images_finished=finished, work=before.work + clean + expected)
 
 
 def finished_already(store: RunStore, images: int) -> str:
-    """What a run says that has nothing left to do."""
+    """The message of a run that has nothing left to do."""
     methods = len(store.options.explainers)
     return (
         f"{store.folder} was finished already ({images:,} image{'' if images == 1 else 's'}, {methods} "
@@ -223,14 +223,14 @@ def finished_already(store: RunStore, images: int) -> str:
 
 
 def require_same(digests: dict[str, str], of_first: dict[str, str]) -> None:
-    """A function that builds a network from random numbers may build another one in every process."""
+    """Raises if processes have different networks or images: a user's function may build a random network in each."""
     for name, digest in of_first.items():
         if digest != digests[name]:
             raise ValueError(f"{name}: every process must have the same (got another than the first process has)")
 
 
 def require_known(names: Sequence[str], images: ImageSet, store: RunStore) -> None:
-    """A record that names other images than there are would leave them out, or fail at the first."""
+    """Raises if the record names images that do not exist."""
     known = {one.name for one in images.photographs}
     for name in names:
         if name not in known:
@@ -238,7 +238,7 @@ def require_known(names: Sequence[str], images: ImageSet, store: RunStore) -> No
 
 
 def require_done(store: RunStore, missing: Missing) -> None:
-    """A folder that was deleted, or is another one for some processes, must not end in success."""
+    """Raises if results are missing at the end: the folder was deleted, or is not the same one for all processes."""
     for number, keys in missing:
         for key in (IMAGES, *keys):
             if not store.has(number, key):

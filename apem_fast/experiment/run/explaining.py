@@ -1,4 +1,4 @@
-"""An explainer's maps of a block of images, at every stage; and of each that cannot be measured, why."""
+"""An explainer's maps of a block of images at every stage, and why a map cannot be measured."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ImageProgress = Callable[[int, int], None]
 """Called with (images explained, images in all)."""
 
 NO_MAP, NOT_FINITE = "there is no map of this image", "the attribution has NaN or infinity"
-"""Flags of images whose block is explained one image at a time."""
+"""The flags after which a block is explained one image at a time."""
 
 
 class ExplainerFailed(ValueError):
-    """An explainer of the user's own raised an exception."""
+    """An explainer raised an exception."""
 
     @classmethod
     def of(cls, explainer: Explainer, image: str, error: Exception) -> Exception:
-        """The error itself where it is one of ours or torch's; else a sentence with the user's own lines."""
+        """The error itself if it is from this package or torch; otherwise a sentence with the user's line of code."""
         foreign = isinstance(explainer, Adapted) or not type(explainer).__module__.startswith("apem_fast.")
         if not foreign or is_out_of_memory(error):
             return error
@@ -49,7 +49,7 @@ PACKAGE = Path(apem_fast.__file__).parent
 
 @dataclass(frozen=True)
 class Given:
-    """What is explained: N images of a model's."""
+    """The input of an explainer: a model and N images."""
 
     model: nn.Module
     names: Sequence[str]
@@ -61,9 +61,9 @@ class Given:
 def maps_of(
     explainer: Explainer, given: Given, stages: Sequence[str], percentile: float | None, progress: ImageProgress
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """The relevance maps of each stage, and for each why it leaves no ray, or nothing."""
+    """The relevance maps of each stage, and for each map the reason why it leaves no ray, or an empty text."""
     attribution, failed = _attribution(explainer, given, progress)
-    with warnings.catch_warnings():  # the flags below say of each map what the warning says of the first
+    with warnings.catch_warnings():  # the flags below say for each map what the warning says for the first
         warnings.filterwarnings("ignore", message="relevance_map: percentile", category=UserWarning)
         maps = {name: STAGES[name](attribution, given.pixels, percentile) for name in stages}
     flags = {
@@ -74,7 +74,7 @@ def maps_of(
 
 
 def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) -> tuple[Tensor, list[str]]:
-    """The attribution, and why there is none of an image, or nothing: it is 0 there."""
+    """The attribution, and for each image the reason why there is none (it is 0 then), or an empty text."""
     model, names, images, labels = given.model, given.names, given.images, given.labels
     lacking = not all(map(explainer.has, names))
     done = [0]
@@ -107,7 +107,7 @@ def _attribution(explainer: Explainer, given: Given, progress: ImageProgress) ->
 
 
 def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -> list[str]:
-    """Why each map of (N, 1 or C, H, W) leaves no relevance or no irrelevance to follow; empty where both are there."""
+    """Why each map (N, 1 or C, H, W) has no relevance ray or no irrelevance ray; empty if it has both."""
     zero, one = without_ray(relevance)
     emptied = emptied_by_clip(attribution, relevance, percentile).tolist()
     return [
@@ -123,8 +123,10 @@ def flags_of(relevance: Tensor, attribution: Tensor, percentile: float | None) -
 
 
 def with_stand_ins(maps: Mapping[str, Tensor], flags: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
-    """Maps that can all be measured: one half throughout in the place of each flagged one, whose results are then not
-    used. Sets in which all are flagged are left out."""
+    """Maps that can all be measured: each flagged map becomes 0.5 throughout, and its results are not used.
+
+    Sets in which every map is flagged are left out.
+    """
     stood_in = {}
     for name, map_ in maps.items():
         flagged = torch.tensor([bool(flag) for flag in flags[name]], device=map_.device)

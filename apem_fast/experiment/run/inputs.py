@@ -1,4 +1,4 @@
-"""What a run works on: its network and its images, from its options alone."""
+"""A run's network and images, made from its options alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def inputs_of(options: RunOptions, device: str | torch.device) -> tuple[Network,
     """The network on `device`, and all images that the run chooses from.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence: an unknown network, weights or images that do not fit it, a missing
-            package.
+        ValueError, FileNotFoundError: one sentence: the network is unknown, weights or images do not fit it, or a
+            package is missing.
     """
     network = load_network(options.network, device, options.weights)
     classes = Classes(network.categories)

@@ -1,7 +1,7 @@
-"""The pictures of chosen images of a run whose blocks are finished: photographs and maps, made where they are lacking.
+"""Makes the missing pictures of chosen images of a finished run: photographs and maps.
 
-A block keeps the pictures of a run's first images as it goes along. Which others are worth a look is known only when
-all results are there; these few are read and explained once more.
+Blocks keep the pictures of a run's first images. Which others are worth a look is known only when all results are
+there; these few are read and explained again.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def keep_pictures(
     device: str,
     progress: ProgressKeeper,
 ) -> None:
-    """Make the pictures of these images that the run's folder lacks, image by image.
+    """Makes those pictures of these images that the run's folder lacks, image by image.
 
-    An image that cannot be read any more, or shows something else, is left out, which the progress is told.
+    An image that cannot be read any more, or has changed, is left out and reported to `progress`.
 
     Args:
         store: a run, its results finished.
         network: the run's, on `device`.
         photographs: by name.
         explainers: of the present command, by key; the run's others are made from their names, unless that would
-            import somebody's code.
+            import code from outside.
         names: of the images.
-        progress: is told of each.
+        progress: gets a report for each.
     """
     explainers = dict(_known(store, explainers))
     described = store.images().set_index("image")

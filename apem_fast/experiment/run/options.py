@@ -1,7 +1,7 @@
-"""Everything that decides a run: one frozen record, validated, stored beside the results.
+"""The options of a run: one frozen, validated record, which is stored with the results.
 
-What each option is stands at its field, from which `apem-fast evaluate` is made; the command line reads this file
-without torch.
+Each option's help is at its field, from which `apem-fast evaluate` is made. The command line reads this file without
+importing torch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from apem_fast.papers import PERCENTILE
 
 SELECTIONS = ("all", "correct", "misclassified", "both")
 GIVEN = "given"
-"""In the place of a folder: images that a Python program handed over."""
+"""Stands for images that a Python program passed in, in place of a folder."""
 PIXELS = "pixels"
-"""In the place of bounds: what the network's pixels can be."""
-USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU wants many rays under search at once
+"""Stands for the range of the network's pixels, in place of bounds."""
+USUAL_BLOCK = {"cpu": 32, "cuda": 512}  # images by device: a GPU needs many rays at once
 
 
 def usual_explainers() -> tuple[str, ...]:
-    """What a run compares where nothing is named."""
+    """The explainers of a run if none are named."""
     from apem_fast.explain import BASELINES
 
     return ("gradient", "smooth-grad", *BASELINES)
@@ -38,8 +38,9 @@ def usual_stages() -> tuple[str, ...]:
 
 
 def bounds_said(value: object) -> BoundsOf:
-    """Bounds as a person types them: "none", "pixels", which stays a word until the network is known, or
-    "LOWER,UPPER"; or as a program gives them.
+    """Bounds as typed, "none", "pixels" or "LOWER,UPPER", or as a program gives them.
+
+    "pixels" remains a word until the network is known.
 
     Raises:
         ValueError, TypeError: anything else.
@@ -72,9 +73,9 @@ def _end(text: str) -> float | tuple[float, ...] | None:
 @described
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """The options of a run: the engine's, and what it explains, how and where.
+    """The options of a run: the engine's, and those of networks, images, explainers and results.
 
-    Paths are kept absolute, explainers and stages without repetitions.
+    Paths are made absolute; explainers and stages have no repetitions.
     """
 
     network: str = option(
@@ -88,7 +89,7 @@ class RunOptions(Options):
     )
     weights: str | None = option(
         None,
-        "The network's weights, as torch.save(model.state_dict(), FILE) writes them, if it does not bring them.",
+        "The network's weights, as torch.save(model.state_dict(), FILE) writes them, if it comes without.",
         metavar="FILE",
     )
     images: str = option(
@@ -99,7 +100,7 @@ class RunOptions(Options):
     )
     ground_truth: str | None = option(
         None,
-        "What the images of a flat folder show, such as ILSVRC2012's: lines NAME INDEX or NAME SYNSET, or the "
+        "The true classes of images in a flat folder, such as ILSVRC2012's: lines NAME INDEX or NAME SYNSET, or the "
         "development kit's numbers with its meta.mat beside them. none: folders are no classes.",
         metavar="FILE",
     )
@@ -139,7 +140,7 @@ class RunOptions(Options):
     )
     measures: tuple[str, ...] = option(
         (),
-        "Measure also, for a column each: selectivity, continuity, deletion, insertion, relevance_gain, "
+        "Further measures, a column each: selectivity, continuity, deletion, insertion, relevance_gain, "
         "region_perturbation, flip_fraction, robustness_s, robustness_complement, adversarial_morf, adversarial_lerf; "
         "or all. docs/measures.md says what each is and costs.",
         metavar="NAMES",
@@ -223,7 +224,7 @@ class RunOptions(Options):
                 raise ValueError(f"percentile must lie in [0, 100] (got {self.percentile:g})")
 
     def _check_methods(self) -> None:
-        """Canonical, and without repetitions, so that equal runs have equal records."""
+        """The methods in canonical form and without repetitions, so that equal runs have equal records."""
         from apem_fast import validation
         from apem_fast.experiment.run.columns import MEASURES
         from apem_fast.explain import explainer_from, key_of
@@ -239,7 +240,7 @@ class RunOptions(Options):
             raise ValueError(
                 f"curves needs one of the measures {', '.join(drawn)} (got {', '.join(self.measures) or 'none'})"
             )
-        validation.choice("search", self.search, POLICIES)  # a policy of one's own has no name to be recorded by
+        validation.choice("search", self.search, POLICIES)  # a policy object has no name that could be recorded
         for name, known in (("measures", MEASURES), ("stages", STAGES)):
             for one in getattr(self, name):
                 validation.choice(name, one, known)
@@ -254,7 +255,7 @@ class RunOptions(Options):
     @property
     def block_size(self) -> int:
         """How many images are in memory at once."""
-        assert self.block is not None  # made so above
+        assert self.block is not None  # set above
         return self.block
 
     def plain(self) -> dict[str, Any]:
@@ -265,9 +266,9 @@ class RunOptions(Options):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> RunOptions:
-        """The options of a run's record. Its explainers are taken as they are: nothing they name is imported.
+        """The options in a run's record. Nothing that its explainers name is imported.
 
-        An option that came later than the record has its default, under which the run was made.
+        An option that is newer than the record gets its default, with which the run was made.
         """
         fields: dict[str, Any] = {name: _in_tuples(value) for name, value in record.items()}
         explainers = fields.pop("explainers")
@@ -278,7 +279,7 @@ class RunOptions(Options):
         return options
 
     def conflicts(self, other: RunOptions) -> dict[str, tuple[Any, Any]]:
-        """The fields in which two runs differ so that their results must not be mixed: name -> (own, other's)."""
+        """The fields whose difference forbids mixing the results of two runs: name -> (own value, other's value)."""
         return {
             field.name: (getattr(self, field.name), getattr(other, field.name))
             for field in dataclasses.fields(self)
@@ -287,5 +288,5 @@ class RunOptions(Options):
 
 
 def _in_tuples(value: Any) -> Any:
-    """A record's lists as the tuples they were."""
+    """A record's lists as tuples again."""
     return tuple(map(_in_tuples, value)) if isinstance(value, list) else value

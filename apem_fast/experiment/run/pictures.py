@@ -1,4 +1,4 @@
-"""Photographs and relevance maps as small pictures inside a page."""
+"""Photographs and relevance maps as small pictures within a page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from apem_fast.files.pictures import colour_scale, data_uri
 
 
 def coloured(picture: Image.Image) -> Image.Image:
-    """A grey map in a perceptually even colour scale; anything else as it is."""
+    """A grey map in a perceptually uniform colour scale; any other picture unchanged."""
     if picture.mode != "L":
         return picture.convert("RGB")
     return Image.fromarray(colour_scale()[np.asarray(picture)])
 
 
 def kept_picture(path: Path) -> Image.Image:
-    """A picture that a run or the filter left, read whole: every part of the file is held to its checksum, which
-    Pillow alone does not do where it shows one.
+    """A picture that a run or the filter wrote, with every checksum of the file checked, which Pillow does not do.
 
     Raises:
         ValueError: it is not what was written.
@@ -38,8 +37,10 @@ def kept_picture(path: Path) -> Image.Image:
 
 
 def small_map(picture: Image.Image, side: int) -> str:
-    """A relevance map, at most `side` pixels wide and high, coloured, as a WebP data URI. It is made small first: the
-    colour of a mean is meant, and it is quicker so."""
+    """A relevance map, at most `side` pixels wide and high, coloured, as a WebP data URI.
+
+    It is made small before it is coloured: that shows the colour of a mean, and is faster.
+    """
     return small_picture(coloured(_at_most(picture, side)), side)
 
 

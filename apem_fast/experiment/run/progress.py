@@ -1,4 +1,4 @@
-"""How far a run is: what its parts tell, and what a display is told."""
+"""The progress of a run: what its parts report, and what a display shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far this process is with its share of a run, what was on disk when it started left out.
+    """The progress of this process's share of a run, without what was on disk when it started.
 
     `work` and `work_total` are estimates, in forward passes of one image.
     """
@@ -17,7 +17,7 @@ class RunProgress:
     images: int = 0
     images_finished: int = 0
     doing: str = ""
-    """What is being done where it is not the work on an explainer."""
+    """The current work, if it is not on an explainer."""
     explainer: str = ""
     explaining: bool = False
     images_done: int = 0
@@ -29,15 +29,15 @@ class RunProgress:
     work: float = 0.0
     work_total: float = 0.0
     ahead: float = 0.0
-    """How much of the work may be done before the next report."""
+    """How much work may be done before the next report."""
     finished: str = ""
-    """A sentence, when a step has just been finished."""
+    """A sentence if a step was just finished; else empty."""
     rank: int = 0
     ranks: int = 1
 
 
 class ProgressKeeper:
-    """The present state; every change of it is reported."""
+    """Keeps the present state and reports every change of it."""
 
     def __init__(self, report: Callable[[RunProgress], None] | None, rank: int = 0, ranks: int = 1):
         self.state = RunProgress(rank=rank, ranks=ranks)
@@ -54,7 +54,7 @@ class ProgressKeeper:
 
 
 def doing_of(state: RunProgress) -> str:
-    """What is being done, in a few words."""
+    """The current work in a few words."""
     if state.doing:
         return state.doing
     if state.explaining:
@@ -63,14 +63,14 @@ def doing_of(state: RunProgress) -> str:
 
 
 class TimeLeft:
-    """The time that a run still takes, from the mean speed of what it has done.
+    """The time that a run still takes, estimated from its mean speed so far.
 
-    Between two reports, as while a slow explainer is at work, the run is taken to go on at that speed as far as `ahead`
-    says, so the time left falls with the clock. None is said before `least_share` of the work is done and
-    `least_seconds` have passed: a first report says nothing of the speed.
+    Between two reports, for example during a slow explainer, the run is assumed to go on at that speed for at most
+    `ahead`, so that the time left falls with the clock. There is no estimate before `least_share` of the work is done
+    and `least_seconds` have passed, since a first report does not show the speed.
 
     Args:
-        clock: seconds.
+        clock: the time in seconds.
     """
 
     least_share, least_seconds = 0.02, 2.0
@@ -79,10 +79,10 @@ class TimeLeft:
         self._clock = clock
         self._begun: float | None = None
         self._work = 0.0
-        self._advanced = 0.0  # when the work last did
+        self._advanced = 0.0  # when the work last advanced
 
     def seconds(self, state: RunProgress) -> float | None:
-        """The seconds left; None where they are not known."""
+        """The seconds left; None if unknown."""
         now = self._clock()
         if not state.work_total:
             return None
@@ -98,7 +98,7 @@ class TimeLeft:
         return max(0.0, (state.work_total - presumed) / speed)
 
     def text(self, state: RunProgress) -> str:
-        """For people: "1:05 left"; "-:-- left" where it is not known."""
+        """The time left as text: "1:05 left", or "-:-- left" if unknown."""
         seconds = self.seconds(state)
         if seconds is None:
             return "-:-- left"

@@ -1,4 +1,4 @@
-"""What a run was made with: versions and device, recorded beside its results."""
+"""The versions and the device that a run was made with, recorded beside its results."""
 
 from __future__ import annotations
 

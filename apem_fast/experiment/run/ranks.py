@@ -1,9 +1,9 @@
-"""A run on many processes, as torchrun starts them: who this process is, and how it agrees with the others.
+"""A run on many processes, as torchrun starts them: this process's rank, and its communication with the others.
 
     torchrun --nproc-per-node 4 -m apem_fast evaluate --output RUN ...
 
-Results travel through the run's folder, which all processes must see. What is said here is little: what is to be done,
-and that it is done. A process that dies closes its connections, by which the others learn of it at once.
+Results are exchanged through the run's folder, which all processes must see. The processes only tell each other what is
+to be done and that it is done. A process that dies closes its connections, so the others notice at once.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=60)
-"""For a process whose share takes longer; a dead one is noticed at once."""
+"""How long to wait for a process whose share takes longer. A dead one is noticed at once."""
 
 
 class RankFailed(ValueError):
-    """This process, one of many, cannot do its share."""
+    """This process, one of several, could not do its share."""
 
 
 def rank_of_process() -> tuple[int, int]:
-    """(rank, number of processes), as torchrun tells; (0, 1) without it."""
+    """(rank, number of processes), as torchrun sets them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class OtherRankFailed(ValueError):
-    """Another process ended before its share was done; it says why."""
+    """Another process ended before its share was done; that process says why."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that prints, and writes what belongs to the whole run."""
+        """Whether this is the first process, which prints, and writes the files of the whole run."""
         return self.rank == 0
 
     def share(self, items: list[T]) -> list[T]:
@@ -61,14 +61,14 @@ class Ranks:
         return items[self.rank :: self.count]
 
     def device(self, name: str) -> str:
-        """Where this process computes: "cuda" is the process's own GPU."""
+        """The device of this process: "cuda" is its own GPU."""
         local = os.environ.get("LOCAL_RANK")
         if name != "cuda" or self.count == 1 or local is None:
             return name
         return f"cuda:{int(local) % torch.cuda.device_count()}"
 
     def all_do(self, task: Callable[[], T]) -> T:
-        """What `task` returns here, once it has succeeded in all processes.
+        """The result of `task` in this process, once it has succeeded in all processes.
 
         Raises:
             ValueError: it failed somewhere; the first process raises the sentence of the first that failed.
@@ -86,7 +86,7 @@ class Ranks:
         return result  # type: ignore[return-value]
 
     def first_does(self, task: Callable[[], T]) -> T:
-        """What `task` returns in the first process, handed to all."""
+        """The result of `task` in the first process, sent to all."""
         if self.count == 1:
             return task()
         failure: Exception | None = None
@@ -102,13 +102,13 @@ class Ranks:
         return result
 
     def each_does(self, work: Callable[[], None], waiting: Callable[[], None]) -> None:
-        """Each process does its own work; returns when all have done theirs.
+        """Runs each process's own work; returns when all are done.
 
         Args:
-            waiting: called where this process comes to wait for others.
+            waiting: called when this process begins to wait for others.
 
         Raises:
-            RankFailed: this one failed, one of several; it says which.
+            RankFailed: this process failed; the message says which one it is.
         """
         try:
             work()
@@ -121,13 +121,14 @@ class Ranks:
             self.wait_for_all()
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
+        """Returns when every process has come here."""
         if self.count > 1:
             self._gather(None)
 
     def require_one_folder(self, folder: Path) -> None:
-        """The first process leaves a sign, which all must see: else each of several machines would fill a folder of its
-        own, and that would only be noticed at the end.
+        """Raises unless all processes see the same folder: the first one writes a file that all must see.
+
+        Otherwise each of several machines would fill its own folder, which would be noticed only at the end.
 
         Raises:
             ValueError: a process has another folder of that name.
@@ -173,14 +174,14 @@ class Ranks:
 
 @contextmanager
 def torchrun_ranks() -> Iterator[Ranks]:
-    """The processes that torchrun started; this one alone without it."""
+    """The processes that torchrun started; without it, this process alone."""
     rank, count = rank_of_process()
     if count == 1:
         yield Ranks()
         return
     from torch import distributed
 
-    joined = distributed.is_initialized()  # by the program that calls
+    joined = distributed.is_initialized()  # by the calling program
     if not joined:
         distributed.init_process_group("gloo", rank=rank, world_size=count)
     try:

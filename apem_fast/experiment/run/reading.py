@@ -1,9 +1,9 @@
-"""Photographs opened and brought to a network's size by threads: the next block's while a GPU measures one.
+"""Reads photographs in threads and resizes them: those of the next block while a GPU measures one.
 
-Pillow lets go of the interpreter while it decodes and resizes, so threads are enough. What is read is the same.
-On a CPU they are read where they are asked for: its cores have work already, and each thread that calls torch leaves
-OpenMP workers behind, with which there are more than cores, so that parallel loops no longer wait actively for one
-another (seen: float64 forward passes of EfficientNet-Lite0 nine times slower on two cores).
+Pillow releases the interpreter lock while it decodes and resizes, so threads suffice. On a CPU photographs are read
+when they are needed: its cores are busy, and each thread that calls torch leaves OpenMP workers behind. With more
+workers than cores, parallel loops no longer wait actively for one another (seen: float64 forward passes of
+EfficientNet-Lite0 nine times slower on two cores).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MOST_THREADS = 8
 
 
 class Reader:
-    """Reads photographs ahead. A context manager: when it closes, what has not begun is not begun.
+    """Reads photographs ahead. It is a context manager; on closing, waiting reads are cancelled.
 
     Args:
-        pixels: brings a picture to the network's size.
-        threads: at once; 0 reads in the calling thread, nothing ahead; by default as many as the machine has
-            processors, but not more than eight.
+        pixels: a function that reads a photograph at the network's size.
+        threads: how many run at once; 0 reads in the calling thread, and nothing ahead. By default as many as the
+            machine has processors, but at most eight.
     """
 
     def __init__(self, pixels: Callable[[Image.Image], Tensor], threads: int | None = None):
@@ -38,7 +38,7 @@ class Reader:
 
     @classmethod
     def beside(cls, device: str, pixels: Callable[[Image.Image], Tensor]) -> Reader:
-        """One that does not take from the device what it computes with."""
+        """A reader that does not compete with the device for processors."""
         return cls(pixels, threads=0 if device.startswith("cpu") else None)
 
     def __enter__(self) -> Self:
@@ -51,7 +51,7 @@ class Reader:
             self._pool.shutdown(cancel_futures=True)
 
     def ahead(self, photographs: Sequence[Photograph]) -> None:
-        """Begins to read these, behind those that were asked for before."""
+        """Starts to read these, after those that were requested before."""
         if self._pool is None:
             return
         for one in photographs:
@@ -59,7 +59,7 @@ class Reader:
                 self._under_way[one.name] = self._pool.submit(self._read, one)
 
     def read(self, photograph: Photograph) -> Tensor:
-        """Its pixels, (3, H, W), waiting for them.
+        """The pixels of a photograph, (3, H, W). Waits until they are read.
 
         Raises:
             OSError: the file is missing, damaged or not an image.

@@ -1,4 +1,4 @@
-"""The scans of an audit on disk: a row for each ray that was scanned, beside the run's other files."""
+"""The scans of an audit on disk: a row for each scanned ray, in the run's folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SCANS = pyarrow.schema(
 
 
 class Scans:
-    """What was scanned, a file for each block and explainer in the run's folder."""
+    """The scans of a run: one file for each block and explainer, in the run's folder."""
 
     def __init__(self, store: RunStore):
         self.store = store
@@ -35,7 +35,7 @@ class Scans:
         return self.store.inside("audit", f"{block:05d}.{file_name_of(key)}.parquet")
 
     def read(self, block: int, key: str) -> pandas.DataFrame:
-        """The scans of one file; none where it is not there.
+        """The scans in one file; empty if there is no such file.
 
         Raises:
             Damaged: it is not what was written.
@@ -46,7 +46,7 @@ class Scans:
             return _SCANS.empty_table().to_pandas()
 
     def add(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
-        """Keep further scans."""
+        """Adds further scans to the file."""
         table = pyarrow.Table.from_pylist([*self.read(block, key).to_dict("records"), *rows], schema=_SCANS)
         self.store.write_file(self.path(block, key), parquet_of(table))
 

@@ -5,16 +5,16 @@
     shards/00000.images.parquet       what is known of each image of block 0
     shards/00000.gradient.parquet     the results of one explainer on block 0: a row for each image and stage
     shards/00000.left-out.parquet     files of block 0 that could not be read, if there are any
-    page.json                         what the page index.html has been asked to have
+    page.json                         the options of the page index.html
     photographs/NAME.png, maps/EXPLAINER/STAGE/NAME.png
     audit/                            scans of rays drawn at random, see `audit`
 
-Every file is written whole and renamed into place, a shard after its maps: what is there is complete, and a run that
-was killed at any moment continues with the shards that are missing. A shard belongs to one process of the run.
+Every file is written whole and renamed into place, a shard after its maps. So each file that exists is complete, and a
+run that was killed at any moment continues with the missing shards. A shard belongs to one process of the run.
 
-Records and shards carry a checksum of themselves, see `checksums`: a damaged one is named, never read. A run that is
-opened may be anybody's: reading it imports nothing, names in it lead nowhere outside its folder, and links in the
-folder are not followed when something is written.
+Records and shards carry a checksum of their own content, see `checksums`: a damaged one is reported and never used. A
+run may come from anybody: reading it imports nothing, names in it cannot lead outside its folder, and links in the
+folder are not followed on writing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ TABLES = {IMAGES: tables.IMAGES, LEFT_OUT: tables.LEFT_OUT}
 
 
 def file_name_of(key: str) -> str:
-    """An explainer's key as part of a file name, on any system; different for different keys."""
+    """An explainer's key as part of a file name on any system; different keys give different names."""
     name = re.sub(r"[^\w.=+-]", ",", key, flags=re.ASCII)
     if name == key.replace(":", ",") and len(name) <= 100:
         return name
@@ -65,7 +65,7 @@ class RunStore:
     """The folder of one run."""
 
     def __init__(self, folder: str | Path):
-        """Open a run that exists.
+        """Opens a run that exists.
 
         Raises:
             ValueError: there is no run in this folder, or its record cannot be read.
@@ -81,15 +81,15 @@ class RunStore:
 
     @classmethod
     def for_run(cls, folder: str | Path, options: RunOptions, digests: Mapping[str, str]) -> RunStore:
-        """Start a run in an empty or missing folder, or continue the run of the same options that it holds.
+        """Starts a run in an empty or missing folder, or opens the run with the same options that it holds.
 
         Args:
             folder: of the run.
             options: of the run.
-            digests: of what the options name without fixing it, "network" and "images": they must not have changed.
+            digests: hashes of inputs that the options only name, "network" and "images", which must not have changed.
 
         Raises:
-            ValueError: the folder holds something else, a run with other options or versions, or cannot be written.
+            ValueError: the folder holds something else, or a run with other options or versions, or cannot be written.
         """
         folder = Path(folder)
         try:
@@ -134,8 +134,9 @@ class RunStore:
     @staticmethod
     @contextmanager
     def claimed(folder: str | Path) -> Iterator[None]:
-        """Hold a folder, which is made if it is missing, for one run at a time; the claim ends with the process,
-        however that ends.
+        """Claims a folder for one run at a time, and makes it if it is missing.
+
+        The claim ends with the process, even if that is killed.
 
         Raises:
             ValueError: another process works in it, or it cannot be used.
@@ -164,7 +165,7 @@ class RunStore:
     # -- images --------------------------------------------------------------------------------------------------
 
     def selection(self) -> Selection | None:
-        """The images that take part, once they are chosen."""
+        """The chosen images; None if they are not chosen yet."""
         path = self.folder / "selection.json"
         try:
             record = checked_json(path.read_bytes())
@@ -178,7 +179,7 @@ class RunStore:
         return Selection(tuple(record["images"]), tuple(LeftOut(*one) for one in record["left_out"]), record["note"])
 
     def discard(self) -> None:
-        """Forget a run that never came to choose its images."""
+        """Removes a run that failed before it chose its images."""
         (self.folder / "run.json").unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -192,7 +193,7 @@ class RunStore:
         self.write_file(self.folder / "selection.json", json_with_checksum(record))
 
     def left_out(self) -> list[LeftOut]:
-        """The files that did not take part, and why."""
+        """The files that were left out, with the reason."""
         chosen = self.selection()
         unreadable = self._read_all(LEFT_OUT).to_dict("records")
         return [*(chosen.left_out if chosen else ()), *(LeftOut(**row) for row in unreadable)]
@@ -207,14 +208,14 @@ class RunStore:
         return f"shards/{self._shard(block, key).name}"
 
     def forget(self, block: int, key: str) -> None:
-        """Remove a shard, to be done again."""
+        """Removes a shard, which is then done again."""
         self._shard(block, key).unlink(missing_ok=True)
 
     def has(self, block: int, key: str) -> bool:
-        """Whether this shard is there.
+        """Whether this shard exists.
 
         Raises:
-            DamagedShard: it is, and damaged.
+            DamagedShard: it exists and is damaged.
         """
         try:
             self.read(block, key)
@@ -223,14 +224,14 @@ class RunStore:
         return True
 
     def _schema(self, key: str) -> pyarrow.Schema:
-        """The columns of any shard of this kind: also of one without rows, or of images of unknown classes."""
+        """The columns of every shard of this kind, also of one without rows, or with images of unknown classes."""
         if key in TABLES:
             return tables.schema_of(TABLES[key])
         o = self.options
         return tables.schema_of(tables.columns_of_results(o.shuffles, o.measures, o.curves))
 
     def write(self, block: int, key: str, rows: list[dict[str, Any]]) -> None:
-        """Write one shard whole."""
+        """Writes one shard whole."""
         self.write_file(self._shard(block, key), parquet_of(pyarrow.Table.from_pylist(rows, schema=self._schema(key))))
 
     def read(self, block: int, key: str) -> pandas.DataFrame:
@@ -251,7 +252,7 @@ class RunStore:
             ) from None
 
     def set_aside(self, block: int, key: str) -> str | None:
-        """Take a damaged shard out of the run, to be done again; a sentence that names it, or None if it is sound."""
+        """Renames a damaged shard, so that it is done again; returns a sentence on it, or None if it is not damaged."""
         try:
             self.has(block, key)
         except DamagedShard as error:
@@ -270,35 +271,34 @@ class RunStore:
         return _joined(self.read(number, key) for number in numbers)
 
     def images(self) -> pandas.DataFrame:
-        """One row for each image: what it is called, what it shows and what the network says.
+        """One row for each image: its name, its true class, and the network's prediction.
 
-        `correct` is nullable, and missing where it is not known what the image shows; `loss` is then nan, `truth`
-        empty and `truth_label` -1.
+        If the true class is unknown, `correct` is missing, `loss` is NaN, `truth` is empty and `truth_label` is -1.
         """
         images = self._read_all(IMAGES)
         return images.astype({"correct": "boolean"}) if len(images) else images
 
     def dropped(self) -> dict[str, list[str]]:
-        """The images, by their sources, of whose files something was not shown to the network, by what that was."""
+        """The sources of images of which the network does not see everything, by what it does not see."""
         images = self.images()
         found: dict[str, list[str]] = {}
-        if "dropped" in images:  # a run of before has no such column
+        if "dropped" in images:  # an older run has no such column
             for source, words in zip(images["source"], images["dropped"].fillna("")):
                 for word in filter(None, words.split(", ")):
                     found.setdefault(word, []).append(source)
         return found
 
     def results(self) -> pandas.DataFrame:
-        """One row for each image, explainer and stage that is done, explainers in the order they were asked for.
+        """One row for each finished image, explainer and stage, with the explainers in the order of the options.
 
-        Rows with a `flag` have no epsilons; it says why.
+        Rows with a `flag` have no epsilons; the flag says why.
         """
         return _joined(self._read_all(key) for key in self.options.explainers)
 
     # -- pictures ------------------------------------------------------------------------------------------------
 
     def inside(self, *names: str) -> Path:
-        """A path of the run; names come from its files, which may be anybody's.
+        """A path in the run's folder, for names from its files, which may come from anybody.
 
         Raises:
             ValueError: a name that would lead elsewhere, or a link.
@@ -321,10 +321,10 @@ class RunStore:
     # -- the page ------------------------------------------------------------------------------------------------
 
     def page_has_papers(self) -> bool:
-        """Whether the run's page, when it was last written, had the papers' tables; False where there is none.
+        """Whether the run's page had the papers' tables when it was last written; False if there is no page.
 
         Raises:
-            ValueError: what says so is damaged.
+            ValueError: the record of it is damaged.
         """
         path = self.inside("page.json")
         try:
@@ -335,20 +335,20 @@ class RunStore:
             raise ValueError(f"{path} is damaged ({error}); apem-fast report writes it again") from None
 
     def write_page_record(self, *, papers: bool) -> None:
-        """Keep what the run's page has been asked to have, for the next time that it is written."""
+        """Records the options of the run's page, for the next time that it is written."""
         self.write_file(self.inside("page.json"), json_with_checksum({"papers": papers}))
 
     def write_file(self, path: Path, contents: bytes | str) -> Path:
-        """Write a file whole, of the run or a page beside it; returns its path."""
+        """Writes a file of the run, or a page beside it, whole; returns its path."""
         return _write(self.folder, path, contents)
 
 
 class DamagedShard(ValueError):
-    """A shard that is not what was written."""
+    """A shard whose content is not what was written."""
 
 
 def _plain_file(image: str) -> str:
-    """The name of an image as part of a file's name: "/" must not make a folder of it, nor a dot hide it."""
+    """The name of an image as part of a file name, without folders. A name that begins with a dot is refused."""
     if image.startswith("."):
         raise ValueError(f"a run names an image that is no plain name: {image!r}, which begins with a dot")
     return image
@@ -375,7 +375,7 @@ def _plain(value: Any) -> str:
 
 
 def _write(folder: Path, path: Path, contents: bytes | str) -> Path:
-    """Write a file whole. Links are not followed: a folder that is not one's own could lead anywhere."""
+    """Writes a file whole. Links are not followed, since a folder from somebody else could lead anywhere."""
     try:
         if path.is_relative_to(folder):
             _make_folders(folder, path)
@@ -388,7 +388,7 @@ def _write(folder: Path, path: Path, contents: bytes | str) -> Path:
 
 
 def _make_folders(folder: Path, path: Path) -> None:
-    """The folders between the run's and the file; never the run's own, which somebody has deleted if it is missing."""
+    """Makes the folders between the run's and the file. The run's own must exist: if not, somebody has deleted it."""
     if not (folder / "run.json").exists() and path.name != "run.json":
         raise ValueError(f"{folder} holds no run any more: it was deleted or moved while the run was at work")
     for place in reversed(path.parents[: len(path.relative_to(folder).parts) - 1]):

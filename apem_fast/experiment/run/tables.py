@@ -1,7 +1,7 @@
-"""The tables that a run keeps: what each column is called, what it holds and what it means.
+"""The tables of a run: the name, type and meaning of each column.
 
-Parquet shards and the data frames that are read from them have these columns in this order; `docs/columns.md` lists
-them, and those of the summary (`experiment/report/summary.py`).
+Parquet shards, and the data frames read from them, have these columns in this order. `docs/columns.md` lists them, and
+those of the summary (`experiment/report/summary.py`).
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ RESULTS = (
 """A row for each image, explainer and stage."""
 
 OF_SEARCH = ("epsilon_minus", "epsilon_plus", "score", "flipped_minus", "flipped_plus", "probes")
-"""Those that are fields of an `ApemResult`."""
+"""The columns that are fields of an `ApemResult`."""
 
 OF_SHUFFLES = ("epsilon_minus", "epsilon_plus", "flipped_minus", "flipped_plus", "probes")
-"""Those that are fields of `ShuffledEpsilons`; their columns have a name before."""
+"""The fields of `ShuffledEpsilons`; their columns' names have a prefix."""
 
 SHUFFLE = "shuffled_"
 
@@ -94,10 +94,10 @@ OF_MEASURES = (
     Column("measure_probes", "integer", "model inputs that all of these measures took, explanations not counted"),
     Column("measure_seconds", "number", "this row's share of the time that all of these measures took"),
 )
-"""Further columns of a run with measures, after one for each."""
+"""Further columns of a run with measures, after the column of each measure."""
 
 CURVE = "_curve"
-"""Ends the name of a column that holds a measure's curve: shards have it, CSV files do not."""
+"""The suffix of columns with a measure's curve, which shards have and CSV files do not."""
 
 LEFT_OUT = (
     Column("path", "text", "the file that did not take part"),
@@ -111,12 +111,12 @@ def names_of(columns: Iterable[Column]) -> tuple[str, ...]:
 
 
 def schema_of(columns: Iterable[Column]) -> pyarrow.Schema:
-    """Their schema in Parquet."""
+    """The Parquet schema of these columns."""
     return pyarrow.schema({one.name: _ARROW[one.kind] for one in columns})
 
 
 def columns_of_results(shuffles: int, measures: Iterable[str], curves: bool = False) -> tuple[Column, ...]:
-    """The columns of a run's results, by its options."""
+    """The columns of a run's results with these options."""
     measures = tuple(measures)
     of_measures = (*map(column_of, measures), *(OF_MEASURES if measures else ()))
     return (*RESULTS, *(SHUFFLED if shuffles else ()), *of_measures, *(curves_of(measures) if curves else ()))
@@ -136,11 +136,11 @@ def curves_of(measures: Iterable[str]) -> tuple[Column, ...]:
 
 
 def column_of(measure: str) -> Column:
-    """The further column of a run with this measure."""
+    """The column of this measure."""
     good = "low" if MEASURES[measure].better == "lower" else "high"
     return Column(measure, "number", f"{MEASURES[measure].meaning}; {good} is good")
 
 
 def empty_row(columns: Iterable[Column]) -> dict[str, Any]:
-    """A row that says nothing: NaN, 0, false and empty."""
+    """A row without values: NaN, 0, false and empty texts."""
     return {one.name: _NOTHING[one.kind] for one in columns}
