@@ -422,7 +422,7 @@ def test_a_policy_that_cannot_resume_visits_every_level_and_says_so():
     options = {"step": 0.5, "max_epsilon": 20.0, "levels": 12}
     scanned = af.filter_relevance(model, images, maps, search="exhaustive", **options)
     with pytest.warns(
-        UserWarning, match="filter_relevance: the search policy Foreign cannot go on from a neigh"
+        UserWarning, match="filter_relevance: the search policy Foreign cannot continue from a neigh"
     ) as said:
         result = af.filter_relevance(model, images, maps, search=Foreign(), **options)
     assert len(said) == 1

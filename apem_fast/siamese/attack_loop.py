@@ -1,7 +1,7 @@
-"""The loop of P3's attacks: Algorithms 1, 2 and 3 on the pairs of a batch at once.
+"""The loop of P3's attacks: Algorithms 1, 2 and 3 on all pairs of a batch at once.
 
-It embeds the second images once, runs one forward and one backward pass for each step, and lets go of a pair as soon as
-it has arrived. No pair sees another: what is in the batch changes nothing but rounding.
+It embeds the second images once, runs one forward and one backward pass for each step, and removes a pair from the
+batch as soon as it is done. Pairs do not affect one another: the rest of the batch only changes the rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from apem_fast.siamese.results import AttackOptions, AttackResult
 
 @dataclass(frozen=True)
 class _Underway:
-    """The pairs of a batch that have not stopped; row i of every tensor belongs to pair `rows[i]`."""
+    """The pairs of a batch that are not done; row i of every tensor belongs to pair `rows[i]`."""
 
     rows: Tensor
     point: Tensor  # A', or its embedding
@@ -39,7 +39,7 @@ class _Underway:
     score: Tensor | None = None
 
     def only(self, rows: Tensor) -> _Underway:
-        """The pairs in these rows. A region for all of them stays one."""
+        """The pairs in these rows. A region that all pairs share is kept."""
 
         def chosen(name: str) -> Any:
             value = getattr(self, name)
@@ -68,7 +68,7 @@ class _Record:
         self.score[rows, step], self.distances[rows, step] = score, travelled.to(score.dtype)
 
     def finish(self, step: int, rows: Tensor, point: Tensor) -> None:
-        """These pairs end at their points; their rankings and distances stay what they were kept as."""
+        """Ends these pairs at their points; their last rankings and distances are repeated to the end."""
         self.final[rows], self.taken[rows] = point, step
         for values in (self.score, self.distances):
             values[rows, step:] = values[rows, step, None]
@@ -77,7 +77,7 @@ class _Record:
 def attack_batch(
     ranker: Ranker, first: Tensor, second: Tensor, target: Tensor, region: Tensor | None, options: AttackOptions
 ) -> AttackResult:
-    """The attack on the pairs of one batch; the arguments are checked, and those of `attack`."""
+    """The attack on the pairs of one batch. The arguments are those of `attack`, already checked."""
     with torch.inference_mode(False), torch.no_grad():
         in_pixels = options.space == "input"
         start = first.detach().clone() if in_pixels else embed_images("attack", ranker, first)
@@ -141,7 +141,7 @@ def _result(
     limit: Tensor,
     options: AttackOptions,
 ) -> AttackResult:
-    """What the record of a finished attack says, and the penalties of where it ended."""
+    """The result of a finished attack, with the penalties of its last images."""
     final, score = record.final, record.score
     tv, changed, mean_squared = (
         ops.attack_penalty(final, start, 0.0, 0.0, 0.0)[1].unbind(1) if options.space == "input" else (None, None, None)
@@ -173,10 +173,10 @@ def _limit(start: Tensor, options: AttackOptions) -> Tensor:
 
 
 def _gradient(value: Tensor, point: Tensor, pairs: _Underway, options: AttackOptions) -> Tensor:
-    """The gradient of (prediction - target)^2 + the penalties of equation 25, for each pair on its own.
+    """The gradient of (prediction - target)^2 + the penalties of equation 25, for each pair separately.
 
-    For automatic steps it is divided by 2 * |prediction - target|, which is the gradient of that distance and does not
-    vanish on the way.
+    For automatic steps it is divided by 2 * |prediction - target|. This is the gradient of that distance, which does
+    not vanish near the target.
     """
     with torch.enable_grad():
         gap = value - pairs.target
@@ -191,7 +191,7 @@ def _gradient(value: Tensor, point: Tensor, pairs: _Underway, options: AttackOpt
 
 
 def _free(gradient: Tensor, point: Tensor, region: Tensor | None, options: AttackOptions) -> Tensor:
-    """The gradient of what may change: within the region, and not against the bounds."""
+    """The gradient of the pixels that may change: those in the region, and not those that bounds hold."""
     if region is not None:
         gradient = torch.where(region, gradient, 0)
     stuck = held(options.bounds, point, gradient)
@@ -223,8 +223,10 @@ def _step(pairs: _Underway, point: Tensor, gradient: Tensor, options: AttackOpti
 
 @dataclass(frozen=True)
 class _Stopped:
-    """Which of the pairs underway stop at a step, how many, and where all of them are: at the crossing of the target,
-    where a step crossed it."""
+    """The pairs that stop at a step, their number, and the points of all pairs.
+
+    If a step crossed the target, the point is the crossing.
+    """
 
     pairs: Tensor
     count: int
@@ -282,7 +284,7 @@ def _perceptions(
     perceived: dict[int, tuple[Tensor, Tensor]],
     at: tuple[int, ...],
 ) -> Tensor | None:
-    """(N, K, C, H, W): the perceptions kept on the way; a pair that had stopped by then shows where it stopped."""
+    """The perceptions kept during the attack, (N, K, C, H, W); for a pair that had stopped, its last one."""
     if not at:
         return None
     ends = ranker.reconstruct(embed(final))

@@ -44,50 +44,49 @@ def attack(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> AttackResult:
-    """Perturbs each first image until the pair is ranked as `target` says, and records what that took.
+    """Perturbs each first image until the pair's ranking is `target`, and records the steps.
 
-    Algorithm 2 as it stands; Algorithm 3 with forces, a region or damping; Algorithm 1 with `space="embedding"`. The
-    texts write a plus sign before the gradient of a loss that has to become small, and MSE(A_m, target) where the
-    prediction is meant: here the loss is (rank(A', B) - target)^2 + the penalties of equation 25, and each step is
+    This is Algorithm 2; with forces, a region or damping it is Algorithm 3, and with `space="embedding"` Algorithm 1.
+    The texts write a plus sign before the gradient, although the loss must decrease, and MSE(A_m, target) where they
+    mean the prediction. Here the loss is (rank(A', B) - target)^2 + the penalties of equation 25, and each step is
     A' - (step_size * gradient + damping * previous gradient) (equation 26).
 
     Args:
-        ranker: in evaluation mode. It comes back as it was: parameters, their gradients, mode, hooks.
-        first, second: the pairs, (N, C, H, W) each; of two sizes, where the network takes both. Only `first` is
-            perturbed; `wrapped.Swapped(ranker)` with the images the other way round perturbs the other.
+        ranker: in evaluation mode. Its parameters, their gradients, its mode and its hooks are left unchanged.
+        first, second: the pairs, (N, C, H, W) each; they may have different sizes if the network accepts both. Only
+            `first` is perturbed. To perturb the other, pass `wrapped.Swapped(ranker)` and exchange the images.
         target: in [0, 1]; one number or (N,).
-        steps: at most so many.
-        step_size: lambda, in units of the attacked space per unit of the loss's gradient: P3's. A number that suits
-            one network does nothing on another. "auto" finds the length of each step of each pair from the gradient
+        steps: the greatest number of steps.
+        step_size: lambda, as in P3: units of the attacked space per unit of the loss's gradient. A number that suits
+            one network does nothing on another. "auto" chooses the length of each step of each pair from the gradient
             (`automatic.py`), on any network, along the same gradients.
-        damping: what multiplies the previous gradient, or the previous step.
-        momentum: P3's formula and its prose disagree. "gradient" is the formula, equation 26 and Algorithm 3: the
-            previous gradient times `damping`, whatever the step size. "classical" is the prose, "a fraction of the
-            previous variation that was applied": the previous change of A' times `damping`, which gathers from step
-            to step and reaches farther. With "auto", a step along the gradient takes its length before this is added.
-        tv_force, diff_force: what the total variation and the mean square of A' - A cost (equation 25).
-        diff_reduction: "mean" is equation 25's word; "sum" takes the sum of squares over the image instead, which is
-            how P3 defines MSE for images where it trains (section 4.7): C * H * W times as much.
-        zero_force: what each changed pixel costs. The count has no gradient, which is why it does nothing in P3
-            (section 5.3.8); `zero_surrogate="proximal"` descends it all the same, by its proximal operator: after
-            each step, a pixel whose squared perturbation is at most 2 * step_size * zero_force returns to the
-            original, exactly. A force that no pixel's step overcomes leaves the image as it was.
-            `zero_surrogate="none"` is P3's behaviour.
+        damping: the factor of the previous gradient, or of the previous step.
+        momentum: P3's formula and its text disagree. "gradient" is the formula, equation 26 and Algorithm 3: the
+            previous gradient times `damping`, whatever the step size. "classical" is the text, "a fraction of the
+            previous variation that was applied": the previous change of A' times `damping`, which accumulates over the
+            steps and reaches farther. With "auto", a step along the gradient gets its length before this is added.
+        tv_force, diff_force: the weights of the total variation and of the mean square of A' - A (equation 25).
+        diff_reduction: "mean" is equation 25's word. "sum" takes the sum of squares over the image instead, C * H * W
+            times as much, which is how P3 defines MSE for images in training (section 4.7).
+        zero_force: the weight of each changed pixel. The count has no gradient, so in P3 this force has no effect
+            (section 5.3.8). `zero_surrogate="proximal"` minimises it by its proximal operator: after each step, a pixel
+            whose squared perturbation is at most 2 * step_size * zero_force returns exactly to the original. If no
+            pixel's step is greater, the image does not change. `zero_surrogate="none"` is P3's behaviour.
         region: bool, (H, W), or (N or 1, C or 1, H, W): the pixels that may change. None for all.
-        bounds: clamp A' to (lower, upper), each one number or one for each channel, in the space of `first`:
-            `bounds.normalised_bounds(mean, std)` are those of pixels in [0, 1] for a network that takes normalised
-            images. P3 does not clamp.
-        stop_when_reached: a pair stops at the first step within `precision` of its target. A step that crosses the
-            target is cut short where it meets it (by bracketing on that step, so without oscillation); whether the
-            target was met is in `reached`.
+        bounds: clamp A' to (lower, upper), each one number or one for each channel, in the space of `first`. For a
+            network that takes normalised images, `bounds.normalised_bounds(mean, std)` are those of pixels in [0, 1].
+            P3 does not clamp.
+        stop_when_reached: whether a pair stops at the first step within `precision` of its target. A step that crosses
+            the target is cut short where it meets it (by bracketing, so without oscillation); `reached` says whether
+            the target was met.
         max_distance: a pair also stops at the first step that takes it at least so far from A, in the l2 norm: P3's
             criterion "based on how much the result deviates from the original" (section 5.3.3). None is no limit for a
-            numeric step size, and for "auto" the norm of A: as much change as there is image.
+            numeric step size; for "auto" it is the norm of A, as much change as there is image.
         precision: of the ranking, on [0, 1].
         perceptions_at: steps (0 for the original) whose perceptions are kept.
-        batch_size: pairs that run together; halved, and the run goes on, when memory does not suffice. None for what
-            suits the images' size.
-        progress: show a progress bar over the pairs.
+        batch_size: pairs that run together; it is halved, and the attack continues, if memory runs out. None chooses by
+            the images' size.
+        progress: whether to show a progress bar over the pairs.
 
     Returns:
         AttackResult, on the device of `first`. Its `outcome` says how each pair ended.
@@ -137,8 +136,10 @@ def attack(
 
 
 def mid_point_attack(ranker: Ranker, first: Tensor, second: Tensor, **options: Any) -> AttackResult:
-    """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), stopping there. Arguments as
-    `attack`'s."""
+    """`attack` to 0.5, "on the boundary of the two classes" (P3 section 4.4), where it stops.
+
+    The arguments are those of `attack`.
+    """
     return attack(ranker, first, second, 0.5, **({"stop_when_reached": True} | options))
 
 

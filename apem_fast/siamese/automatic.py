@@ -1,9 +1,9 @@
-"""Steps that find their own length: normalised gradients, and the change of the ranking that each is to bring.
+"""Automatic step lengths: normalised gradients, and the change of the ranking that each step should make.
 
-A step of a given size per unit of gradient does nothing on one network and overshoots on the next, because gradients
-differ by orders of magnitude from network to network. Here a step goes against the gradient's direction, as far as the
-first order says the ranking needs for its share of the way to the target; no farther than a small part of the image's
-norm, however flat the network is; and less where the last step did not bring what it promised.
+With a fixed step size a step does nothing on one network and overshoots on the next, because gradients differ by orders
+of magnitude between networks. Here a step follows the negative gradient. Its length is chosen so that, to first order,
+the ranking moves by a share of its way to the target. It is at most a small part of the image's norm, even if the
+network is flat, and shorter if the last step changed the ranking less than predicted.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from apem_fast.siamese.networks import Ranker
 
 __all__ = ["SHARE", "Stride", "sizes", "usual_step"]
 
-SHARE = 0.25  # of the steps that an attack would need if the ranking were straight; the others are for where it is not
-LONGEST = 0.05  # of the original's norm: the longest step
-SHORTENED, LENGTHENED = 0.5, 1.5  # of the trust, where a step brought less than POOR of what it promised, or over GOOD
+SHARE = 0.25  # an attack on a linear ranking takes this share of its steps; the others are for rankings that bend
+LONGEST = 0.05  # the longest step, as a share of the original's norm
+SHORTENED, LENGTHENED = 0.5, 1.5  # factors of the trust after less than POOR or more than GOOD of the predicted change
 POOR, GOOD = 0.25, 0.75
-VISIBLE = 1e-6  # changes of the ranking smaller than this are rounding, and say nothing about a step
+VISIBLE = 1e-6  # smaller changes of the ranking are rounding, and say nothing about a step
 
 
 def sizes(values: Tensor) -> Tensor:
-    """(N, ...) -> (N,): the l2 norm of each; where it is 0, that of ones."""
+    """The l2 norm of each, (N, ...) -> (N,); if it is 0, the norm of as many ones."""
     norm = torch.linalg.vector_norm(values.flatten(1), dim=1)
     return torch.where(norm > 0, norm, values[0].numel() ** 0.5)
 
 
 class Stride:
-    """How long the next step of each pair is; (K,) for K pairs, all on their own.
+    """The length of the next step of each pair; tensors are (K,) for K pairs, which do not affect one another.
 
     Attributes:
-        change: what a step is to change the ranking by.
+        change: the change of the ranking that a step should make.
         longest: the longest step.
-        trust: greater than 0, the part of a step's length that the ranking has been found to follow.
-        promised: what the last step promised; None before the first.
+        trust: greater than 0: the factor of a step's length, learnt from earlier steps.
+        promised: the predicted change of the last step; None before the first.
     """
 
     def __init__(self, change: Tensor, longest: Tensor, trust: Tensor, promised: Tensor | None = None) -> None:
@@ -51,9 +51,9 @@ class Stride:
         return Stride(self.change[rows], self.longest[rows], self.trust[rows], promised)
 
     def learn(self, before: Tensor, after: Tensor, target: Tensor) -> None:
-        """Sets the trust by what the last step did to the ranking.
+        """Sets the trust from the change of the ranking in the last step.
 
-        A ranking that is clipped at an end of [0, 1] shows nothing of a step; there they grow, up to the longest.
+        A ranking that is clipped at an end of [0, 1] does not show a step's effect; steps grow there, up to `longest`.
         """
         assert self.promised is not None
         brought = (before - after) * (before - target).sign()
@@ -64,13 +64,12 @@ class Stride:
         self.trust = torch.where(blind, self.trust * LENGTHENED, trust.clamp(max=1))
 
     def along(self, gradient: Tensor, score: Tensor, target: Tensor) -> Tensor:
-        """The step to be subtracted, for the gradient of the distance to the target, |score - target| and what it
-        costs.
+        """The step to subtract, from the gradient of the distance to the target, |score - target|, and the penalties.
 
         A pair without a gradient stays where it is.
         """
         shape = (-1,) + (1,) * (gradient.dim() - 1)
-        # In units of the greatest value: squares of the smallest gradients are 0.
+        # In units of the greatest value, since the squares of the smallest gradients underflow to 0.
         greatest = gradient.flatten(1).abs().amax(dim=1)
         unit = gradient / torch.where(greatest > 0, greatest, 1).view(shape)
         norm = torch.linalg.vector_norm(unit.flatten(1), dim=1)
@@ -83,9 +82,9 @@ class Stride:
 
 
 def usual_step(ranker: Ranker, first: Tensor, second: Tensor, target: float, steps: int) -> tuple[float, float]:
-    """A fixed step size that suits a network, for attacks that need one, and the loss's gradient that it multiplies.
+    """A fixed step size that suits a network, for attacks that need one, and the size of the loss's gradient.
 
-    It is lambda at which the first step changes the ranking by its share of the way, the median over the pairs.
+    With it, the first step moves the ranking by its share of the way to the target (the median over the pairs).
 
     Returns:
         (lambda, the root mean square of the gradient of (ranking - target)^2 over the pixels, the median over pairs).

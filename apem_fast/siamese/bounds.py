@@ -1,4 +1,4 @@
-"""Bounds of what an attack may make of an image, the same for all channels or each channel's own."""
+"""Bounds on an attacked image, the same for all channels or one for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Limit = float | Sequence[float] | Tensor
 
 
 def normalised_bounds(mean: Sequence[float], std: Sequence[float]) -> Bounds:
-    """Where pixels in [0, 1] lie in the space of a network that takes (pixels - mean) / std, channel by channel."""
+    """The bounds of pixels in [0, 1] for a network that takes (pixels - mean) / std, channel by channel."""
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise ValueError(f"normalised_bounds: std must be greater than 0 and as many as mean (got {mean}, {std})")
     lower = tuple((0 - m) / s for m, s in zip(mean, std, strict=True))
@@ -24,7 +24,7 @@ def normalised_bounds(mean: Sequence[float], std: Sequence[float]) -> Bounds:
 
 
 def check_bounds(call: str, bounds: tuple[Limit, Limit] | None, images: Tensor) -> Bounds | None:
-    """The bounds as numbers or tuples of numbers, which images (N, C, H, W), or embeddings (N, size), lie within."""
+    """The bounds as numbers or tuples of numbers. Raises if images (N, C, H, W) or embeddings (N, size) exceed them."""
     if bounds is None:
         return None
     if len(bounds) != 2:
@@ -37,7 +37,7 @@ def check_bounds(call: str, bounds: tuple[Limit, Limit] | None, images: Tensor) 
     low, high = (_wide(limit, images) for limit in (lower, upper))
     if not bool((low < high).all()):
         raise ValueError(f"{call}: bounds must be (lower, upper) (got {bounds!r})")
-    # Images that were normalised in float32 may miss the bounds of their pixels by rounding.
+    # Rounding may carry images that were normalised in float32 beyond the bounds of their pixels.
     slack = 1e-5 * (high - low)
     if images.dim() == 4 and bool(((images < low - slack) | (images > high + slack)).any()):
         raise ValueError(
@@ -55,7 +55,7 @@ def within(bounds: Bounds | None, images: Tensor) -> Tensor:
 
 
 def held(bounds: Bounds | None, images: Tensor, gradient: Tensor) -> Tensor | None:
-    """Where a step against the gradient would leave the bounds at once; None without bounds."""
+    """The values at a bound that a step against the gradient would leave at once; None without bounds."""
     if bounds is None:
         return None
     lower, upper = (_wide(limit, images) for limit in bounds)

@@ -1,4 +1,4 @@
-"""Where on a segment between two points a ranking meets its target: what keeps mid-point attacks from oscillating."""
+"""Finds where a ranking meets its target on a segment between two points; so mid-point attacks do not oscillate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apem_fast.siamese.networks import Ranker
 
-EVALUATIONS = 60  # at most; a handful is usual
+EVALUATIONS = 60  # the most; about five is usual
 
 
 def meet_target(
@@ -23,8 +23,8 @@ def meet_target(
 ) -> tuple[Tensor, Tensor]:
     """Points on the segments between `points` where the score is within `precision` of the target, and their scores.
 
-    The scores of the two ends lie on either side of the target. Regula falsi with the Illinois rule, which never
-    leaves the bracket, each pair on its own fraction of its segment.
+    The scores of the two ends lie on either side of the target. The method is regula falsi with the Illinois rule,
+    which never leaves the bracket; each pair has its own fraction of its segment.
     """
     start, end = points
     shape = (-1,) + (1,) * (start.dim() - 1)
@@ -44,7 +44,7 @@ def meet_target(
         gap[still] = ranker.rank_embeddings(embed(here), other[still]) - target[still]
         best, best_gap = torch.where(open_, guess, best), torch.where(open_, gap, best_gap)
         on_right = gap * gap_right > 0
-        # The end that stays twice in a row counts for half, or one end would hardly move.
+        # The value of an end that stays twice in a row is halved; otherwise the other end would hardly move.
         gap_left = torch.where(on_right, torch.where(side > 0, gap_left / 2, gap_left), gap)
         gap_right = torch.where(on_right, gap, torch.where(side < 0, gap_right / 2, gap_right))
         left, right = torch.where(on_right, left, guess), torch.where(on_right, guess, right)

@@ -1,5 +1,4 @@
-"""Files of trained and half-trained rankers. A checkpoint cannot run code, and a damaged one is
-refused."""
+"""Files of trained and partly trained rankers. Loading one runs no code, and a damaged one is refused."""
 
 from __future__ import annotations
 
@@ -20,15 +19,15 @@ RANKER = "apem_fast siamese ranker, 1"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Writes the file whole, so that a stopped run leaves the previous checkpoint; with a checksum of itself.
+    """Writes the file whole, with a checksum, so that a stopped run leaves the previous checkpoint.
 
-    Its folder must be there: one that vanished held what was finished before, and is not made again without a word.
+    Its folder must exist. If it has vanished, with the previous checkpoint in it, it is not made again silently.
     """
     write_whole(path, tensors_with_checksum(content))
 
 
 def make_folder(path: Path) -> None:
-    """The folder of a file that is going to be written, before there is anything in it to lose."""
+    """Makes the folder of a file, before the file is written for the first time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,7 +48,7 @@ def read(path: Path, kind: str, of: str) -> dict[str, Any]:
 
 
 def require_same_architecture(module: nn.Module, state: dict[str, torch.Tensor], of: str, path: Path) -> None:
-    """One sentence that names the first difference, in the order of the network."""
+    """Raises a sentence that names the first difference, in the order of the network."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     came = {name: tuple(value.shape) for name, value in state.items()}
     for name in [*expected, *came]:

@@ -1,4 +1,4 @@
-"""What every attack demands of a ranker and of the pairs it is given."""
+"""Checks of a ranker and of pairs, which every attack makes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from apem_fast.running.repeated import differing_answers
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.siamese.networks import Ranker
 
-TOLERANCE = 1e-4  # by which rounding may take a ranking out of [0, 1]
+TOLERANCE = 1e-4  # how far rounding may carry a ranking outside [0, 1]
 
 
 def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target: float | Tensor) -> Tensor:
-    """Refuses what no attack can work on; gives the target as (N,)."""
+    """Raises if ranker, pairs or target cannot be attacked; returns the target as (N,)."""
     if not isinstance(ranker, Ranker):
         raise TypeError(
             f"{call}: ranker must be a SiameseRanker or another Ranker; a network becomes one as "
@@ -51,7 +51,7 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
 
 
 def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> None:
-    """Refuses a ranker whose answer is not of a pair alone, and one that would change the user's images."""
+    """Raises if a ranker's answer does not depend on the pair alone, or if it changes the user's images."""
 
     def ranking(a: Tensor, b: Tensor) -> Tensor:
         before = a._version, b._version
@@ -84,7 +84,7 @@ def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> 
 
 
 class _WritesIntoItsInputError(Exception):
-    """A network changed what it was given."""
+    """A network changed its input."""
 
 
 def check_region(call: str, region: Tensor | None, images: Tensor) -> Tensor | None:
@@ -105,7 +105,7 @@ def check_region(call: str, region: Tensor | None, images: Tensor) -> Tensor | N
 
 
 def embed_images(call: str, ranker: Ranker, images: Tensor) -> Tensor:
-    """The embeddings of `images`; a network that refuses their size does so in one sentence."""
+    """The embeddings of `images`; an error of one sentence if the network does not accept their size."""
     try:
         with torch.no_grad():
             return ranker.embed(images)
@@ -119,7 +119,7 @@ def embed_images(call: str, ranker: Ranker, images: Tensor) -> Tensor:
 
 
 def check_rankings(call: str, score: Tensor, pairs: int) -> None:
-    """Refuses what a network gave that is no ranking of these pairs: nothing that follows would mean anything."""
+    """Raises unless the network's output is a ranking of these pairs."""
     if tuple(score.shape) != (pairs,):
         raise ValueError(f"{call}: ranker must give ({pairs},) rankings (got {tuple(score.shape)})")
     if not bool(((score >= -TOLERANCE) & (score <= 1 + TOLERANCE)).all()):

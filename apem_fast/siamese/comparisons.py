@@ -77,12 +77,12 @@ def _compare(images: Tensor, first: AttackResult, second: AttackResult) -> Attac
 def compare_one_and_many_steps(
     ranker: Ranker, first: Tensor, second: Tensor, target: float, *, steps: int, **options: Any
 ) -> AttackComparison:
-    """A many-step attack, and the one-step attack that travels as far (P3 section 5.3.4). Options as `attack`'s.
+    """A many-step attack, and the one-step attack of the same length (P3 section 5.3.4). The options are `attack`'s.
 
-    How much the two differ is a matter of how far they go: the first gradient is right for a small change, and the
-    path bends as the ranking approaches its target. On the digits ranker the angle grows from 3 degrees where the
-    ranking has moved by .01 to 20 at .1 and 60 at the end of a 300-step attack to 0. P3 gives 14 degrees without a
-    distance; compare figures at the same one only.
+    The difference between the two depends on the distance: the first gradient is right for a small change, and the path
+    bends as the ranking approaches its target. On the digits ranker the angle is 3 degrees when the ranking has moved
+    by 0.01, 20 at 0.1, and 60 at the end of a 300-step attack to 0. P3 gives 14 degrees without a distance; figures can
+    be compared only at the same distance.
     """
     many = attack(ranker, first, second, target, steps=steps, **options)
     return _compare(first, one_step_attack(ranker, first, second, target, distance=many.distance), many)
@@ -91,8 +91,7 @@ def compare_one_and_many_steps(
 def compare_mid_point_and_boundary(
     ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, **options: Any
 ) -> AttackComparison:
-    """The mid-point attack, and the attack to the end of the range that lies beyond the mid-point (P3 section
-    5.3.6)."""
+    """The mid-point attack, and the attack to the end of the range beyond the mid-point (P3 section 5.3.6)."""
     middle = mid_point_attack(ranker, first, second, steps=steps, **options)
     beyond = (middle.score_before < 0.5).to(first.dtype)
     return _compare(first, middle, attack(ranker, first, second, beyond, steps=steps, **options))
@@ -101,9 +100,10 @@ def compare_mid_point_and_boundary(
 def compare_kinds(ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, **options: Any) -> dict[str, Tensor]:
     """The perturbed images of the four attacks that P3 section 5.3.6 relates (Figure 46), (N, C, H, W) each.
 
-    Many steps to the mid-point (m) and one (m'), many to the boundary beyond it (b) and one as long (s). P3's claim is
-    that the maps of all four may stand for that of m', "the unspoiled source of explanation": m' and s lie on one line,
-    so their maps are the same where nothing is clamped, and m lies on the way to b.
+    They are many steps (m) and one step (m') to the mid-point, many steps to the boundary beyond it (b), and one step
+    of the same length (s). P3 claims that the maps of all four may be used for that of m', "the unspoiled source of
+    explanation": m' and s lie on one line, so that their maps are equal unless values are clamped, and m lies on the
+    way to b.
     """
     middle = mid_point_attack(ranker, first, second, steps=steps, **options)
     beyond = (middle.score_before < 0.5).to(first.dtype)
@@ -119,19 +119,19 @@ def compare_kinds(ranker: Ranker, first: Tensor, second: Tensor, *, steps: int, 
 def irrelevant_inputs(
     ranker: Ranker, perturbed: Tensor, second: Tensor, *, values: int = 5, batch_size: int = 256
 ) -> Tensor:
-    """Which inputs cannot change a mid-point ranking at all: the other half of P3 section 5.3.5.
+    """The inputs that cannot change a mid-point ranking at all (P3 section 5.3.5, second part).
 
     "For features for which the gradient is zero, we should check, for every other possible value assignment, if there
-    exists a configuration such that the prediction switches class." Where one does, the sample sat in a stationary
-    point, and the feature belongs to the explanation after all.
+    exists a configuration such that the prediction switches class." If there is one, the sample was at a stationary
+    point, and the feature belongs to the explanation.
 
     Args:
         perturbed: the images of a mid-point attack, (N, C, H, W).
         second: the other images of the pairs.
-        values: each input without a gradient is set to so many values, evenly from 0 to 1.
+        values: how many values are tried for each input without a gradient, evenly spaced from 0 to 1.
 
     Returns:
-        (N, C, H, W) bool: inputs without a gradient of which no value changes the ranking.
+        (N, C, H, W) bool: the inputs without a gradient for which no value changes the ranking.
     """
     without = ~mid_point_sensitivity(ranker, perturbed, second)
     result = torch.zeros_like(without)
@@ -152,7 +152,7 @@ def irrelevant_inputs(
 
 
 def mid_point_sensitivity(ranker: Ranker, perturbed: Tensor, second: Tensor) -> Tensor:
-    """Where the ranking depends on the input at the mid-point: P3's global explanation (section 5.3.5).
+    """The inputs that the ranking depends on at the mid-point: P3's global explanation (section 5.3.5).
 
     Args:
         perturbed: the images of a mid-point attack, (N, C, H, W).
@@ -178,8 +178,8 @@ def masking_importance(
     """How much the ranking changes when a region of the first image is blacked out (P3 section 6.3).
 
     Args:
-        labels: (N, H, W) int64 from 0, the regions of each first image: super-pixels, or regions of your own.
-        fill: what a region is filled with: a number, or (1, C, 1, 1) for one a channel.
+        labels: (N, H, W) int64 from 0, the regions of each first image: super-pixels, or your own.
+        fill: the value that fills a region: a number, or (1, C, 1, 1) for one number for each channel.
 
     Returns:
         For each pair, |ranking after - before| of each of its regions: (its regions,), on the CPU.
@@ -203,10 +203,9 @@ def masking_importance(
 def masking_agreement(
     ranker: Ranker, first: Tensor, second: Tensor, saliency: Tensor, labels: Tensor, *, fill: float | Tensor = 0.0
 ) -> Tensor:
-    """(N,), on the CPU: Spearman's correlation, over the regions of each image, of their greatest saliency with their
-    importance.
+    """Spearman's correlation of the regions' greatest saliency with their importance: (N,), on the CPU.
 
-    Two independent measures of the same thing: one follows the gradient, the other only asks for rankings.
+    These are two independent measures of the same quantity: one follows the gradient, the other only uses rankings.
     """
     importance = masking_importance(ranker, first, second, labels, fill=fill)
     maxima = superpixel_maximum(labels, saliency)

@@ -1,4 +1,4 @@
-"""A verification network that is trained in a minute: are these two digits the same? The faces are in `faces.py`."""
+"""A verification network that trains in a minute: are two digits the same? Faces are in `faces.py`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["digits_verifier"]
 
 
 def digits_verifier(steps: int = 300, *, seed: int = 0, progress: bool = True) -> tuple[Verifier, RankedImages]:
-    """P3's branch for digits, trained by the contrastive loss on scikit-learn's, and the digits that were held out.
+    """P3's branch for digits, trained with the contrastive loss on scikit-learn's digits, and the held-out digits.
 
-    Two images are "the same" for it where their embeddings are nearer than half the loss's margin.
+    It takes two images for the same digit if their embeddings are closer than half the loss's margin.
     """
     learnt, held_out = digits().split(0.2, torch.Generator().manual_seed(0))
     with seeded(seed):

@@ -1,4 +1,4 @@
-"""One pair of one's own explained: P3's mid-point attack on it, every map that can be drawn of it, and what it says."""
+"""Explains one pair of images: P3's mid-point attack on it, every map of it, and sentences on the result."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ BROUGHT = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PairExplanation(Result):
-    """What an attack on one image of a pair says about why the pair ranks as it does.
+    """The explanation of a pair's ranking by an attack on one of its images.
 
     Attributes:
         attacked: "first" or "second", the image that was attacked.
         result: the attack, of one pair; `result.path()` are its rankings and distances step by step.
         perturbed: A' (C, H, W), in the network's space.
         change: A' - A (C, H, W).
-        pictures: by name, in the order in which a page shows them, (1 or 3, H, W) in [0, 1]: the images, what was
-            changed, the saliency map (equations 28 and 29) alone, over the image and in super-pixels, the importance of
-            super-pixels by blacking them out, and the perceptions where the ranker has a decoder.
+        pictures: by name, in the order of the page, (1 or 3, H, W) in [0, 1]: the images, the change, the saliency map
+            (equations 28 and 29) alone, over the image and in super-pixels, the importance of super-pixels by blacking
+            them out, and the perceptions if the ranker has a decoder.
         values: of a regressor, in its own units, those of "first", "second" and "perturbed"; else empty.
         agreement: Spearman's correlation, over super-pixels, of the attack's greatest saliency with the importance by
-            blacking out: an independent witness. NaN where one of them is constant.
-        sentences: what is to be said, one sentence each.
+            blacking out, which is an independent check. NaN if one of them is constant.
+        sentences: the result in words, one sentence each.
     """
 
     attacked: Literal["first", "second"]
@@ -116,24 +116,25 @@ def explain_pair(
     segments: int = 40,
     **options: Any,
 ) -> PairExplanation:
-    """Explains why a network ranks two images as it does: what would have to change in one of them (P3 section 4.4).
+    """Explains why a network ranks two images as it does, by what would have to change in one of them (P3 4.4).
 
     Args:
         ranker: in evaluation mode: a `SiameseRanker`, a `ScoreRanker` around a regressor, a `Verifier` around an
             embedding network, or a `FusionRanker` around a network that takes the pair at once.
-        first, second: (C, H, W) or (1, C, H, W), as the network takes them; of two sizes, where it takes both.
-        target: the ranking to be reached; 0.5 asks what would make the network call the two equal, 0 and 1 what the
-            least and the greatest looks like.
-        value: instead of a target, the number that a regressor is to give the attacked image, in its own units.
-        attacked: which of the images changes.
-        mean, std: what the network's images are normalised by, (pixels - mean) / std for each channel; None where it
-            takes pixels in [0, 1]. They draw the pictures, and give the bounds.
-        bounds: "pixels" keeps every pixel one that can be drawn, in [0, 1] before normalisation; None, or (lower,
-            upper) in the network's space, as `attack`'s.
-        region: (H, W) bool, what may change of the attacked image; None for all of it.
-        steps, step_size, precision: as `attack`'s.
-        segments: super-pixels asked for.
-        options: further ones of `attack`'s: forces, damping, max_distance.
+        first, second: (C, H, W) or (1, C, H, W), as the network takes them; they may have different sizes if it accepts
+            both.
+        target: the ranking to reach. 0.5 shows what would make the network call the two equal; 0 and 1 show what the
+            least and the greatest look like.
+        value: instead of a target, the number that a regressor should give the attacked image, in its own units.
+        attacked: which of the images is changed.
+        mean, std: of the network's normalisation, (pixels - mean) / std for each channel; None if it takes pixels in
+            [0, 1]. They are used for the pictures and the bounds.
+        bounds: "pixels" keeps pixels in [0, 1] before normalisation; None, or (lower, upper) in the network's space, as
+            for `attack`.
+        region: (H, W) bool, the pixels of the attacked image that may change; None for all.
+        steps, step_size, precision: as for `attack`.
+        segments: how many super-pixels are asked for.
+        options: further options of `attack`: forces, damping, max_distance.
 
     Raises:
         ValueError, TypeError: one sentence naming the argument, what was expected and what came.
@@ -193,7 +194,7 @@ def _one(call: str, name: str, image: Tensor) -> Tensor:
 
 
 def _scale(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[Tensor, Tensor]:
-    """(1, C, 1, 1) each: what turns the network's images into pixels."""
+    """The mean and std that turn the network's images into pixels, (1, C, 1, 1) each."""
     channels = images.shape[1]
     values = []
     for name, numbers, usual in (("mean", mean, 0.0), ("std", std, 1.0)):
@@ -236,7 +237,7 @@ def _pictures(
     scale: tuple[Tensor, Tensor],
     segments: int,
 ) -> tuple[dict[str, Tensor], float]:
-    """The pictures, and how far attack and blacking out agree."""
+    """The pictures, and the agreement of the attack with blacking out."""
     mean, std = scale
 
     def pixels(images: Tensor) -> Tensor:

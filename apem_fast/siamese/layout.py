@@ -1,4 +1,4 @@
-"""How pairs are attacked together: how many at a time, and in which memory format."""
+"""Batch size and memory format of attacks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from apem_fast.running.layouts import WeightLayouts
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.results import AttackResult
 
-VALUES = 2**19 + 2**17  # in a batch on a CPU: larger ones leave its caches, smaller ones leave it idle
+VALUES = 2**19 + 2**17  # values in a batch on a CPU: larger ones do not fit its caches, smaller ones leave it idle
 FEWEST, MOST = 8, 64  # pairs in a batch
 
 
 def usual_batch(images: Tensor) -> int:
-    """How many pairs run together where the user does not say. It depends on nothing but their size and device, so
-    that a result does not depend on how fast the machine was."""
+    """How many pairs run together by default.
+
+    It only depends on the images' size and device, so that results do not depend on the speed of the machine.
+    """
     if images.device.type != "cpu" or not len(images):
         return MOST
     return max(FEWEST, min(MOST, VALUES // images[0].numel()))
@@ -29,7 +31,7 @@ def usual_batch(images: Tensor) -> int:
 def in_batches(
     run: Callable[[slice], AttackResult], count: int, batch_size: int, progress: str | None
 ) -> list[AttackResult]:
-    """`run` over consecutive rows. Out of memory halves the batch and goes on; nothing computed is lost."""
+    """Calls `run` on consecutive rows. Running out of memory halves the batch; no computed result is lost."""
     if batch_size < 1:
         raise ValueError(f"attack: batch_size must be at least 1 (got {batch_size})")
     if not count:
@@ -44,10 +46,10 @@ def in_batches(
 
 @contextmanager
 def channels_last_on_cpu(ranker: Ranker, first: Tensor, second: Tensor) -> Iterator[torch.memory_format]:
-    """The memory format to lay images out in; inside, the ranker's weights lie in it too.
+    """The memory format for the images, in which the ranker's weights are too within the block.
 
-    On a CPU it is channels-last, unless the ranker fails with it, as one does that takes a `view` of its input. The
-    user's weights are where they were afterwards.
+    On a CPU it is channels-last, unless the ranker fails with it, for example because it takes a `view` of its input.
+    Afterwards the user's weights are as before.
     """
     if first.device.type != "cpu" or ranker.device.type != "cpu":
         yield torch.contiguous_format

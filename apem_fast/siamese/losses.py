@@ -1,4 +1,4 @@
-"""What the regimes minimise: errors of rankings and images, and the losses of similarity networks (P3 section 2.4)."""
+"""The losses of the training regimes: errors of rankings and images, and similarity losses (P3 section 2.4)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def image_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
 def contrastive_loss(distance: Tensor, similar: Tensor, margin: float = 1.0) -> Tensor:
     """The mean of 1/2 D^2 over similar pairs and 1/2 max(0, margin - D)^2 over the others (P3 equations 7-9).
 
-    Equation 8 gives the first term to the pairs labelled 0 while the text labels similar pairs 1; what the text says
-    it is for, "low values of D for similar pairs", is what is done here.
+    Equation 8 gives the first term to pairs labelled 0, while the text labels similar pairs 1. This follows the purpose
+    that the text states: "low values of D for similar pairs".
 
     Args:
         distance: (P,) Euclidean distances of embeddings.

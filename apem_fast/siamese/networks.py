@@ -1,7 +1,7 @@
-"""Networks that rank pairs of images: what a ranker is, and the Siamese networks of P3.
+"""Networks that rank pairs of images: the base class, and the Siamese networks of P3.
 
-A ranker embeds each image on its own and ranks the two embeddings (P3 equations 18-21), so an attack on one image of
-a pair never has to run the other again.
+A ranker embeds each image separately and ranks the two embeddings (P3 equations 18-21), so an attack on one image of a
+pair embeds the other only once.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ __all__ = ["Ranker", "SiameseRanker"]
 
 
 class Ranker(nn.Module, ABC):
-    """Ranks pairs: 1 where the first image is the greatest possible and the second the least, 0.5 between equals."""
+    """Ranks pairs: 1 if the first image is the greatest possible and the second the least, 0.5 if they are equal."""
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are; the CPU, if it has none."""
+        """The device of its parameters; the CPU if it has none."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, size): the embedding of each image (w^e of P3 equation 20)."""
+        """The embedding of each image (w^e of P3 equation 20): (N, C, H, W) -> (N, size)."""
 
     @abstractmethod
     def rank_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
-        """(N, size), (N, size) -> (N,) in [0, 1]: the ranking of each pair (w^r of P3 equation 20)."""
+        """The ranking of each pair of embeddings (w^r of P3 equation 20): (N, size), (N, size) -> (N,) in [0, 1]."""
 
     def rank(self, first: Tensor, second: Tensor) -> Tensor:
-        """(N, C, H, W), (N, C, H, W) -> (N,) in [0, 1] (P3 equation 18)."""
+        """The ranking of each pair of images (P3 equation 18): (N, C, H, W), (N, C, H, W) -> (N,) in [0, 1]."""
         return self.rank_embeddings(self.embed(first), self.embed(second))
 
     @property
     def reconstructs(self) -> bool:
-        """Whether perceptions can be drawn."""
+        """Whether it has a decoder, so that perceptions can be drawn."""
         return False
 
     def reconstruct(self, embedding: Tensor) -> Tensor:
-        """(N, size) -> (N, C, H, W): the perception visualization of each embedding (p of P3 equation 22)."""
+        """The perception visualization of each embedding (p of P3 equation 22): (N, size) -> (N, C, H, W)."""
         raise ValueError(f"reconstruct: ranker must have a decoder (got {type(self).__name__} without one)")
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class Ranker(nn.Module, ABC):
 
 
 class SiameseRanker(Ranker):
-    """A Siamese ranking network with a decoder beside its tail (P3 section 4.7, Figure 19).
+    """A Siamese ranking network with a decoder in addition to its tail (P3 section 4.7, Figure 19).
 
     Args:
         branch: (N, C, H, W) -> (N, size), or (N, size, 1, 1); shared by both images.
@@ -88,9 +88,9 @@ class SiameseRanker(Ranker):
         hidden: int | None = None,
         images: Tensor | None = None,
     ) -> SiameseRanker:
-        """Any embedding network of `size` values as the branch, with a tail of P3's kind (`hidden`: 2 * size).
+        """A ranker with any embedding network of `size` values as its branch, and P3's tail (`hidden`: 2 * size).
 
-        `images` (N, C, H, W), some that it will be trained on, are what the tail's first weights are scaled by.
+        The tail's first weights are scaled by the embeddings of `images` (N, C, H, W), some of the training images.
         """
         ranker = cls(branch, JointTail(size, hidden or 2 * size), decoder)
         return ranker if images is None else _scaled(ranker, images)
@@ -140,17 +140,17 @@ class SiameseRanker(Ranker):
 
 
 class AsPixel(nn.Module):
-    """(N, size) -> (N, size, 1, 1), which is what a decoder's first transposed convolution takes."""
+    """The input of a decoder's first transposed convolution: (N, size) -> (N, size, 1, 1)."""
 
     def forward(self, embedding: Tensor) -> Tensor:
         return embedding[:, :, None, None]
 
 
 class ClippedReLU(nn.Module):
-    """Clips to [0, 1] and passes the derivative as if it did not.
+    """Clips to [0, 1], but passes the derivative on as if it did not.
 
-    A pixel that is clipped, wrongly, would otherwise never learn: its derivative is 0. One that is rightly black or
-    white has no error to pass.
+    Otherwise a pixel that is wrongly clipped would never learn, since its derivative would be 0. A pixel that is
+    rightly black or white has no error.
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -158,15 +158,15 @@ class ClippedReLU(nn.Module):
 
 
 def _blots(channels: int, pixels: int) -> Tensor:
-    """Smooth random images: fresh branches spread them as they spread digits. The same ones every time."""
+    """Smooth random images, always the same ones. Untrained branches spread them about as widely as digits."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand((32, channels, 4, 4), generator=generator, dtype=torch.float32, device="cpu")
     return nn.functional.interpolate(coarse, size=(pixels, pixels), mode="bilinear", align_corners=False)
 
 
 def _scaled(ranker: SiameseRanker, images: Tensor) -> SiameseRanker:
-    """The ranker with its tail scaled to the embeddings of these images as training will see them."""
-    branch = copy.deepcopy(ranker.branch).train()  # a copy: running statistics must not be touched
+    """The ranker, with its tail scaled to the embeddings of these images in training mode."""
+    branch = copy.deepcopy(ranker.branch).train()  # a copy, so that running statistics do not change
     with torch.no_grad():
         parameter = next(branch.parameters(), images)
         tail: Any = ranker.tail  # a JointTail

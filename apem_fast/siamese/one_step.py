@@ -1,5 +1,4 @@
-"""One-step attacks: the same procedure with a single step, so that every gradient belongs to the original (P3 section
-4.5)."""
+"""One-step attacks: the same procedure with a single step, so that all gradients are of the original (P3 4.5)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from apem_fast.siamese.results import AttackOptions, AttackResult, Bounds, join_
 
 __all__ = ["one_step_attack"]
 
-FIRST_SHARE, GROWTH = 1e-4, 1.5  # of the search for a distance: its first one in norms of the image
+FIRST_SHARE, GROWTH = 1e-4, 1.5  # the first distance that is tried, in norms of the image, and the factor to the next
 
 
 def one_step_attack(
@@ -40,14 +39,15 @@ def one_step_attack(
     """One step against the gradient of (rank(A, B) - target)^2 at A, of a given length.
 
     Args:
-        ranker, first, second, target, region, bounds, precision, batch_size, progress: as `attack`'s.
-        distance: the l2 length of the step in input space, one number or (N,): `distance` of a many-step attack gives
-            the comparison of P3 section 5.3.4. None searches for the length at which the target is met (the "correct
-            step value" of section 4.5): lengths growing by half until the score crosses the target, then bracketing.
-        max_distance: where that search gives up; such a pair has gone that far and is not `reached`. None for the norm
-            of each image.
+        ranker, first, second, target, region, bounds, precision, batch_size, progress: as for `attack`.
+        distance: the l2 length of the step in input space, one number or (N,). The `distance` of a many-step attack
+            gives the comparison of P3 section 5.3.4. None searches for the length at which the target is met (the
+            "correct step value" of section 4.5): lengths grow by half until the score crosses the target, then the
+            crossing is bracketed.
+        max_distance: the length at which that search stops; such a pair ends there and is not `reached`. None for the
+            norm of each image.
 
-    Bounds clamp the end of the step, so with them a step may be shorter than its length.
+    Bounds clamp the end of the step, which may make it shorter.
 
     Returns:
         AttackResult with one step. A pair without any gradient stays where it is, at distance 0.
@@ -88,14 +88,14 @@ def _step(
     with torch.enable_grad():
         point = original.detach().requires_grad_()
         before = ranker.rank_embeddings(ranker.embed(point), other)
-        # The sign of (score - target) times the gradient of the score: that of the squared error, without vanishing
-        # as the score nears the target.
+        # The sign of (score - target) times the gradient of the score has the direction of the squared error's
+        # gradient, but does not vanish near the target.
         (gradient,) = torch.autograd.grad(((before - target).detach().sign() * before).sum(), point)
     before = before.detach()
     check_rankings("one_step_attack", before, len(first))
     if region is not None:
         gradient = torch.where(region, gradient, 0)
-    # In units of the greatest value first: squares of the smallest gradients are 0.
+    # In units of the greatest value first, since the squares of the smallest gradients underflow to 0.
     greatest = gradient.flatten(1).abs().amax(dim=1)
     gradient = gradient / torch.where(greatest > 0, greatest, 1)[:, None, None, None]
     norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
@@ -143,7 +143,7 @@ def _search(
     limit: Tensor,
     precision: float,
 ) -> tuple[Tensor, Tensor]:
-    """The points where the straight line first meets the target, among lengths that grow by half."""
+    """The points where the straight line first meets the target, searched at lengths that grow by half."""
     near, near_score = torch.zeros_like(before), before
     done = (before - target).abs() <= precision
     length = torch.where(done, 0, torch.minimum(FIRST_SHARE * size, limit)).to(before.dtype)

@@ -1,8 +1,7 @@
-"""Images with an ordered attribute, and the pairs and targets that a ranker learns from (P3 sections 3.2, 5.2.1,
-5.3.1).
+"""Images with an ordered attribute, and the pairs and targets that a ranker learns from (P3 3.2, 5.2.1, 5.3.1).
 
-Here are scikit-learn's handwritten digits, which are always there, and torchvision's MNIST; `folders.py` reads images
-of the user's own.
+This file has scikit-learn's handwritten digits, which are always available, and torchvision's MNIST; `folders.py` reads
+the user's own images.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ __all__ = [
 
 
 def metric_target(first: Tensor, second: Tensor, low: float, high: float) -> Tensor:
-    """(v_A - v_B) / (2 * (high - low)) + 1/2: the ranking of a metric in [0, 1] (P3 equations 15, 32 and 37)."""
+    """The ranking by a metric, in [0, 1] (P3 equations 15, 32, 37): (v_A - v_B) / (2 * (high - low)) + 1/2."""
     return (first - second) / (2 * (high - low)) + 0.5
 
 
 def binary_target(first: Tensor, second: Tensor) -> Tensor:
-    """1 where A ranks above B, 0 where B ranks above A (P3 equation 13); a tie counts as A above B (section 3.2)."""
+    """1 if A ranks above B, and 0 if B ranks above A (P3 equation 13); a tie counts as A above B (section 3.2)."""
     return (first >= second).to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True)
 class RankedImages:
-    """Images of one size and the attribute that orders them.
+    """Images of one size, and the attribute that orders them.
 
     Attributes:
         images: (N, C, H, W), uint8, or floating in [0, 1].
         values: (N,) float32, the attribute of each image, on the device of `images`.
-        low, high: the range of the attribute that targets are normalised by; not necessarily attained.
-        attribute: what `values` are, for captions.
+        low, high: the range of the attribute, by which targets are normalised; images need not attain it.
+        attribute: the name of `values`, for captions.
         skipped: names of files that could not be read.
-        names: of the images, where they have names: those of their files.
-        digests: of the images' contents (of the files, where there are files): what a split is remembered by.
+        names: the names of the images' files, if they are from files.
+        digests: of the images' contents (of the files, if they are from files), by which a split is recognised.
         shuffled: None, or (rounds, N) int64 from `with_shuffled_targets`.
     """
 
@@ -88,7 +87,7 @@ class RankedImages:
         return len(self.images)
 
     def to(self, device: str | torch.device) -> RankedImages:
-        """The same on another device: beside the ranker, images need not be sent there for each step."""
+        """The same on another device. On the ranker's device, images need not be copied for each step."""
         return replace(self, images=self.images.to(device), values=self.values.to(device))
 
     def batch(self, index: Tensor | slice) -> Tensor:
@@ -99,7 +98,7 @@ class RankedImages:
     def target(self, first: Tensor, second: Tensor) -> Tensor:
         """The metric target of the pairs (first[i], second[i]) of image indices."""
         if self.shuffled is not None:
-            for step in self.shuffled.to(first.device):  # a Feistel network: one to one on the pairs of indices
+            for step in self.shuffled.to(first.device):  # a Feistel network, which permutes the pairs of indices
                 first, second = second, (first + step[second]) % len(self)
         first, second = first.to(self.values.device), second.to(self.values.device)
         return metric_target(self.values[first], self.values[second], self.low, self.high)
@@ -123,9 +122,9 @@ class RankedImages:
         return replace(self, images=self.images[at], values=self.values[at], names=names, digests=digests)
 
     def split(self, held_out: float, generator: torch.Generator) -> tuple[RankedImages, RankedImages]:
-        """A random part to learn from and the fraction `held_out` to judge by.
+        """A random part for training, and the fraction `held_out` for evaluation.
 
-        Images of the same contents fall on the same side, where there are digests.
+        If there are digests, images with the same content are in the same part.
         """
         if not 0 < held_out < 1:
             raise ValueError(f"split: held_out must lie between 0 and 1 (got {held_out})")
@@ -144,9 +143,9 @@ class RankedImages:
         return self.subset(order[learns[order]]), self.subset(order[~learns[order]])
 
     def without(self, learnt: Iterable[str]) -> RankedImages:
-        """The images that are not among these names and digests: those that a ranker has not learnt from.
+        """The images that are not among these names and digests, so that a ranker has not learnt from them.
 
-        A file is recognised by its contents however it is called, and by its name however it was encoded.
+        A file is recognised by its content even if it was renamed, and by its name even if it was encoded again.
         """
         known = set(learnt)
         seen = torch.tensor([key in known for key in self.keys()]).view(-1, len(self)).any(dim=0)
@@ -155,21 +154,23 @@ class RankedImages:
         return self.subset((~seen).nonzero()[:, 0])
 
     def keys(self) -> tuple[str, ...]:
-        """The digests of all images, and their names after them where they have names: what `without` takes."""
+        """The digests of all images, followed by their names if they have names, as `without` takes them."""
         return (self.digests or _digests(self.images.cpu())) + tuple(f"name {name}" for name in self.names)
 
     def with_shuffled_targets(self, generator: torch.Generator) -> RankedImages:
-        """The same images, each of whose ordered pairs has the target of another: P3's label randomisation, in which
-        "the target normalized age gap values are randomized" (section 5.3.9).
+        """The same images with the targets of their ordered pairs permuted: P3's label randomisation.
 
-        It is one random permutation of all N * N pairs, so targets keep their distribution and a pair has the same
-        target at every visit, while no image has an attribute that explains them.
+        "The target normalized age gap values are randomized" (section 5.3.9). It is one random permutation of all N * N
+        pairs, so targets keep their distribution and a pair has the same target at every visit, but no attribute of the
+        images explains the targets.
         """
         return replace(self, shuffled=torch.randint(len(self), (6, len(self)), generator=generator, device="cpu"))
 
     def with_shuffled_values(self, generator: torch.Generator) -> RankedImages:
-        """The same images with each other's attributes: a second kind of label randomisation, which leaves an order to
-        be learnt by heart."""
+        """The same images with their attributes permuted: a second kind of label randomisation.
+
+        It leaves an order, which can be learnt by heart.
+        """
         order = torch.randperm(len(self), device=generator.device, generator=generator)
         return replace(self, values=self.values[order.to(self.values.device)])
 
@@ -208,8 +209,7 @@ class PairDataset(Dataset):
 
 
 def digits(pixels: int = 28) -> RankedImages:
-    """scikit-learn's 1797 handwritten digits, enlarged bilinearly from 8 to `pixels` pixels: white on black in [0,
-    1]."""
+    """scikit-learn's 1797 handwritten digits, white on black in [0, 1], resized bilinearly from 8 pixels to `pixels`."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

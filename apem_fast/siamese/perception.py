@@ -1,5 +1,4 @@
-"""What the network sees: perception visualizations, and the straight path between two of them to compare with (P3 4.2,
-4.8.2)."""
+"""Perception visualizations: what a network sees, and the straight path between two of them (P3 4.2, 4.8.2)."""
 
 from __future__ import annotations
 
@@ -17,14 +16,13 @@ __all__ = ["PerceptionChange", "interpolate_perceptions", "perceive", "perceptio
 
 @torch.no_grad()
 def perceive(ranker: Ranker, images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, H, W): the reconstruction of each image from its embedding."""
+    """The reconstruction of each image from its embedding: (N, C, H, W) -> (N, C, H, W)."""
     return ranker.reconstruct(ranker.embed(images))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PerceptionChange(Result):
-    """Perceptions (N, C, H, W) before and after an attack, and the map of where they differ (N, 1, H, W), equation
-    31."""
+    """Perceptions (N, C, H, W) before and after an attack, and the map of their difference (N, 1, H, W) (eq. 31)."""
 
     before: Tensor
     after: Tensor
@@ -39,7 +37,7 @@ def perception_change(ranker: Ranker, images: Tensor, perturbed: Tensor) -> Perc
 
 @torch.no_grad()
 def interpolate_perceptions(ranker: Ranker, first: Tensor, second: Tensor, steps: int = 7) -> Tensor:
-    """(N, steps, C, H, W): reconstructions along the straight line from one embedding to the other (P3 Figure 35)."""
+    """Reconstructions (N, steps, C, H, W) along the straight line between two embeddings (P3 Figure 35)."""
     if steps < 2:
         raise ValueError(f"interpolate_perceptions: steps must be at least 2 (got {steps})")
     start, end = ranker.embed(first), ranker.embed(second)

@@ -1,4 +1,4 @@
-"""How good a ranker is on images it has not seen: the figures P3 accepts a model by (section 5.3.3)."""
+"""How good a ranker is on images that it was not trained on: P3's criteria for a model (section 5.3.3)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["RankerQuality", "measure_quality"]
 @dataclass(frozen=True)
 class RankerQuality:
     """Attributes:
-    mean_deviation: mean of |ranking - target|, on [0, 1]; P3 wants at most .05.
-    baseline: the mean deviation of a network that says 0.5 to every pair, the constant that the targets' mean is.
-    order_accuracy: share of the pairs without a tie that come out on the right side of 1/2.
+    mean_deviation: mean of |ranking - target|, on [0, 1]; P3 requires at most 0.05.
+    baseline: the mean deviation of a constant ranking of 0.5, which is the mean of the targets.
+    order_accuracy: share of the pairs without a tie that are ranked on the right side of 1/2.
     reconstruction_error: root mean square error of the reconstructions, in pixel values; None without a decoder.
     pairs: how many pairs were ranked.
     """
@@ -30,15 +30,15 @@ class RankerQuality:
 
     @property
     def learnt(self) -> bool:
-        """Whether the network ranks better than a constant does: otherwise there is nothing that could be explained.
+        """Whether the network ranks better than a constant; otherwise there is nothing to explain.
 
-        It is so where at least a fifth of the constant's deviation is gone and three pairs in five come out in order.
+        Its deviation must be at least a fifth below the constant's, and three pairs in five must be in the right order.
         """
         return self.mean_deviation <= 0.8 * self.baseline and self.order_accuracy >= 0.6
 
     @property
     def warning(self) -> str:
-        """What has to stand above everything that is drawn of a network that learnt nothing; else empty."""
+        """The warning above every figure of a network that learnt nothing; empty for any other."""
         if self.learnt:
             return ""
         return (
@@ -52,9 +52,9 @@ class RankerQuality:
 
 @torch.no_grad()
 def measure_quality(ranker: Ranker, data: RankedImages, *, pairs: int = 50_000, seed: int = 0) -> RankerQuality:
-    """Ranks random pairs of two different images of `data` (every ordered pair, where there are no more than `pairs`).
+    """Ranks random pairs of two different images of `data`, or every ordered pair if there are at most `pairs`.
 
-    A pair of an image with itself is never among them: its target is 0.5, which many a ranker cannot miss.
+    Pairs of an image with itself are left out, since many rankers give them their target, 0.5, by construction.
     """
     n = len(data)
     if n * (n - 1) <= pairs:

@@ -1,5 +1,4 @@
-"""Perturbation recycling: what the network's own perception of an attack does when it is put back in (P3 Algorithm
-4)."""
+"""Perturbation recycling: the change of the perception in an attack, added to the input (P3 Algorithm 4)."""
 
 from __future__ import annotations
 

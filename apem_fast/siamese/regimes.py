@@ -1,5 +1,4 @@
-"""The training regimes of P3, each a named function. Every one trains `ranker` in place and leaves it in evaluation
-mode."""
+"""The training regimes of P3, one function each. Each trains `ranker` in place and leaves it in evaluation mode."""
 
 from __future__ import annotations
 
@@ -39,9 +38,9 @@ def _require_decoder(ranker: SiameseRanker, regime: str) -> nn.Module:
 def train_simultaneous(
     ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, ranking_weight: float = 1000.0
 ) -> Training:
-    """Ranking and reconstruction at once: k * MSE(target, prediction) + the image errors of A and B (P3 equation 27).
+    """Trains ranking and reconstruction at once: k * MSE(target, prediction) + the image errors of A and B (P3 eq. 27).
 
-    `ranking_weight` is k: what a squared error of 1 in the ranking costs, in squared pixel values.
+    `ranking_weight` is k: the weight of the ranking's squared error against squared errors of pixel values.
     """
     decoder = _require_decoder(ranker, "train_simultaneous")
 
@@ -62,13 +61,13 @@ def train_autoencoder(
     regularisation: Literal["none", "norm", "variational"] = "none",
     weight: float = 1.0,
 ) -> Training:
-    """The branch and the decoder alone, as an autoencoder (P3 section 5.2.2).
+    """Trains the branch and the decoder alone, as an autoencoder (P3 section 5.2.2).
 
     Args:
         regularisation: "norm" adds (1 - |e|)^2 (equation 33). "variational" reconstructs from a sample of a normal
-            distribution whose mean is the embedding, and whose log-variance is a linear function of it that lives
-            for the training only, and adds its divergence from the standard normal.
-        weight: of what the regularisation adds; 1 in the paper.
+            distribution and adds its divergence from the standard normal. The mean is the embedding; the log-variance
+            is a linear function of it, which exists only during the training.
+        weight: of the regularisation; 1 in the paper.
     """
     if regularisation not in ("none", "norm", "variational"):
         raise ValueError(
@@ -103,7 +102,7 @@ def train_autoencoder(
 
 
 def _evaluated(ranker: SiameseRanker, images: Tensor) -> Tensor:
-    """An embedding that leaves the branch's mode, and its running statistics, as they were."""
+    """Embeds with the branch in evaluation mode, so that its running statistics do not change; restores its mode."""
     modes = {module: module.training for module in ranker.modules()}
     ranker.eval()
     try:
@@ -114,7 +113,7 @@ def _evaluated(ranker: SiameseRanker, images: Tensor) -> Tensor:
 
 
 def train_tail(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
-    """The tail alone, on branches that are frozen (P3 section 5.2.2)."""
+    """Trains the tail alone, on frozen branches (P3 section 5.2.2)."""
 
     def objective(batch: Batch) -> Tensor:
         with torch.no_grad():
@@ -131,26 +130,26 @@ def train_autoencoder_first(
     *,
     regularisation: Literal["none", "norm", "variational"] = "norm",
 ) -> tuple[Training, Training]:
-    """An autoencoder, then a tail on its frozen encoder (P3 section 5.2.2, Figure 31)."""
+    """Trains an autoencoder, then a tail on its frozen encoder (P3 section 5.2.2, Figure 31)."""
     first = train_autoencoder(ranker, data, options.stage("autoencoder"), regularisation=regularisation)
     return first, train_tail(ranker, data, options.stage("tail"))
 
 
 def train_ranking(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
-    """Branch and tail on the ranking alone; the decoder is left as it is (first half of P3 section 5.2.3)."""
+    """Trains branch and tail on the ranking alone, without the decoder (first half of P3 section 5.2.3)."""
     return _train_comparison("train_ranking", ranker, data, options)
 
 
 def fine_tune(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> Training:
-    """Goes on from a pretrained autoencoder to the comparison task: the branches are allowed to change (section 5.2.2).
+    """Trains a pretrained autoencoder on the comparison task; the branches may change (P3 section 5.2.2).
 
-    The loss is the ranking's; the decoder is frozen, so what this costs the reconstructions can be measured.
+    The loss is the ranking's. The decoder is frozen, so the loss of quality in the reconstructions can be measured.
     """
     return _train_comparison("fine_tune", ranker, data, options)
 
 
 def train_fine_tuned(ranker: SiameseRanker, data: RankedImages, options: TrainingOptions) -> tuple[Training, Training]:
-    """An autoencoder, then `fine_tune`: the route that P3 section 5.2.2 names and leaves."""
+    """Trains an autoencoder, then calls `fine_tune`: the route that P3 section 5.2.2 names and does not pursue."""
     first = train_autoencoder(ranker, data, options.stage("autoencoder"), regularisation="norm")
     return first, fine_tune(ranker, data, options.stage("fine-tuning"))
 
@@ -165,11 +164,11 @@ def _train_comparison(regime: str, ranker: SiameseRanker, data: RankedImages, op
 def train_mirroring(
     ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, mirror_weight: float = 10.0
 ) -> tuple[Training, Training]:
-    """The ranker on its task alone; then an autoencoder whose encoder mimics its embeddings (P3 section 5.2.3).
+    """Trains the ranker on its task, then an autoencoder whose encoder mimics its embeddings (P3 section 5.2.3).
 
-    The second stage minimises the image error + k * MSE(e_siamese, e_encoder) (equation 36, k = `mirror_weight`) over
-    a fresh encoder of the branch's architecture and the ranker's decoder, which then draws the ranker's perceptions.
-    The encoder is in the second result.
+    The second stage minimises the image error + k * MSE(e_siamese, e_encoder) (equation 36, k = `mirror_weight`). It
+    trains a new encoder of the branch's architecture, and the ranker's decoder, which then draws the ranker's
+    perceptions. The encoder is in the second result.
     """
     decoder = _require_decoder(ranker, "train_mirroring")
     first = train_ranking(ranker, data, options.stage("ranking"))
@@ -195,9 +194,9 @@ def train_mirroring(
 def train_contrastive(
     ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, margin: float = 1.0, within: float = 0.0
 ) -> Training:
-    """The branch by the contrastive loss; images are similar whose attributes differ by at most `within` (eq. 7-9).
+    """Trains the branch with the contrastive loss (eq. 7-9).
 
-    Half of the pairs are drawn as P3 draws them, half among similar ones, which random draws seldom find.
+    Images are similar if their attributes differ by at most `within`. Half of the pairs are drawn as in P3, and half from similar pairs, which random draws seldom find.
     """
 
     def objective(batch: Batch) -> Tensor:
@@ -215,7 +214,7 @@ def train_contrastive(
 def train_triplet(
     ranker: SiameseRanker, data: RankedImages, options: TrainingOptions, *, margin: float = 1.0, within: float = 0.0
 ) -> Training:
-    """The branch by the triplet loss (eq. 10); every image of a step that has a like and an unlike one is an anchor."""
+    """Trains the branch with the triplet loss (eq. 10). Every image with a similar and a different one is an anchor."""
 
     def objective(batch: Batch) -> Tensor:
         alike = _alike(batch.values, within)

@@ -1,4 +1,4 @@
-"""What an attack is asked to do, and what it did: options, results, and the words for how each pair ended."""
+"""The options and the results of an attack, and the words for how each pair ended."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["AttackOptions", "AttackResult", "Bounds", "join_results"]
 Bounds = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 """(lower, upper) of the attacked values; each one number, or one for each channel."""
 
-LITTLE = 0.01  # of the way to the target: a ranking that has come no farther has not been moved
+LITTLE = 0.01  # a ranking that has come less than this share of the way to the target counts as not moved
 
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """What an attack was asked to do; the arguments of `attack`, which documents them."""
+    """The options of an attack: the arguments of `attack`, which documents them."""
 
     steps: int
     step_size: float | Literal["auto"]
@@ -98,20 +98,20 @@ class AttackOptions:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttackResult(TableResult):
-    """What an attack did to N pairs.
+    """The result of an attack on N pairs.
 
     Attributes:
         perturbed: the images A' (N, C, H, W), or in embedding space the embeddings (N, size).
         score: (N, steps + 1), the ranking before the first step and after each; a pair that stopped keeps its last.
         distances: (N, steps + 1), the l2 norm of A' - A at the same points, in units of the input (or embedding) space.
-        target: (N,), what the ranking was driven to.
+        target: (N,), the target of each ranking.
         reached: (N,) bool, whether the last score is within `options.precision` of the target.
         steps_taken: (N,) int64; a step that was cut short at the target counts as one.
         limit: (N,), the distance at which each pair was to stop; infinite without one.
         total_variation, changed_pixels, mean_squared: (N,) float64, the terms of equation 25, exact; None in
             embedding space.
         perceptions: (N, K, C, H, W), the reconstructions after the K steps `options.perceptions_at`; None without.
-        options: what was asked.
+        options: of the attack.
     """
 
     perturbed: Tensor
@@ -132,33 +132,33 @@ class AttackResult(TableResult):
 
     @property
     def distance(self) -> Tensor:
-        """(N,): how far A' ended from A, P3's "distance travelled"."""
+        """The last distance of A' from A, P3's "distance travelled": (N,)."""
         return self.distances[:, -1]
 
     @property
     def score_before(self) -> Tensor:
-        """(N,)."""
+        """The ranking before the first step: (N,)."""
         return self.score[:, 0]
 
     @property
     def score_after(self) -> Tensor:
-        """(N,)."""
+        """The ranking after the last step: (N,)."""
         return self.score[:, -1]
 
     @property
     def outcome(self) -> tuple[str, ...]:
-        """How each pair ended: a word or two each.
+        """How each pair ended, in a word or two.
 
-        "reached"; "no gradient": nothing moved, because the ranking does not depend on what may change; "limit": it
-        moved as far as it was allowed; "overshoots": the ranking swings around the target, so the steps are too long;
-        "hardly moves": the ranking came less than a hundredth of the way; "stalls": the last quarter of its steps
-        brought it no nearer, so the target may be out of reach; "steps used up": it was on its way.
+        "reached"; "no gradient": nothing moved, because the ranking does not depend on the pixels that may change;
+        "limit": it moved as far as it was allowed; "overshoots": the ranking oscillates around the target, so the steps
+        are too long; "hardly moves": the ranking came less than a hundredth of the way; "stalls": the last quarter of
+        the steps brought it no nearer, so the target may be out of reach; "steps used up": it was still on its way.
         """
         columns = (self.reached, self.distances, self.score, self.target, self.limit)
         reached, distances, score, target, limit = (part.detach().cpu() for part in columns)
         gap = score - target[:, None]
         swings = (gap[:, 1:] * gap[:, :-1] < 0).sum(dim=1)
-        # Less than LITTLE of the way, or than the precision: a force that weighs as much as the target stops there.
+        # Less than LITTLE of the way, or than the precision, as if a force as strong as the target holds it.
         hardly = gap[:, -1].abs() > (1 - LITTLE) * gap[:, 0].abs()
         late = gap[:, -1 - (gap.shape[1] - 1) // 4].abs() - gap[:, -1].abs() < LITTLE * gap[:, 0].abs()
         moved = distances[:, -1] > 0
@@ -204,7 +204,7 @@ class AttackResult(TableResult):
 
 
 def join_results(results: Sequence[AttackResult]) -> AttackResult:
-    """The results of batches as one."""
+    """Joins the results of batches into one."""
     if len(results) == 1:
         return results[0]
 

@@ -1,4 +1,4 @@
-"""Attacks and perceptions as maps one can look at: superimpositions and SLIC tessellations (P3 section 4.8).
+"""Pictures of saliency maps: superimpositions and SLIC tessellations (P3 section 4.8).
 
 The maps themselves, equations 28-29 and 31, are the operator `apem_fast.ops.saliency_map`.
 """
@@ -20,7 +20,7 @@ FLAVOURS = {"green on red": (1, 0), "red on blue": (0, 2)}  # channel of the sal
 
 
 def grey(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 1, H, W): the mean of the channels, which is P3's greyscale (equation 30)."""
+    """The mean of the channels, which is P3's greyscale (equation 30): (N, C, H, W) -> (N, 1, H, W)."""
     return images.mean(dim=1, keepdim=True)
 
 
@@ -48,16 +48,16 @@ def superimpose(
 
 
 def superpixels(images: Tensor, segments: int = 60, compactness: float = 10.0) -> Tensor:
-    """SLIC super-pixels of each image by scikit-image, in CIELAB as SLIC is defined and P3's MATLAB runs it.
+    """SLIC super-pixels of each image by scikit-image, in CIELAB, as SLIC is defined and as MATLAB computes it for P3.
 
-    Measured with 60 asked for, as the share of the colours' variance that lies between super-pixels: two faces of 64
-    pixels .85 and .73 (RGB with compactness .1, as once here: .82 and .60), a coffee cup .85 (.85), a rocket .80 (.78),
-    a cat of one colour .56 (.64), digits .86 to .95 (.85 to .95).
+    The share of the colours' variance between super-pixels, with 60 of them, was 0.85 and 0.73 for two faces of 64
+    pixels (in RGB with compactness 0.1: 0.82 and 0.60), 0.85 (0.85) for a coffee cup, 0.80 (0.78) for a rocket, 0.56
+    (0.64) for a cat of one colour, and 0.86 to 0.95 (0.85 to 0.95) for digits.
 
     Args:
-        images: (N, C, H, W) in [0, 1]; of 3 channels, or of any other number, which are made grey.
-        segments: how many are asked for; SLIC gives about as many.
-        compactness: SLIC's weight of nearness against likeness, for lightness in [0, 100]; 10 is SLIC's own.
+        images: (N, C, H, W) in [0, 1]; any other number of channels than 3 is made grey.
+        segments: how many are asked for; SLIC returns about as many.
+        compactness: SLIC's weight of distance against colour, for lightness in [0, 100]; 10 is SLIC's default.
 
     Returns:
         (N, H, W) int64 labels, from 0 without gaps, on the CPU.
@@ -102,7 +102,7 @@ def tessellate(images: Tensor, saliency: Tensor, segments: int = 60, opacity: fl
     Args:
         images: (N, C, H, W) in [0, 1].
         saliency: (N, 1, H, W) in [0, 1].
-        segments: super-pixels asked for.
+        segments: how many super-pixels are asked for.
         opacity: of the colours, in [0, 1].
 
     Returns:

@@ -1,5 +1,4 @@
-"""Sanity checks: an explanation has to change with the model's parameters and with what it learnt (P3 section
-5.3.9)."""
+"""Sanity checks: an explanation should depend on the model's parameters and on its training labels (P3 5.3.9)."""
 
 from __future__ import annotations
 
@@ -21,8 +20,7 @@ from apem_fast.validation import number
 __all__ = ["CRITERION", "SanityCheck", "cascading_randomisation", "label_randomisation"]
 
 CRITERION = 0.127
-"""The greatest mean rank correlation, by absolute value, that passes: the greatest one that P3 calls "not significant"
-(equation 38)."""
+"""The greatest absolute mean rank correlation that passes: the greatest that P3 calls "not significant" (eq. 38)."""
 
 Explanation = Callable[[Ranker, Tensor, Tensor], Mapping[str, Tensor]]
 """(ranker, first, second) -> named maps (N, 1, H, W)."""
@@ -34,7 +32,7 @@ class SanityCheck(Result):
 
     Attributes:
         stages: what was randomised up to each stage, the first one last in the network.
-        correlation: for each kind of map (stages, N), Spearman's; NaN where a map is constant.
+        correlation: for each kind of map, Spearman's correlation, (stages, N); NaN if a map is constant.
     """
 
     stages: tuple[str, ...]
@@ -83,12 +81,12 @@ def cascading_randomisation(
     """Re-initialises the layers that a ranking goes through, from the last up to the first, and explains after each.
 
     Args:
-        ranker: comes back untouched; copies are randomised.
+        ranker: is not changed; copies are randomised.
         first, second: the pairs.
         explain: makes the maps, for example by an attack of fixed steps.
-        layers: of a Siamese ranker, "all" begins with the tail; "branch" begins with the deepest layer that embeds, as
-            P3 does ("flatten"). The decoder stays, as it does in P3. Of any other ranker all layers are taken.
-        seed: of the new parameters; the caller's random state is left alone.
+        layers: for a Siamese ranker, "all" begins with the tail, and "branch" with the last layer of the branch, as in
+            P3 ("flatten"). The decoder is not randomised, as in P3. For any other ranker all layers are.
+        seed: of the new parameters; the caller's random state is not changed.
     """
     if layers not in ("all", "branch"):
         raise ValueError(f'cascading_randomisation: layers must be "all" or "branch" (got {layers!r})')
@@ -119,10 +117,10 @@ def label_randomisation(
     *,
     kind: str = "randomised targets",
 ) -> SanityCheck:
-    """Compares with a network of the same architecture that was trained on shuffled targets.
+    """Compares the maps with those of a network of the same architecture that was trained on shuffled targets.
 
-    `RankedImages.with_shuffled_targets` gives what to train `relabelled` on, as P3 does, and `with_shuffled_values` a
-    second kind; with the regime that trained `ranker`. `kind` names the only stage.
+    Train `relabelled` with the regime of `ranker`, on `RankedImages.with_shuffled_targets` as in P3, or on
+    `with_shuffled_values`, which is a second kind. `kind` names the only stage.
     """
     reference, other = explain(ranker, first, second), explain(relabelled, first, second)
     correlation = {name: rank_correlation(maps, other[name])[None] for name, maps in reference.items()}

@@ -1,4 +1,4 @@
-"""What ranks two embeddings: P3's joint section, and the similarities that verification networks decide by."""
+"""The tails that rank two embeddings: P3's joint section, and the similarities that verification networks use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 __all__ = ["CosineTail", "DistanceTail", "JointTail"]
 
-SPREAD = 0.14  # standard deviation, over images, of what enters a fresh tail's hidden neurons; good for learning digits
+SPREAD = 0.14  # standard deviation, over images, of the inputs of a new tail's hidden neurons; found good on digits
 
 
 class JointTail(nn.Module):
-    """The ranking of two embeddings by one hidden layer, both of whose layers end in a sigmoid (P3 Tables 3 and 6).
+    """The ranking of two embeddings with one hidden layer; both layers end in a sigmoid (P3 Tables 3 and 6).
 
-    The tables write size_e as the input of the hidden layer, the texts concatenate the two embeddings (section 4.7):
-    "concatenate" is the texts', with 2 * size_e inputs; "difference" gives the tables' size_e.
+    In the tables the hidden layer has size_e inputs, but the texts concatenate the two embeddings (section 4.7).
+    "concatenate" follows the texts, with 2 * size_e inputs; "difference" has size_e inputs, as in the tables.
     """
 
     def __init__(self, size: int, hidden: int, connector: Literal["concatenate", "difference"] = "concatenate") -> None:
@@ -28,10 +28,10 @@ class JointTail(nn.Module):
 
     @torch.no_grad()
     def scale_to(self, embedding: Tensor) -> JointTail:
-        """Scales the first weights so that images spread over the sigmoids' slope: P3 says nothing of initial weights.
+        """Scales the first weights so that images spread over the sigmoids' slope; P3 does not give initial weights.
 
-        Fresh embeddings may be small, and there a sigmoid is straight: thousands of hidden neurons start as one, and
-        learning takes several times as long. Or they are large, and the neurons start saturated and hardly learn.
+        If the embeddings of an untrained branch are small, sigmoids are linear there: thousands of hidden neurons act
+        as one, and learning takes several times as long. If they are large, neurons are saturated and hardly learn.
 
         Args:
             embedding: (N, size) of N images, at least two of them different; equal ones leave the weights alone.
@@ -52,14 +52,14 @@ class JointTail(nn.Module):
 class DistanceTail(nn.Module):
     """The similarity of two embeddings by their Euclidean distance D: 1 - D / (2 * threshold), in [0, 1].
 
-    1 for equal embeddings, 1/2 at the threshold, 0 from twice the threshold on. The slope is the same everywhere, and
-    is passed on where the similarity is clipped, so that an attack finds its way from however far. Only between
-    embeddings that are exactly equal no direction is the steepest: there the gradient is 0.
+    It is 1 for equal embeddings, 1/2 at the threshold, and 0 from twice the threshold on. The slope is the same
+    everywhere and is passed on even if the similarity is clipped, so that an attack can start from any distance. Only
+    exactly equal embeddings have no steepest direction: their gradient is 0.
 
     Args:
-        threshold: the distance at which the network's verdict changes between "the same" and "another". For one trained
-            by a contrastive loss (P3 equations 7-9), half the margin: half-way between what it pulls together and what
-            it pushes apart.
+        threshold: the distance at which the network's decision changes between "the same" and "different". For a
+            network trained with the contrastive loss (P3 equations 7-9) it is half the margin, half-way between similar
+            and different pairs.
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
@@ -78,9 +78,9 @@ class DistanceTail(nn.Module):
 class CosineTail(nn.Module):
     """The similarity of two embeddings by the angle between them: 1 - angle / (2 * the threshold's angle), in [0, 1].
 
-    1 where they point the same way, 1/2 where their cosine is the threshold. The order of pairs is that of their
-    cosines; the angle is used because the slope of a cosine vanishes near 1 and -1, which is where the pairs are that
-    a network is sure of. Clipped values pass the slope on, as `DistanceTail`'s do.
+    It is 1 for the same direction, and 1/2 if their cosine is the threshold. The order of pairs is that of their
+    cosines. The angle is used because the slope of a cosine vanishes near 1 and -1, where the pairs are that a network
+    is sure of. Clipped values pass the slope on, as in `DistanceTail`.
 
     Args:
         threshold: the cosine, between -1 and 1, from which on the network says "the same".
@@ -94,7 +94,7 @@ class CosineTail(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         u, v = nn.functional.normalize(first, dim=1), nn.functional.normalize(second, dim=1)
-        # Not the arc cosine of the product: its slope is infinite at 1, and near it half of the digits are lost.
+        # Not the arc cosine of the product: its slope is infinite at 1, and half of the digits are lost near it.
         apart, along = (torch.linalg.vector_norm(w, dim=1) for w in (u - v, u + v))
         return clipped(1 - torch.atan2(apart, along) / math.acos(self.threshold))
 
@@ -103,5 +103,5 @@ class CosineTail(nn.Module):
 
 
 def clipped(score: Tensor) -> Tensor:
-    """The score within [0, 1], with the derivative that it has unclipped: an attack comes back from beyond the ends."""
+    """The score clipped to [0, 1], with the derivative of the unclipped score, so that an attack can return inside."""
     return score + (score.clamp(0, 1) - score).detach()

@@ -1,8 +1,8 @@
-"""The one loop that every training regime runs (`regimes.py`): it shows progress, stops and resumes.
+"""The training loop of all regimes (`regimes.py`): it shows progress, stops and resumes.
 
-A step draws `images` random images, embeds each once, and ranks `pairs` random pairs among them: what P3 does pair by
-pair, at a fraction of the cost. A pair may be of an image with itself (one in `images`), with the target 0.5: P3 does
-not say, and it does no harm to learn.
+A step draws `images` random images, embeds each once, and ranks `pairs` random pairs of them, which costs a fraction of
+P3's training pair by pair. A pair may consist of an image and itself (one in `images`), with the target 0.5; P3 does
+not say whether it may, and learning it does no harm.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ __all__ = ["Batch", "Training", "TrainingOptions", "fit"]
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How long, with what, and where to keep it.
+    """The options of a training: its length, its data, its optimiser and its checkpoint.
 
     Attributes:
         steps: optimiser steps.
-        images, pairs: drawn at each step; the pairs are among the images.
-        shift: every image drawn is moved by up to so many pixels in each direction, at random, black coming in: a
-            cheap way to more data where there are few images. 0, as in P3, for none.
+        images, pairs: drawn at each step; the pairs are of these images.
+        shift: every image is moved at random by up to so many pixels in each direction, and black fills the edge: cheap
+            data augmentation for few images. 0, as in P3, for none.
         learning_rate: of Adam, falling to 0 along half a cosine.
-        seed: of every random draw. The caller's random state is left alone.
-        checkpoint: a file to resume from where it exists, and to write every `checkpoint_every` steps and at the end.
-            A resumed run gives, on the CPU, the numbers that one uninterrupted run gives.
-        progress: show a progress bar.
+        seed: of every random draw. The caller's random state is not changed.
+        checkpoint: a file that is resumed from if it exists, and written every `checkpoint_every` steps and at the end.
+            On the CPU, a resumed run gives the same numbers as an uninterrupted one.
+        progress: whether to show a progress bar.
     """
 
     steps: int = 2000
@@ -61,16 +61,16 @@ class TrainingOptions:
             raise ValueError(f"TrainingOptions: learning_rate must be greater than 0 (got {self.learning_rate})")
 
     def stage(self, name: str) -> TrainingOptions:
-        """The options of one stage of a regime with several: each has a checkpoint of its own."""
+        """The options of one stage of a regime with several stages; each has its own checkpoint."""
         path = self.checkpoint
         return self if path is None else replace(self, checkpoint=path.with_stem(f"{path.stem}-{name}"))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Training(Result):
-    """What a regime did: the loss at every step (on the CPU), and the step that it resumed from (0 for a fresh run).
+    """The result of a training: the loss at every step (on the CPU), and the step that it resumed from (0 if new).
 
-    `encoder` is the autoencoder's own encoder where the regime trains one beside the ranker (mirroring).
+    `encoder` is the autoencoder's own encoder if the regime trains one beside the ranker (mirroring).
     """
 
     regime: str
@@ -81,8 +81,10 @@ class Training(Result):
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,). All of it is
-    on the ranker's device, wherever the images come from."""
+    """One step's images (M, C, H, W), their attributes (M,), and pairs of them: indices and targets (P,).
+
+    All of it is on the ranker's device.
+    """
 
     images: Tensor
     values: Tensor
@@ -100,7 +102,7 @@ def _draw(data: RankedImages, options: TrainingOptions, device: torch.device) ->
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:
-    """Every image moved by its own whole numbers of pixels, at most `most` each way."""
+    """Images moved by random whole numbers of pixels, at most `most` in each direction."""
     n, _, height, width = images.shape
     padded = nn.functional.pad(images, (most,) * 4)
     down, right = torch.randint(2 * most + 1, (2, n), device="cpu").to(images.device)
@@ -119,8 +121,8 @@ def fit(
 ) -> Training:
     """Minimises `objective`, a function of a step's batch, over the `trained` modules, which are in training mode.
 
-    The rest of the ranker is in evaluation mode; afterwards all of it is. `regime` is the name under which progress is
-    shown, errors are raised and checkpoints are kept: one of another regime is refused.
+    The rest of the ranker is in evaluation mode; afterwards all of it is. `regime` is the name in the progress bar, in
+    errors and in checkpoints; a checkpoint of another regime is refused.
     """
     modules = nn.ModuleDict(trained)
     parameters = list(modules.parameters())
@@ -143,7 +145,7 @@ def fit(
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise ValueError(f"{regime}: loss must be finite (got {value} at step {step}); lower learning_rate")
-                # Not .backward(): frozen modules must not gather gradients.
+                # Not .backward(), since frozen modules must not accumulate gradients.
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
@@ -163,7 +165,7 @@ def fit(
 
 
 def _decisive(options: TrainingOptions) -> dict[str, int | float]:
-    """The options that the numbers of a run depend on."""
+    """The options that the numbers of a training depend on."""
     return {n: getattr(options, n) for n in ("steps", "images", "pairs", "shift", "learning_rate", "seed")}
 
 

@@ -1,4 +1,4 @@
-"""Networks that never were Siamese, or not in P3's sense, as rankers: regressors, verifiers, early fusion."""
+"""Other networks as rankers: regressors, verification networks, and networks that take both images at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["FusionRanker", "ScoreRanker", "Swapped", "Verifier"]
 
 
 class ScoreRanker(Ranker):
-    """Any network that predicts a number, as a ranker (P3 equations 15, 32 and 37).
+    """A network that predicts a number, as a ranker (P3 equations 15, 32 and 37).
 
-    The number is the whole embedding, and a pair is ranked by (v_A - v_B) / (2 * (high - low)) + 1/2. So attacks
-    explain pretrained models that never were Siamese: what P3 section 6.4 lists as a limit of its method.
+    The number is the whole embedding, and a pair is ranked by (v_A - v_B) / (2 * (high - low)) + 1/2. So attacks also
+    explain pretrained models that are not Siamese, which P3 section 6.4 lists as a limit of its method.
 
-    Where the regressor leaves [low, high], a ranking beyond [0, 1] is reported as the nearer end, but its derivative
-    is passed through, so that an attack can come back from there.
+    If the regressor leaves [low, high], a ranking outside [0, 1] is clipped to the nearer end, but its derivative is
+    passed on, so that an attack can return inside.
 
     Args:
         regressor: (N, C, H, W) -> (N,) or (N, 1).
-        low, high: the least and the greatest number it can predict, in its own units.
+        low, high: the least and the greatest number that it can predict, in its own units.
     """
 
     def __init__(self, regressor: nn.Module, low: float, high: float) -> None:
@@ -47,15 +47,14 @@ class ScoreRanker(Ranker):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N,): the regressor's numbers, in its own units."""
+        """The regressor's numbers, in its own units: (N, C, H, W) -> (N,)."""
         return self.embed(images)[:, 0]
 
     def target_for(self, value: float | Tensor, other: Tensor) -> Tensor:
-        """The ranking of an image of this value against others of the values `other` (N,), all in the regressor's
-        units.
+        """The ranking of an image with this value against images of values `other` (N,), in the regressor's units.
 
         Raises:
-            ValueError: a value outside [low, high], which no ranking stands for.
+            ValueError: a value is outside [low, high], so that no ranking corresponds to it.
         """
         wanted = torch.as_tensor(value, dtype=other.dtype, device=other.device).expand_as(other)
         if not bool(((wanted >= self.low) & (wanted <= self.high)).all()):
@@ -69,12 +68,12 @@ class ScoreRanker(Ranker):
 
 
 class Verifier(SiameseRanker):
-    """A verification network as a ranker: 1 where two images show the same, 1/2 at the network's threshold.
+    """A verification network as a ranker: 1 if two images show the same, and 1/2 at the network's threshold.
 
     Args:
         network: (N, C, H, W) -> (N, size), or (N, size, 1, 1): the embedding.
-        distance: the Euclidean distance at which its verdict changes (`DistanceTail`); or
-        cosine: the cosine at which it does (`CosineTail`). Exactly one of the two.
+        distance: the Euclidean distance at which its decision changes (`DistanceTail`); or
+        cosine: the cosine at which it does (`CosineTail`). Give exactly one of the two.
         decoder: (N, size) -> (N, C, H, W), or None.
     """
 
@@ -93,15 +92,16 @@ class Verifier(SiameseRanker):
 
 
 class FusionRanker(Ranker):
-    """A network that takes the pair at once, with no embedding of each image on its own ("early fusion"), as a ranker.
+    """A network that takes both images at once, without an embedding of each ("early fusion"), as a ranker.
 
-    What `embed` gives are the pixels themselves, so an attack "in embedding space" is one in input space.
+    `embed` returns the pixels themselves, so an attack "in embedding space" is one in input space.
 
     Args:
         network: (N, C, H, W), (N, C, H, W) -> (N,) or (N, 1); with `stacked`, (N, 2 * C, H, W) -> (N,) or (N, 1).
         shape: (C, H, W) of one image.
         stacked: the second image's channels follow the first's in one tensor.
-        logit: the network gives a logit; its sigmoid is the ranking. Otherwise it must give a ranking in [0, 1].
+        logit: whether the network returns a logit, whose sigmoid is the ranking; otherwise it must return a ranking in
+            [0, 1].
     """
 
     def __init__(self, network: nn.Module, shape: Sequence[int], *, stacked: bool = False, logit: bool = False) -> None:
@@ -128,7 +128,7 @@ class FusionRanker(Ranker):
 
 
 def _sigmoid(logit: Tensor) -> Tensor:
-    """The sigmoid, with a derivative that is not lost where the value rounds to 1."""
+    """The sigmoid, with a derivative that does not become 0 when the value rounds to 1."""
     return torch.where(logit > 0, 1 - (-logit).sigmoid(), logit.sigmoid())
 
 

@@ -61,8 +61,8 @@ def filter_photographs(
 
     Writes `options.json` first, and `NAME.EXPLAINER.STAGE.DIGEST.pt`, a `FilteredPhotograph`, when each is done. Last
     come `filtered.png`, the maps before and after, `filtered.csv`, a row for each map, and `filtered.json`, the same
-    for a run's report. A folder can get more photographs, methods and stages later; the picture and the table show those of
-    the last call.
+    for a run's report. A folder can get more photographs, methods and stages later; the picture and the table show
+    those of the last call.
 
     Raises:
         ValueError: `folder` holds maps that were filtered with other options.

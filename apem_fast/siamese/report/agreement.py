@@ -166,7 +166,7 @@ def regime_section(judged: Mapping[str, RankerQuality]) -> RankerSection:
 
 
 def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> RankerTable:
-    """One step and many at several lengths of the attack, because the angle is a matter of the distance."""
+    """One step and many at several lengths of the attack, because the angle depends on the distance."""
     norm = torch.linalg.vector_norm(images.double().flatten(1), dim=1)
     rows = []
     for steps, compared in by_length.items():
@@ -191,7 +191,7 @@ def _distance_table(by_length: dict[int, AttackComparison], images: Tensor) -> R
 
 
 def maps_of_attack(steps: int) -> Explanation:
-    """What the sanity checks are made on, as in P3: boundary attacks of many steps, and the perception's change."""
+    """The maps for the sanity checks, as in P3: boundary attacks of many steps, and the change of the perception."""
 
     def explain(ranker: Ranker, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         perturbed = attack(ranker, a, b, 0.0, steps=steps).perturbed
@@ -246,7 +246,7 @@ def parameter_section(ranker: SiameseRanker, a: Tensor, b: Tensor, *, steps: int
 
 @dataclass(frozen=True)
 class Relabelled:
-    """A network trained on shuffled labels, and how well it learnt them and ranks by the true ones."""
+    """A network trained on shuffled labels: how well it learnt them, and how well it ranks by the true labels."""
 
     ranker: SiameseRanker
     on_its_own: RankerQuality

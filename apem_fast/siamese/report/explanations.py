@@ -63,7 +63,7 @@ def value_of(data: RankedImages, index: Tensor) -> list[str]:
 
 
 def perception_section(ranker: Ranker, data: RankedImages, count: int = 9) -> RankerSection:
-    """Images the ranker has not seen, and what it sees in them: one of each value, as far as there are."""
+    """Held-out images and their perceptions: one image of each value, as far as there are any."""
     of_image = data.values.cpu()
     values = of_image.unique()
     chosen = torch.linspace(0, len(values) - 1, count, dtype=torch.float32, device="cpu").round().long()
@@ -89,7 +89,7 @@ def _shown(steps: int) -> tuple[int, ...]:
 
 
 def _known(values: Tensor | None) -> Tensor:
-    """What an attack that was asked for it has."""
+    """The value, which is never None because the attack was asked for it."""
     assert values is not None
     return values
 
@@ -106,8 +106,7 @@ def _progression(result: AttackResult) -> list[Tile]:
 def progression_section(
     ranker: Ranker, data: RankedImages, first: Tensor, second: Tensor, *, steps: int
 ) -> RankerSection:
-    """Both ways out of one pair, through the embedding and through the input, beside a straight line (Figures 33-35,
-    40)."""
+    """Attacks on one pair's embedding and on its input, beside a straight line (P3 Figures 33-35, 40)."""
     a, b = data.batch(first[:1]), data.batch(second[:1])
     steps_shown = _shown(steps)
     rows = [Row("the pair", [Tile(a[0], value_of(data, first)[0]), Tile(b[0], value_of(data, second)[0])])]
@@ -183,10 +182,10 @@ def advanced_section(ranker: Ranker, data: RankedImages, first: Tensor, second: 
     surrogate."""
     a, b = data.batch(first), data.batch(second)
     step_size, pull = usual_step(ranker, a, b, 0.5, steps)
-    # In the network's own units: what pulls a pixel is its gradient, and a force is a part of that.
-    step_size *= 4  # the pairs that are slower than most are to arrive too
+    # Forces are shares of the gradient that pulls a pixel, so that they suit any network.
+    step_size *= 4  # so that pairs that are slower than most arrive too
     step = step_size * pull
-    far = step * max(1.0, SHARE * steps)  # that a pixel moves, about, until the target is met
+    far = step * max(1.0, SHARE * steps)  # about how far a pixel moves until the target is met
     fixed: dict[str, Any] = {"step_size": step_size}  # which scales the proximal operator
     kinds: list[tuple[str, dict[str, Any]]] = [
         ("none", {}),

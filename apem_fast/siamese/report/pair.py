@@ -14,7 +14,7 @@ PATH_SHOWN = 8  # rows of the path's table
 
 
 def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks as it does") -> RankerSection:
-    """The pictures of a pair and what they say."""
+    """The section with a pair's pictures and sentences."""
     e, result = explanation, explanation.result
     p, values = e.pictures, e.values
     image, distance = e.attacked, float(result.distance[0])
@@ -77,7 +77,7 @@ def pair_section(explanation: PairExplanation, title: str = "Why this pair ranks
 
 
 def write_explanation(explanation: PairExplanation, folder: str | Path) -> Path:
-    """Writes explanation.html with its numbers as JSON, path.csv, and each picture as PNG; gives the page's path."""
+    """Writes explanation.html with its numbers as JSON, path.csv, and each picture as PNG; returns the page's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     explanation.result.path().to_csv(folder / "path.csv", index=False)
