@@ -209,7 +209,7 @@ class PairDataset(Dataset):
 
 
 def digits(pixels: int = 28) -> RankedImages:
-    """scikit-learn's 1797 handwritten digits, white on black in [0, 1], resized bilinearly from 8 pixels to `pixels`."""
+    """scikit-learn's 1797 handwritten digits, white on black in [0, 1], resized bilinearly to `pixels` pixels."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

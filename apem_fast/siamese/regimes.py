@@ -196,7 +196,8 @@ def train_contrastive(
 ) -> Training:
     """Trains the branch with the contrastive loss (eq. 7-9).
 
-    Images are similar if their attributes differ by at most `within`. Half of the pairs are drawn as in P3, and half from similar pairs, which random draws seldom find.
+    Images are similar if their attributes differ by at most `within`. Half of the pairs are drawn as in P3, and half
+    from similar pairs, which random draws seldom find.
     """
 
     def objective(batch: Batch) -> Tensor:
