@@ -1,1 +1,1 @@
-"""The command `apem-fast`: everything that Typer sees. Nothing imports this room."""
+"""The command `apem-fast`: everything that Typer reads. No other folder imports from this one."""

@@ -1,4 +1,4 @@
-"""`apem-fast audit`: a finished run's epsilons held to scans of every grid point."""
+"""`apem-fast audit`: compares a finished run's epsilons with scans of every grid point."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ def audit(
     rays: Annotated[int, typer.Option(metavar="N", help="How many rays are drawn; each map has two.")] = 300,
     seed: Annotated[int, typer.Option(metavar="S", help="Of the draw.")] = 0,
     stratified: Annotated[
-        bool, typer.Option("--stratified", help="Draw as many of each explanation and stage as its share is.")
+        bool, typer.Option("--stratified", help="Draw from each explanation and stage in proportion to its rays.")
     ] = False,
     up_to: Annotated[
         float | None,
         typer.Option(
-            metavar="E", help="Draw only from rays found to flip by here, and speak of these alone.", show_default="all"
+            metavar="E",
+            help="Draw only from rays found to flip up to E; the result is about these alone.",
+            show_default="all",
         ),
     ] = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Also run code that the run names, of somebody's own: see report."),
+        typer.Option("--trust", help="Also run foreign code that the run names: see report."),
     ] = False,
     device: Device = "auto",
 ) -> None:
     """Check a run's epsilons: rays drawn at random are scanned at every grid point up to their flip.
 
-    Says how many differ, at most which share of all epsilons is wrong (95 % confidence), and keeps that in the run's
-    folder, where the report shows it. A scan takes up to max_epsilon / step probes a ray.
+    Says how many differ, and at most which share of all epsilons is wrong (95 % confidence). The result is kept in the
+    run's folder, and the report shows it. A scan takes up to max_epsilon / step probes for each ray.
 
-    An audit that is stopped goes on where it was when the same command is given again; with more rays and the same
-    seed it scans only the further ones. On many processors or GPUs: torchrun --nproc-per-node N -m apem_fast audit ...
+    The same command continues an audit that was stopped; with more rays and the same seed it only scans the additional
+    ones. On many processors or GPUs: torchrun --nproc-per-node N -m apem_fast audit ...
     """
     from rich.console import Console
 

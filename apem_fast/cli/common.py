@@ -1,4 +1,4 @@
-"""What the commands of `apem-fast` share: a user's mistakes, Ctrl-C, the device, and one process among many."""
+"""What the commands of `apem-fast` share: errors, Ctrl-C, the device, and options made from records."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-STOPPED = 130  # as a shell reports a program stopped by Ctrl-C
+STOPPED = 130  # the exit code that a shell gives a program stopped by Ctrl-C
 
 
 def plain(text: str) -> str:
-    """Text of somebody else's for a terminal: control characters are shown, not sent."""
+    """Foreign text for a terminal, with control characters as visible escapes."""
     return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)
 
 
 class user_errors:  # noqa: N801 - reads as a function where it is used
-    """A user's mistake is one sentence on standard error and exit code 2; a fault of the program is a traceback.
+    """Reports a user's mistake as one sentence on standard error and exit code 2; other errors remain tracebacks.
 
     Of many processes only the first prints, except for a `RankFailed`.
     """
@@ -39,7 +39,7 @@ class user_errors:  # noqa: N801 - reads as a function where it is used
 
 
 def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> None:
-    """Refuses options that were given and would not be used, so that none is ignored in silence."""
+    """Raises if options were given that would not be used, so that none is ignored silently."""
     sources = {name: context.get_parameter_source(name) for name in names}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
@@ -62,10 +62,8 @@ def device_named(name: str) -> str:
     return name
 
 
-Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")
-]
-"""The option --device; its value goes through `device_named`."""
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N; auto takes a GPU if there is one.")]
+"""The option --device, whose value `device_named` reads."""
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[str, ...]": list[str]}
 
@@ -73,14 +71,14 @@ _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "tuple[str, ...]
 def options_of(
     record: type, *names: str, without: Iterable[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the options of a record, each with its own help and default, in place of its `**options`.
+    """Gives a command the options of a record, with their help and defaults, in place of its `**options`.
 
-    They come as the user gives them; `values_of` makes arguments of the record of them.
+    The command gets them as the user typed them; `values_of` makes the record's arguments of them.
 
     Args:
         record: a dataclass whose fields are made by `apem_fast.options.option`, read without torch.
-        names: of fields; none for all that are options of the command line.
-        without: names of fields that are none of this command's. What it has parameters for itself is its own.
+        names: of fields; without any, all fields that are options of the command line.
+        without: names of fields that this command does not have. Fields that are its own parameters are left out too.
     """
 
     def add(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,7 +97,7 @@ def options_of(
 
 
 def values_of(record: type, given: dict[str, Any]) -> dict[str, Any]:
-    """What a command's `**options` hold, as arguments of the record: lists are read, and left out if empty."""
+    """A command's `**options` as arguments of the record: lists are read, and left out if empty."""
     values = dict(given)
     for one in fields(record):
         if one.name in values and _is_list(one):
@@ -114,7 +112,7 @@ def _is_list(of_field: Field[Any]) -> bool:
 
 
 def _parameter(of_field: Field[Any]) -> inspect.Parameter:
-    """The field as Typer takes it: of the first of its types that a command line can give."""
+    """A field as a parameter for Typer, with the first of its types that a command line can give."""
     known = str(of_field.type).split(" | ")
     kind: Any = next((plain for name, plain in _TYPES.items() if name in known), str)
     facts = of_field.metadata

@@ -18,10 +18,10 @@ def compare(
         "comparison.html"
     ),
 ) -> None:
-    """Set runs side by side: medians, whether they rank the methods alike, and what differs image by image.
+    """Compare runs: medians, whether they rank the methods alike, and differences image by image.
 
     For runs of different networks on the same kind of images, or for two runs of one network before and after a change.
-    Nothing is computed by a network.
+    No network is run.
     """
     with user_errors("compare"):
         from apem_fast.experiment.report.comparison import named, write_comparison

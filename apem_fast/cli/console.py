@@ -1,4 +1,4 @@
-"""A run on the terminal: progress while it works, the table when it is done."""
+"""A run on the terminal: its progress, then its table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from apem_fast.experiment.run.store import RunStore
 
 
 class _TimeLeft(ProgressColumn):
-    """From the mean speed of the whole run: steadier than rich's own window, as rays end in bursts."""
+    """The time left, from the mean speed of the whole run: steadier than rich's own, since rays end in bursts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class _TimeLeft(ProgressColumn):
 
 
 class ConsoleProgress:
-    """Shows `RunProgress`: a live bar on a terminal, one line for each finished step elsewhere.
+    """Shows `RunProgress`: a live bar on a terminal, and otherwise one line for each finished step.
 
-    A context manager; call it with each state. A run of many processes shows the first one's share.
+    It is a context manager; call it with each state. A run of many processes shows the share of the first.
     """
 
     def __init__(self, console: Console):
@@ -94,7 +94,7 @@ def _images(state: RunProgress) -> str:
 
 
 def left_out_lines(left_out: list[LeftOut], shown: int = 5) -> list[str]:
-    """The files that did not take part, a line for each of the first ones."""
+    """The files that were left out, with a line for each of the first."""
     if not left_out:
         return []
     count = f"{len(left_out):,} files were left out" if len(left_out) > 1 else "1 file was left out"
@@ -103,7 +103,7 @@ def left_out_lines(left_out: list[LeftOut], shown: int = 5) -> list[str]:
 
 
 def flagged_lines(store: RunStore) -> list[str]:
-    """One line where maps left no ray, with the reasons."""
+    """One line with the reasons if maps could not be measured."""
     results = store.results()
     reasons = results.loc[results["flag"] != "", "flag"].value_counts() if len(results) else None
     if reasons is None or not len(reasons):

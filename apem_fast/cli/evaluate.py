@@ -1,5 +1,4 @@
-"""`apem-fast evaluate`: a run, its table and its page. It imports what it needs only when it runs: help does not
-wait."""
+"""`apem-fast evaluate`: a run, its table and its page. Imports are made when it runs, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER",
-            help="Maps that exist already, beside the computed ones: a .npy, .npz, .pt or .png file for each image, "
-            "called as the image is, of what the network sees. May be given several times.",
+            help="Also measure maps that exist already: a folder with a .npy, .npz, .pt or .png file for each image, "
+            "with the image's name, of the part that the network sees. May be given several times.",
         ),
     ] = None,
     device: Device = "auto",
@@ -41,7 +40,7 @@ def evaluate(
     where the map says "irrelevant" than where it says "relevant"), prints a table, and writes CSV files, the maps
     and a page to open in a browser.
 
-    A run that is stopped continues where it was when the same command is given again. On many processors or GPUs:
+    The same command continues a run that was stopped. On many processors or GPUs:
     torchrun --nproc-per-node N -m apem_fast evaluate ...
     """
     from rich.console import Console
@@ -86,15 +85,15 @@ def evaluate(
         console.print(f"The page with all maps: {page}", highlight=False, soft_wrap=True)
     else:
         console.print(
-            "No map could be measured, so there is neither a table nor a page; explainers whose maps have contrast, or "
-            "another --percentile, may leave rays.",
+            "No map could be measured, so there is neither a table nor a page; try explainers whose maps have "
+            "contrast, or another --percentile.",
             soft_wrap=True,
         )
         raise typer.Exit(1)
 
 
 def stored_maps_named(text: str) -> str:
-    """The explainer that a NAME=FOLDER of --maps is."""
+    """The explainer for a NAME=FOLDER of --maps."""
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise ValueError(f"--maps must be NAME=FOLDER (got {text!r})")

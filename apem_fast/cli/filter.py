@@ -12,7 +12,7 @@ from apem_fast.cli.common import STOPPED, Device, device_named, options_of, refu
 from apem_fast.experiment.filter.options import OF_RUN, FilterOptions
 
 
-# The filter probes levels, in float32 alone; the percentile is the run's, or the papers'.
+# The filter always probes levels in float32; the percentile is the run's, or the papers'.
 @options_of(FilterOptions, without=("precision",))
 def filter_maps(
     context: typer.Context,
@@ -31,22 +31,20 @@ def filter_maps(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A folder that evaluate wrote: filter maps of that run, with its network and its options, "
-            "into that folder, where the report shows them.",
+            help="The folder of a run: filter maps of that run, with its network and options. The results go into that "
+            "folder, and the report shows them.",
         ),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Of a run: also run code that it names, of somebody's own.")
-    ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="With --run: also run foreign code that it names.")] = False,
     device: Device = "auto",
     **options: Any,
 ) -> None:
-    """Take away from explanations what does not matter to the network.
+    """Remove from explanations what does not matter to the network.
 
-    Sets the least values of each map to zero, one after the other, for as long as the map's score (APEM) does not
-    drop. Takes any number of methods and stages at once, and writes each map before and after, and a table.
+    Sets the least values of each map to 0, one after the other, while the map's score (APEM) does not drop. Takes any
+    number of methods and stages, and writes each map before and after, and a table.
 
-    A filter that is stopped goes on with the next map when the same command is given again.
+    The same command continues a filter that was stopped.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The command `apem-fast`. Each subcommand imports what it needs only when it runs: help does not wait for it."""
+"""The command `apem-fast`. Each subcommand imports what it needs when it runs, so that --help is fast."""
 
 from __future__ import annotations
 

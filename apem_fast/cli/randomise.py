@@ -1,4 +1,4 @@
-"""`apem-fast randomise`: what is left of a run's maps when the network forgets."""
+"""`apem-fast randomise`: how similar a run's maps stay when the network is randomised."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from apem_fast.cli.common import Device, device_named, user_errors
 
 def randomise(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that evaluate has written.")],
-    images: Annotated[int, typer.Option(metavar="N", min=1, help="The first N images of the run take part.")] = 8,
+    images: Annotated[int, typer.Option(metavar="N", min=1, help="Use the first N images of the run.")] = 8,
     parts: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Into how many parts the network is cut, about; as it is built.")
+        int, typer.Option(metavar="N", min=1, help="About how many parts the network is divided into.")
     ] = 12,
     permuted_weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights of the same network, trained on permuted labels: tests these too."),
+        typer.Option(metavar="FILE", help="Also test the same network with these weights, trained on permuted labels."),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Also run code that the run names, of somebody's own.")
-    ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Also run foreign code that the run names.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Test whether explanations change when the network forgets what it learnt.
+    """Test whether explanations change when the network is randomised.
 
-    Re-initialises the network part by part, from the output to the input, and compares each method's maps with what
-    they were: rank correlation, SSIM and HOG, with an edge detector beside them, which knows no network. Writes
-    randomisation.csv into the run's folder and its page anew.
+    Re-initialises the network part by part, from the output to the input, and compares each method's maps with the
+    originals: rank correlation, SSIM and HOG. An edge detector, which does not use the network, is shown for
+    comparison. Writes randomisation.csv into the run's folder, and its page again.
     """
     from rich.console import Console
 

@@ -25,23 +25,25 @@ def report(
     images: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Show the first N images closely: perturbed, and margins along both rays."
+            metavar="N",
+            min=0,
+            help="Show close-ups of the first N images: perturbed images, and margins along both rays.",
         ),
     ] = 6,
     trust: Annotated[
         bool,
         typer.Option(
             "--trust",
-            help="Also run code that the run names (a network or an explainer of somebody's own): only for runs whose "
+            help="Also run foreign code that the run names (a network or an explainer). Use it only for runs whose "
             "origin you know.",
         ),
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Write a run's page: statistics, figures, and the first images closely.
+    """Write a run's page: statistics, figures, and close-ups of the first images.
 
-    One HTML file that needs no network. The close-ups run the network again; they are kept in the run's folder, so
-    that the next report is quick.
+    The page is one HTML file that works offline. Close-ups run the network again; they are kept in the run's folder, so
+    that the next report is fast.
     """
     from rich.console import Console
 

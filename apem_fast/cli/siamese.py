@@ -1,4 +1,4 @@
-"""`apem-fast siamese train | explain | check`: a ranker from nothing, its explanations, and whether to believe them."""
+"""`apem-fast siamese train | explain | check`: trains a ranker, explains it, and checks the explanations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Networks that rank pairs of images: train one, explain it by adversarial attacks, check the explanations.",
 )
 
-STEPS = 100  # of attacks whose steps find their own length
+STEPS = 100  # of attacks with automatic step lengths
 OWN = "Pairs and networks of your own"
 
 
@@ -68,7 +68,7 @@ def train(
 ) -> None:
     """Train a ranker and say how good it is on images it has not seen.
 
-    Stopped and started again with the same options, it goes on where it was.
+    The same command continues a training that was stopped.
     """
     with user_errors("siamese train"):
         from apem_fast.siamese import checkpoints, quality

@@ -1,4 +1,4 @@
-"""`apem-fast study`: the papers' whole protocol by one command."""
+"""`apem-fast study`: the papers' whole protocol in one command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from apem_fast.experiment.study import FinishedRun, Study
 
 
-# What the papers leave open, and what changes no result.
+# Options that the papers leave open, or that change no result.
 OF_RUN = ("ground_truth", "classes", "seed", "batch_size", "precision", "compile")
 
 

@@ -1,1 +1,1 @@
-"""The model is asked for margins: rays, probes of them, and the loop between a search policy and a model."""
+"""Asks the model for margins: rays, their probes, and the loop between a search policy and the model."""

@@ -1,7 +1,7 @@
-"""Probes in batches: the only file that runs the user's model on perturbed images.
+"""Runs probes in batches. This is the only file that runs the user's model on perturbed images.
 
-`Prober` says what is asked of it. What it adds is its own: probes in a low precision for the screen, rays exchanged for
-others over the same images for the filter, and the gradient at a probe.
+It is a `Prober`. In addition it offers probes in a low precision for the screen, probes on other rays over the same
+images for the filter, and the gradient at a probe.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from apem_fast.running.segments import least_margins
 from apem_fast.running.transfer import fetched, sent
 from apem_fast.running.waiting import Waiting, result_of
 
-SEGMENTS, VALUES_OF_SEGMENTS = 64, 2**20  # bounded at once, and their inputs' numbers
-COMPARED = 8  # probes that are run again alone to see how far a batch is off, where that is not known
+SEGMENTS, VALUES_OF_SEGMENTS = 64, 2**20  # the most segments in one batch, and the most values of their inputs
+COMPARED = 8  # probes that are run again alone to find the noise of a batch, if it is not known
 
 
 class Started:
@@ -59,7 +59,7 @@ class Started:
             self._there.record(torch.cuda.current_stream(device))
 
     def read(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64]]:
-        """Margins, flips and greatest logits of the M probes, waiting for them."""
+        """The margins, flips and greatest logits of the M probes. Waits for them."""
         if self._there is not None:
             self._there.synchronize()
         margin, flipped, greatest = np.concatenate([one.numpy() for one in self._answers], axis=1)
@@ -69,10 +69,10 @@ class Started:
 
 
 class BatchProber:
-    """Runs probes of `rays` through `model` in the batches that a tuner names: a `Prober`.
+    """A `Prober` that runs probes of `rays` through `model`, in batches whose size a tuner chooses.
 
-    A context manager, to be entered inside `undisturbed`: while it is open the model's weights lie in the memory format
-    of the batches.
+    It is a context manager, to be entered within `undisturbed`: while it is open, the model's weights are in the memory
+    format of the batches.
     """
 
     def __init__(self, model: nn.Module, rays: Rays, tuner: BatchTuner, runner: PlainRunner, record: Record):
@@ -130,10 +130,12 @@ class BatchProber:
     def answers(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays | None = None
     ) -> Waiting[Answers]:
-        """As of every `Prober`; of other rays over the same images and maps where they are given."""
+        """See `Prober`. If `rays` are given, the probes are on these, over the same images and maps."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-        order = np.argsort(ray, kind="stable")  # neighbours in a batch share image and map, which stay in the cache
+        order = np.argsort(
+            ray, kind="stable"
+        )  # neighbours in a batch share an image and a map, which stay in the cache
         ray, epsilon = ray[order], epsilon[order]
         started = self.start(ray, epsilon, rays=rays)
         yield
@@ -149,7 +151,7 @@ class BatchProber:
             self._runner.differed(self.tuner.best, float(np.max(off, initial=0.0)))
             return exact, its_flipped
 
-        if not self._runner.knows_noise_of(self.tuner.best):  # other batches may be computed in another way
+        if not self._runner.knows_noise_of(self.tuner.best):  # another batch size may use another algorithm
             yield from alone(np.arange(min(COMPARED, len(ray))))
         noise = greatest * self._runner.noise
         close = np.flatnonzero(np.abs(margin) <= noise)
@@ -161,7 +163,7 @@ class BatchProber:
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-        """None turns out wrong: they have been asked in full precision."""
+        """None is wrong, since all were asked in full precision."""
         yield from ()
         return np.zeros(len(ray), bool), np.zeros(len(ray), np.int64)
 
@@ -177,9 +179,9 @@ class BatchProber:
         """Starts these probes, and does not wait for them.
 
         Args:
-            rays: that the probes are on, over the same images and maps; None for the prober's own.
+            rays: the rays of the probes, over the same images and maps; None for the prober's own.
             precision: "bfloat16", "float16" or "tf32"; None for the images' own type.
-            tuner: names the batches; None for the prober's own.
+            tuner: chooses the batches; None for the prober's own.
         """
         begin, tuner = time.perf_counter(), tuner or self.tuner
         answers = list(self._batches(ray, epsilon, rays or self._rays, tuner, precision))
@@ -187,12 +189,12 @@ class BatchProber:
 
     @contextmanager
     def broken_off_at(self, deadline: float) -> Iterator[None]:
-        """Inside, batches in low precision raise `TooSlow` once the clock has reached that time."""
+        """Within the block, batches in low precision raise `TooSlow` once the clock has reached that time."""
         with self._runner.broken_off_at(deadline):
             yield
 
     def predictions(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The class that is predicted at each probe, (M,): of record, each image alone."""
+        """The predicted class at each probe, (M,), by the answer of record for each image alone."""
         columns, probes = columns_of(self._rays, ray, epsilon), self._probes()
         with torch.no_grad(), self._beside.the_batches():
             predicted = [int(self._record.answered(probes, one)[1].argmax()) for one in singly(columns)]
@@ -205,15 +207,15 @@ class BatchProber:
 
     @property
     def segments_at_once(self) -> int:
-        """How many segments fill a batch: all that a network computes on them is in memory three times and more, in
-        float64."""
+        """How many segments fill a batch. Their values are in float64, and at least three times in memory."""
         return max(1, min(SEGMENTS, VALUES_OF_SEGMENTS // self._rays.images[0].numel()))
 
     def least_margins(
         self, ray: NDArray[np.int64], first: NDArray[np.float64], last: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of the segments from epsilon first[i] to last[i] of ray[i]: a number below every margin of record on it, and
-        about the margin in its middle.
+        """Bounds segments, each from epsilon first[i] to last[i] of ray[i].
+
+        Returns for each a number below every margin of record on it, and the approximate margin in its middle.
 
         Raises:
             NotBounded: the model has an operation whose values cannot be bounded.
@@ -285,8 +287,9 @@ class BatchProber:
     def _alone(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], rays: Rays | None
     ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-        """Margins and flips of record: each image alone and contiguous, as a plain loop would run it. They need not
-        wait for the batches of other lanes that a device has still to run."""
+        """Margins and flips of record: each image alone and contiguous, as in a plain loop.
+
+        They do not wait for batches of other lanes that the device has not run yet."""
         if not len(ray):
             return np.zeros(0), np.zeros(0, bool)
         columns = columns_of(rays or self._rays, ray, epsilon)
@@ -322,17 +325,17 @@ def _check_finite(margin: NDArray[np.float64], greatest: NDArray[np.float64]) ->
 def tuner_for(
     images: Tensor, batch_size: int | None, one_shape: bool = False, low_precision: bool = False
 ) -> BatchTuner:
-    """Batches of the size asked for, or of the one that turns out best, for inputs like these.
+    """A tuner for inputs like these: batches of the given size, or of the size that turns out fastest.
 
     Args:
-        one_shape: whether every new shape is expensive: then the first guess stays.
-        low_precision: whether for batches in it, which a GPU runs fastest in channels-last.
+        one_shape: whether every new shape is expensive, so that the first guess is kept.
+        low_precision: whether batches are in low precision, which a GPU runs fastest in channels-last.
     """
     device = images.device.type
     formats = [torch.channels_last, torch.contiguous_format]
     if device == "cuda" and not low_precision:
         formats.reverse()
-    if images.shape[1] == 1:  # then the formats are the same
+    if images.shape[1] == 1:  # the memory formats are the same for one channel
         formats = [torch.contiguous_format]
     if one_shape:
         batch_size = batch_size or first_size(device)

@@ -28,7 +28,7 @@ def singly(columns: Tensor) -> list[Tensor]:
 
 
 def _bits(column: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The bits of float64 numbers, to travel beside whole ones; bits of anything else would be other numbers."""
+    """The bits of float64 numbers as integers, to be copied with other integers. Other types are refused."""
     if column.dtype != np.float64:
         raise TypeError(f"probe columns must be float64 (got {column.dtype})")
     return np.ascontiguousarray(column).view(np.int64)
@@ -50,7 +50,7 @@ class ProbesOf:
         return self.rays.images.device
 
     def inputs(self, columns: Tensor) -> Tensor:
-        """(M, C, H, W): what the model receives."""
+        """The model's inputs: (M, C, H, W)."""
         image, map, irrelevance = columns[:3]
         norm, epsilon, level = columns[3:].view(torch.float64)
         return self.rays.inputs(norm, image, map, irrelevance != 0, epsilon, level)

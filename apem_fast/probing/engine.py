@@ -1,9 +1,9 @@
-"""The loop between a search policy and a model: it owns the batches, the limits, the progress and the raising.
+"""The loop between a search policy and a model: it owns the batches, the limits, the progress and the errors.
 
-A window of rays is under search at a time. Each round the policy names the probes it wants, as many of them as fill
-whole batches are run, and rays that are decided make room for waiting ones: every batch but the last is
-full, and a ray that has flipped costs nothing more. On a GPU the window is split into lanes that take turns: while the
-device answers one, the host works out what to ask of the other.
+A window of rays is searched at a time. In each round the policy names the probes that it wants, as many of them as fill
+whole batches are run, and waiting rays replace those that are decided. So every batch but the last is full, and a ray
+that has flipped takes no more probes. On a GPU the window is split into lanes that take turns: while the device runs
+the probes of one, the host prepares those of the other.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from apem_fast.search import CENSORED, UNDECIDED, Clearing, Measured, Search, St
 Progress = Callable[[int, int, int], None]
 """Called with (rays decided, rays in all, probes so far)."""
 
-BATCHES_A_ROUND = 4  # enough of them under way, over all lanes, that reading answers never keeps a GPU waiting
+BATCHES_A_ROUND = 4  # with so many running, over all lanes, a GPU never waits while the host reads answers
 
 
 @dataclass(frozen=True)
 class Flips:
     """The first flips of R rays."""
 
-    step: NDArray[np.int64]  # (R,) the least grid step that flips; the last step where none does
+    step: NDArray[np.int64]  # (R,) the least grid step that flips; the last step if none does
     flipped: NDArray[np.bool_]  # (R,) False: censored
     probes: NDArray[np.int64]  # (R,) model inputs that were run for it
 
@@ -42,7 +42,7 @@ def find_flips(
     last_step: int,
     progress: Progress | None = None,
 ) -> Flips:
-    """The first flip of every ray of `prober` on the grid step, 2 step, ..., last_step * step."""
+    """The first flip of every ray of `prober` on the grid of step, 2 step, ..., last_step * step."""
     search = _SharedSearch(prober, policy, step, last_step, progress)
     in_turns([search.lane(number) for number in range(prober.lanes)])
     flipped = search.first_flip != CENSORED
@@ -51,7 +51,7 @@ def find_flips(
 
 @dataclass
 class _SharedSearch:
-    """What the lanes share: the rays that wait, and what was found of those that are decided."""
+    """The state that the lanes share: waiting rays, and the results of decided ones."""
 
     prober: Prober
     policy: Search
@@ -62,10 +62,10 @@ class _SharedSearch:
     first_flip: NDArray[np.int64] = field(init=False)
     probes: NDArray[np.int64] = field(init=False)
     waiting: int = 0  # the first ray that no lane has taken
-    left: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # rays for whichever lane comes next
-    decided: dict[int, int] = field(default_factory=dict)  # first flips by ray, yet to be confirmed
-    cleared: dict[int, int] = field(default_factory=dict)  # how far a policy looked along rays that it censored
-    rows: dict[int, int] = field(default_factory=dict)  # rays under search, by lane that has not ended
+    left: list[tuple[NDArray[np.int64], State]] = field(default_factory=list)  # rays for the next lane
+    decided: dict[int, int] = field(default_factory=dict)  # first flips by ray that are not confirmed yet
+    cleared: dict[int, int] = field(default_factory=dict)  # how far a policy searched along rays that it censored
+    rows: dict[int, int] = field(default_factory=dict)  # the number of rays of each lane that has not ended
 
     def __post_init__(self) -> None:
         self.rays = self.prober.rays
@@ -77,7 +77,7 @@ class _SharedSearch:
         return self.policy.start(self.rays.margin[ray], self.rays.slope[ray] * self.step, self.last_step)
 
     def window(self) -> int:
-        """How many rays a lane searches at a time, at most."""
+        """The greatest number of rays that a lane searches at a time."""
         return BATCHES_A_ROUND * self.prober.size // self.prober.lanes
 
     def lane(self, number: int) -> Waiting[None]:
@@ -100,7 +100,7 @@ class _SharedSearch:
                 self.progress(done, len(self.rays), int(self.probes.sum()))
 
     def filled(self, ray_of_row: NDArray[np.int64], state: State) -> tuple[NDArray[np.int64], State]:
-        """These rays, and those that were left, and waiting ones as far as there is room."""
+        """These rays, those that were left, and waiting ones while there is room."""
         for ray, of_others in self.left:
             ray_of_row, state = np.concatenate([ray_of_row, ray]), state.joined(of_others)
         self.left.clear()
@@ -111,15 +111,14 @@ class _SharedSearch:
         return ray_of_row, state
 
     def cedes(self, ray_of_row: NDArray[np.int64], state: State) -> bool:
-        """Whether it leaves these rays to another lane, because all rays under search would fit one batch: two batches
-        that are half empty cost more."""
+        """Whether a lane leaves its rays to another because one batch holds all: two half-empty batches cost more."""
         if len(self.rows) == 1 or self.waiting < len(self.rays) or sum(self.rows.values()) > self.prober.size:
             return False
         self.left.append((ray_of_row, state))
         return True
 
     def round(self, ray_of_row: NDArray[np.int64], state: State) -> Waiting[tuple[NDArray[np.int64], State]]:
-        """Asks, runs whole batches, tells; the rays that are undecided, and what is known of them."""
+        """Asks the policy, runs whole batches, tells the policy; returns the undecided rays with their state."""
         size = self.prober.size
         row, grid_step = self.policy.ask(state, size)
         whole = min(len(row) - len(row) % size, BATCHES_A_ROUND * size) or len(row)
@@ -135,7 +134,7 @@ class _SharedSearch:
         return ray_of_row[state.undecided], state.only(state.undecided)
 
     def confirm(self) -> Waiting[None]:
-        """Has the decided rays confirmed, many at a time: each takes few probes."""
+        """Confirms decided rays, many at a time, since each takes few probes."""
         ray, flip = np.array(list(self.decided), np.int64), np.array(list(self.decided.values()), np.int64)
         self.decided.clear()
         cleared = [max(self.last_step, self.cleared.pop(r, 0)) for r in ray.tolist()]
@@ -143,12 +142,12 @@ class _SharedSearch:
         refuted, probes = yield from self.prober.confirm(ray, last_unflipped * self.step)
         self.probes[ray] += probes
         self.first_flip[ray[~refuted]] = flip[~refuted]
-        if refuted.any():  # what was told of a refuted ray cannot be trusted: it starts anew
+        if refuted.any():  # the policy was told wrong margins, so such a ray starts anew
             self.left.append((ray[refuted], self.start(ray[refuted])))
 
 
 def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:
-    """The first `count` probes, but never a part of what a policy asked of one row."""
+    """The first `count` probes, but never only some of those for one row."""
     if count < len(row):
         while count > 0 and row[count - 1] == row[count]:
             count -= 1

@@ -1,4 +1,4 @@
-"""Probes at filter levels: what the explanation filter asks, on rays of its own for every level it looks at."""
+"""Probes at filter levels, which the explanation filter asks: each level has its own rays."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from apem_fast.probing.prober import Answers
 from apem_fast.probing.rays import Rays
 from apem_fast.running.waiting import Waiting
 
-GRADIENT_COST = 3  # probes that a forward and a backward pass of one input take the time of
+GRADIENT_COST = 3  # a forward and a backward pass of one input take as long as so many probes
 
 
 class LevelProber:
-    """Asks a `BatchProber` about other rays over its images and maps: map i, image i's, filtered up to some level."""
+    """Asks a `BatchProber` for probes on other rays: along map i of image i, filtered up to some level."""
 
     def __init__(self, prober: BatchProber):
         self._prober = prober
@@ -29,7 +29,7 @@ class LevelProber:
 
     @property
     def lanes(self) -> int:
-        """As of every `Prober`."""
+        """See `Prober`."""
         return self._prober.lanes
 
     def rays(
@@ -39,8 +39,10 @@ class LevelProber:
         norm: NDArray[np.float64],
         level: NDArray[np.float64],
     ) -> Rays:
-        """As many rays as there are rows, all arguments (M,): along image i's map, the values up to `level` taken as 0,
-        or along 1 minus that, whose l1 norm is `norm`."""
+        """M rays, for arguments (M,): along image i's map with values up to `level` as 0, or along 1 minus that.
+
+        `norm` is the l1 norm of the filtered map, or of 1 minus it.
+        """
         unknown = np.full(len(image), np.nan)
         return replace(
             self._prober.rays,
@@ -54,13 +56,15 @@ class LevelProber:
         )
 
     def answers(self, rays: Rays, epsilon: NDArray[np.float64]) -> Waiting[Answers]:
-        """One probe on each of these rays, (M,)."""
+        """The answers to one probe on each of these rays, (M,)."""
         return self._prober.answers(np.arange(len(rays)), epsilon, rays)
 
     def margin_gradient(self, rays: Rays, epsilon: float) -> Tensor:
-        """How the margin at one probe of the one ray there is grows with what each map value lets through, (1 or C, H,
-        W) float64 like the map: the margin's gradient with respect to the model's input times the sign, summed over the
-        channels that share a map value. It costs GRADIENT_COST probes."""
+        """How the margin at one probe of a single ray changes with each value of the map: (1 or C, H, W) float64.
+
+        It is the margin's gradient with respect to the model's input, times the sign, summed over the channels that
+        share a value of the map. It costs GRADIENT_COST probes.
+        """
         through = (self._prober.input_gradient(0, epsilon, rays) * rays.sign[rays.image[0]]).double()
         if rays.relevance.shape[1] == 1:
             through = through.sum(dim=0, keepdim=True)

@@ -1,8 +1,8 @@
-"""What answers probes, as the search sees it: the contract between the engine and whatever runs a model.
+"""The interface between the engine and whatever answers probes.
 
-A probe is one point of a ray, and so one input of the model. What is asked is always the same: the margins at some
-probes. `BatchProber` asks the model in batches, `ScreeningProber` asks a low precision first; a test or a benchmark
-answers from a script.
+A probe is one point of a ray, and so one input of the model. The engine only asks for the margins at probes.
+`BatchProber` runs the model in batches, `ScreeningProber` tries a low precision first, and a test or a benchmark can
+answer from a script.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from apem_fast.running.waiting import Waiting, result_of
 
 @dataclass(frozen=True)
 class Answers:
-    """The margins at M probes, and what they took."""
+    """The margins at M probes, and their cost."""
 
     margin: NDArray[np.float64]  # (M,)
     flipped: NDArray[np.bool_]  # (M,)
-    noise: NDArray[np.float64]  # (M,) how large a margin may be noise
-    probes: NDArray[np.int64]  # (M,) model inputs it took: 2 where the margin was so close that it was run again, alone
+    noise: NDArray[np.float64]  # (M,) a margin of up to this size may be rounding noise
+    probes: NDArray[np.int64]  # (M,) model inputs that were run: 2 if it was run again alone
 
 
 class Prober(Protocol):
@@ -32,7 +32,7 @@ class Prober(Protocol):
 
     @property
     def rays(self) -> Rays:
-        """The R rays that probes are on."""
+        """The R rays of the probes."""
 
     @property
     def size(self) -> int:
@@ -40,18 +40,17 @@ class Prober(Protocol):
 
     @property
     def lanes(self) -> int:
-        """How many searches should go on side by side, so that a GPU computes for one while the host thinks for
-        another."""
+        """How many searches should run side by side, so that a GPU runs one while the host prepares another."""
 
     def answers(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[Answers]:
-        """Margins and flips of the probes (ray[i], epsilon[i]), with pauses while the device works."""
+        """The answers to the probes (ray[i], epsilon[i]), as a coroutine that pauses while the device works."""
 
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-        """Which of these answers, the last unflipped ones of decided rays, turn out wrong; and the probes it took."""
+        """Which of these answers, the last unflipped ones of decided rays, are wrong; and the probes that this took."""
 
 
 def answered(prober: Prober, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Answers:
-    """The answers, waiting for them."""
+    """The answers. Waits for them."""
     return result_of(prober.answers(ray, epsilon))

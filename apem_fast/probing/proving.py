@@ -1,4 +1,4 @@
-"""Flips that were found are proved to be the first: segments of the rays are bounded until none is left open."""
+"""Proves that flips are the first ones: segments of the rays before them are bounded until none remains open."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from apem_fast.probing.engine import Flips, Progress
 from apem_fast.probing.rays import Rays
 from apem_fast.search import Certified, Segment
 
-SEGMENT_COST = 3  # model inputs that a segment costs as much as: offset, slope and error each go through the network
+SEGMENT_COST = 3  # a segment costs as much as so many model inputs: its offset, slope and error
 
 
 class Proving(Protocol):
-    """What a proof asks of a model."""
+    """The interface of a proof to the model."""
 
     @property
     def rays(self) -> Rays:
@@ -29,8 +29,10 @@ class Proving(Protocol):
     def least_margins(
         self, ray: NDArray[np.int64], first: NDArray[np.float64], last: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of the segments from epsilon first[i] to last[i] of ray[i]: a number below every margin on it, and about the
-        margin in its middle."""
+        """Bounds segments, each from epsilon first[i] to last[i] of ray[i].
+
+        Returns for each a number below every margin on it, and the approximate margin in its middle.
+        """
 
     def flips_of_record(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Whether the answer of record is a flip at these points, each alone."""
@@ -39,10 +41,10 @@ class Proving(Protocol):
 def proved(
     prober: Proving, flips: Flips, policy: Certified, *, step: float, last_step: int, progress: Progress | None = None
 ) -> Flips:
-    """These flips where each is the first, and else the first ones, all proved.
+    """The first flips, all proved: a given flip if it is the first, and otherwise the first one.
 
     Args:
-        flips: of the prober's rays, as a search found them.
+        flips: the flips of the prober's rays that a search found.
         policy: splits segments.
         step, last_step: of the grid.
         progress: called with (rays proved, rays in all, probes so far).
@@ -60,19 +62,19 @@ def proved(
 
 
 class _Proof:
-    """What is proved of each ray, and what is left."""
+    """The proved and the open segments of each ray."""
 
     def __init__(self, prober: Proving, flips: Flips, policy: Certified, step: float, last_step: int):
         self.prober, self.policy, self.step = prober, policy, step
         self.probes = flips.probes.copy()
         self.first = np.where(flips.flipped, flips.step, last_step + 1)
-        """(R,) the least step known to flip; one beyond the last where none is."""
+        """The least step known to flip, (R,); one beyond the last step if there is none."""
         found = np.flatnonzero(flips.flipped)
         confirmed = self.ask(found, self.first[found])
         self.open: dict[int, list[Segment]] = {}  # by ray, the nearest segment last
         for ray, at in enumerate(self.first.tolist()):
             self.open[ray] = [(1, at - 1)] if at > 1 else []
-        for ray in found[~confirmed].tolist():  # the search took the rounding of float32 for a flip
+        for ray in found[~confirmed].tolist():  # the search took rounding of float32 for a flip
             at = int(self.first[ray])
             self.first[ray] = last_step + 1
             self.open[ray] = [(at + 1, last_step)] * (at < last_step) + self.open[ray]
@@ -83,7 +85,7 @@ class _Proof:
         return self.prober.flips_of_record(ray, step.astype(np.float64) * self.step)
 
     def round(self) -> None:
-        """Bounds a batch of the nearest segments, splits those that are left open, and asks points of short ones."""
+        """Bounds a batch of the nearest segments, splits those that remain open, and computes points of short ones."""
         at_once = self.prober.segments_at_once
         rays = [*self.open][:at_once]
         each = at_once // len(rays)
@@ -109,7 +111,7 @@ class _Proof:
         }
 
     def ask_points(self, segments: list[tuple[int, Segment]]) -> None:
-        """Asks every point of these, in vain where one before it flips."""
+        """Computes every point of these segments. Points after a flip are computed in vain."""
         points = [(ray, step) for ray, (a, b) in segments for step in range(a, b + 1) if step < self.first[ray]]
         if points:
             ray, step = np.array(points).T

@@ -1,6 +1,6 @@
-"""Rays: the half lines x + epsilon * direction along which the model is asked, kept as a few numbers each.
+"""Rays: the half lines x + epsilon * direction along which the model is probed. Each is stored as a few numbers.
 
-Epsilon lives in the space of the tensors that the model receives (after normalisation, if they were normalised).
+Epsilon is in the space of the tensors that the model receives (after normalisation, if images are normalised).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from apem_fast import ops
 from apem_fast.running.clean import Clean
 from apem_fast.running.segments import UNIT, OnSegments
 
-PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the first-order slopes: in a cache; enough to fill a GPU
+PRODUCTS_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}  # for the slopes: fits a CPU's cache, fills a GPU
 
 
 @dataclass(frozen=True)
 class Rays:
-    """R rays over N images and their maps; nothing is stored per ray but a few numbers.
+    """R rays over N images and their maps. Only a few numbers are stored for each ray.
 
-    A ray's direction is v / norm * sign, with v the map, its values of at most `level` set to 0, or 1 minus that
-    where `irrelevance`.
+    A ray's direction is v / norm * sign. Here v is the map with values of at most `level` set to 0, or 1 minus that if
+    `irrelevance`.
     """
 
     images: Tensor  # (N, C, H, W)
@@ -36,10 +36,10 @@ class Rays:
     image: NDArray[np.int64]  # (R,) row of images
     map: NDArray[np.int64]  # (R,) row of relevance
     irrelevance: NDArray[np.bool_]  # (R,)
-    norm: NDArray[np.float64]  # (R,) l1 norm of what is applied, after the map is broadcast to the channels
+    norm: NDArray[np.float64]  # (R,) l1 norm of v, after the map is broadcast to the channels
     level: NDArray[np.float64]  # (R,) filter level: values of the map up to this one count as 0; 0 filters nothing
     margin: NDArray[np.float64]  # (R,) at epsilon 0
-    slope: NDArray[np.float64]  # (R,) first-order estimate of how fast the margin falls per unit of epsilon
+    slope: NDArray[np.float64]  # (R,) first-order estimate of the margin's fall per unit of epsilon
     lower: float | Tensor | None = None  # bound of perturbed images; a tensor (C, 1, 1) has one for each channel
     upper: float | Tensor | None = None
     above: Tensor | None = None  # (N, classes) bool: classes that do not take part, see `Clean`
@@ -48,7 +48,7 @@ class Rays:
         return len(self.image)
 
     def only(self, ray: NDArray[np.int64]) -> Self:
-        """Some of these rays, over the same images and maps."""
+        """The chosen rays, over the same images and maps."""
         names = ("image", "map", "irrelevance", "norm", "level", "margin", "slope")
         return replace(self, **{name: getattr(self, name)[ray] for name in names})
 
@@ -74,7 +74,7 @@ class Rays:
     def inputs(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, epsilon: Tensor, level: Tensor
     ) -> Tensor:
-        """(M, C, H, W): what the model receives for M probes on these rays' images and maps, all arguments (M,)."""
+        """The model's inputs for M probes on these rays' images and maps, (M, C, H, W); all arguments are (M,)."""
         probes = norm, image, map, irrelevance, epsilon, level
         lower, upper = (None if isinstance(bound, Tensor) else bound for bound in (self.lower, self.upper))
         inputs = ops.perturb_probes(self.images, self.relevance, self.sign, *probes, lower, upper)
@@ -86,10 +86,10 @@ class Rays:
     def on_segments(
         self, norm: Tensor, image: Tensor, map: Tensor, irrelevance: Tensor, first: Tensor, last: Tensor
     ) -> OnSegments:
-        """What the model receives on the M segments from epsilon `first` to `last`, all arguments (M,), in float64.
+        """The model's inputs on M segments from epsilon `first` to `last`, in float64; all arguments are (M,).
 
-        The error holds what rounding does to the points of a segment when they are computed, in the images' type. Of
-        rays without a filter level.
+        Their error covers the rounding of the points of a segment when these are computed in the images' type. The rays
+        must have no filter level.
         """
         dtype = self.images.dtype
 
@@ -101,7 +101,7 @@ class Rays:
         direction = (value / each(norm.to(dtype)) * self.sign[image].to(dtype)).double()
         images, middle, half = self.images[image].double(), (first + last) / 2, (last - first) / 2
         farthest = each(last) * direction.abs()
-        # The last sum is rounded once; epsilon, the quotient and their product, to be safe, five times.
+        # The last sum is rounded once; epsilon, the quotient and their product count as five roundings, to be safe.
         rounded = torch.finfo(dtype).eps / 2 * (1 + 1e-6) * (images.abs() + 6 * farthest)
         error = rounded + 8 * UNIT * (images.abs() + farthest) + torch.finfo(dtype).tiny
         inputs = OnSegments(images + each(middle) * direction, each(half) * direction, error)
@@ -111,15 +111,15 @@ class Rays:
         return inputs if upper is None else torch.minimum(inputs, upper)  # type: ignore[return-value]
 
     def _bound_of(self, bound: float | Tensor) -> Tensor:
-        """A bound of perturbed images, as it is in their type, in float64."""
+        """A bound of perturbed images, rounded to their type, as float64."""
         return torch.as_tensor(bound, dtype=self.images.dtype, device=self.images.device).double()
 
 
 def relevance_norms(relevance: Tensor, channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The l1 norms (maps,) of relevance and irrelevance as applied to `channels` channels."""
+    """The l1 norms (maps,) of relevance and irrelevance, applied to `channels` channels."""
     repeats = channels // relevance.shape[1]
     total = relevance.sum(dim=(1, 2, 3), dtype=torch.float64) * repeats
-    # 1 - R is rounded before it is summed, as the kernels apply it.
+    # 1 - R is rounded before it is summed, as in the kernels.
     inverse = (1 - relevance.to(torch.float64 if relevance.dtype == torch.float64 else torch.float32)).sum(
         dim=(1, 2, 3), dtype=torch.float64
     ) * repeats
@@ -127,7 +127,7 @@ def relevance_norms(relevance: Tensor, channels: int) -> tuple[NDArray[np.float6
 
 
 def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map: NDArray[np.int64]) -> Rays:
-    """Two rays a map: 2m along relevance, 2m + 1 along irrelevance."""
+    """Two rays for each map m: ray 2m along its relevance, ray 2m + 1 along its irrelevance."""
     maps, channels = len(relevance), images.shape[1]
     plus, minus = relevance_norms(relevance, channels)
     norm = np.stack([plus, minus], axis=1).reshape(-1)
@@ -159,7 +159,7 @@ def relevance_rays(images: Tensor, clean: Clean, relevance: Tensor, image_of_map
 
 
 def direction_rays(images: Tensor, clean: Clean, direction: Tensor) -> Rays:
-    """One ray an image along any direction: its size is the map, its sign the sign, and the norm is 1."""
+    """One ray for each image along any direction: the map is its absolute value, and the norm is 1."""
     rays = len(images)
     return Rays(
         images,

@@ -1,9 +1,9 @@
-"""How far a low precision is off along rays, and the band within which its margins say nothing.
+"""The error of a low precision along rays, and the band around 0 in which its margins decide nothing.
 
-A difference is a screened margin less that of float32. It is known at epsilon 0 and wherever both were asked; in
-between it is interpolated, and beyond the last point it is taken to stay as it is. Each further point shows how far
-that was off. The band is BAND times the root mean square of what was seen on all rays, plus the most that was seen on
-the ray itself. Rays with nothing known but epsilon 0 count apart, since a correction from far away is off by more.
+A difference is a margin in low precision minus the margin in float32. It is known at epsilon 0 and wherever both were
+computed; between such points it is interpolated, and beyond the last it is assumed to stay the same. Each further point
+shows the error of this estimate. The band is BAND times the root mean square error on all rays, plus the greatest error
+on the ray itself. Rays with only epsilon 0 are counted separately, since an estimate from far away has a larger error.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 BAND = 3.0
-ENOUGH = 16  # corrections that have to be checked before any is trusted
+ENOUGH = 16  # estimates that must be checked before any is trusted
 
 
 class ScreenErrors:
-    """The errors of a low precision against float32 along the rays of a search.
+    """Error of low precision against float32, for each ray of a search.
 
-    A ray enters with what is known at epsilon 0, and may be forgotten when it is decided.
+    A ray enters with its difference at epsilon 0, and can be removed when it is decided.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,14 @@ class ScreenErrors:
             known.pop(ray, None)
 
     def correction(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(M,) what to take off screened margins."""
+        """The estimated differences, to be subtracted from margins in low precision: (M,)."""
         return np.array([self._expected(r, e) for r, e in zip(ray.tolist(), epsilon.tolist())], np.float64)
 
     def band(self, ray: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(M,) by how much a corrected margin may be off; infinite until enough corrections were checked. Also of rays
-        that have not entered yet."""
+        """The possible error of a corrected margin, (M,); infinite until enough estimates were checked.
+
+        Rays that have not entered yet are allowed too.
+        """
         usual = [
             BAND * math.sqrt(squares / checked) if checked >= ENOUGH else math.inf
             for squares, checked in zip(self._squares, self._checked)
@@ -56,7 +58,7 @@ class ScreenErrors:
         )
 
     def learn(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], difference: NDArray[np.float64]) -> None:
-        """Finite differences that were measured."""
+        """Adds differences that were measured, all finite."""
         for r, e, d in zip(ray.tolist(), epsilon.tolist(), difference.tolist()):
             points, known = self._epsilon[r], self._difference[r]
             off = abs(d - self._expected(r, e))

@@ -1,14 +1,13 @@
-"""Verified low precision: probes are screened in a faster type, and whatever sets an epsilon is confirmed in float32.
+"""Verified low precision: probes run in a faster type first, and those that set an epsilon are confirmed in float32.
 
-1. A probe is screened, unless its ray is near its flip, where the screen is likely to be in doubt.
-2. The screened margin is corrected by the difference between the two types that is known on its ray
-   (`screen_errors.py`). Where it is farther from 0 than the correction may be off it is the answer; elsewhere float32
-   is asked.
-3. Once a ray is decided, its flip and the step before it are asked in float32 if they were not. With what is known by
-   then every screened "still the label" before them is judged again, and asked in float32 if it has become doubtful.
-   "No longer the label" needs no such care: nothing follows from it once an earlier flip is certain.
-4. A ray on which the screen was wrong is searched again in float32. Where the screen costs more than it spares, all
-   rays go on so.
+1. A probe is screened (run in low precision), unless its ray is near its flip, where the screen rarely decides.
+2. The screened margin is corrected by the known difference between the two types on its ray (`screen_errors.py`). If it
+   is farther from 0 than the possible error, it is the answer; otherwise the probe runs in float32.
+3. Once a ray is decided, its flip and the step before it run in float32, if they have not. Then every screened "still
+   the label" before them is judged again with all known differences, and runs in float32 if it is doubtful now.
+   "No longer the label" needs no such check: it no longer matters once an earlier flip is certain.
+4. A ray on which the screen was wrong is searched again in float32. If the screen costs more than it saves, all rays
+   continue in float32.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from apem_fast.running.low_precision import ROUNDING
 from apem_fast.running.outputs import ModelOutputError
 from apem_fast.running.waiting import Waiting, result_of
 
-NEAR = 2.0  # bands: with a margin so small behind it, a probe is likely to be in doubt
-ON_TRIAL = 24  # screened probes before it is judged whether the screen pays
+NEAR = 2.0  # in bands: after so small a margin, the screen of the next probe is unlikely to decide
+ON_TRIAL = 24  # screened probes before it is decided whether the screen pays
 
 _epsilon = attrgetter("epsilon")
 
@@ -45,28 +44,28 @@ class _Point:
     epsilon: float
     margin: float
     flipped: bool
-    exact: bool  # whether float32 was asked
-    screened: float  # what the screen had said, NaN where it was not asked or has no finite answer
-    rounding: float  # how much of that is rounding of the logits
+    exact: bool  # whether it ran in float32
+    screened: float  # the screened margin; NaN if it was not screened or not finite
+    rounding: float  # the part of it that may be rounding of the logits
 
 
 class ScreeningProber:
-    """A `Prober` that asks a low precision before it asks `exact`, whose answers it gives.
+    """A `Prober` that tries a low precision first and gives the answers of `exact`.
 
     Args:
-        exact: open; asks the model in float32, and in the low precision when told to.
+        exact: an open prober, which runs the model in float32, and in low precision on request.
         precision: "bfloat16", "float16" or "tf32".
-        screen_tuner: names the batches in low precision, of which another size is best.
-        trial: whether the machine has the precision; until that is known, float32 answers.
+        screen_tuner: chooses the batches in low precision, whose best size differs.
+        trial: tests whether the precision is fast on this machine; until that is known, float32 answers.
     """
 
     def __init__(self, exact: BatchProber, precision: str, screen_tuner: BatchTuner, trial: Trial):
         self._exact, self._precision, self._screen_tuner, self._trial = exact, precision, screen_tuner, trial
-        self._exactly = np.zeros(len(exact.rays), bool)  # (R,) rays that go on in float32
+        self._exactly = np.zeros(len(exact.rays), bool)  # (R,) rays that continue in float32
         self._at_zero: dict[int, float] = {}  # by image: the difference there
         self._errors = ScreenErrors()
-        self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray under search, by ascending epsilon
-        self._asked = self._spared = 0  # screened probes, and those among them that needed no float32
+        self._told: defaultdict[int, list[_Point]] = defaultdict(list)  # by ray, with ascending epsilon
+        self._asked = self._spared = 0  # screened probes, and those of them that needed no float32
 
     @property
     def rays(self) -> Rays:
@@ -118,7 +117,7 @@ class ScreeningProber:
     def confirm(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
     ) -> Waiting[tuple[NDArray[np.bool_], NDArray[np.int64]]]:
-        """Asks in float32 what an answer rests on and the screen alone said; a ray of which it was wrong goes on so."""
+        """Confirms in float32 the screened answers that results depend on; a refuted ray continues in float32."""
         refuted, probes = yield from self._exact.confirm(ray, epsilon)
         while True:
             rests_on = [
@@ -151,7 +150,7 @@ class ScreeningProber:
         return refuted, probes
 
     def _unverified(self, ray: int, epsilon: float) -> list[_Point]:
-        """What the screen alone said of a ray up to its last unflipped epsilon, and of the flip after it."""
+        """A ray's answers that were only screened, up to its last unflipped epsilon, and the flip after it."""
         told = self._told[ray]
         end = bisect_right(told, epsilon, key=_epsilon)
         return [p for p in told[:end] if not p.exact] + [p for p in told[end : end + 1] if not p.exact and p.flipped]
@@ -163,7 +162,7 @@ class ScreeningProber:
         screened: NDArray[np.float64],
         rounding: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Corrected margins and the bands within which they say nothing, NaN where the screen has said nothing."""
+        """Corrected margins and their bands; NaN if a probe was not screened."""
         asked = np.flatnonzero(~np.isnan(screened))
         margin, band = np.full(len(ray), np.nan), np.full(len(ray), np.nan)
         margin[asked] = screened[asked] - self._errors.correction(ray[asked], epsilon[asked])
@@ -171,7 +170,7 @@ class ScreeningProber:
         return margin, band
 
     def _near_the_flip(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Where the margin that was told at the nearest smaller epsilon is small: screening is likely to be in vain."""
+        """Whether the margin at the nearest smaller epsilon is small, so that screening is likely to be in vain."""
         behind = self.rays.margin[ray]
         for i, (r, e) in enumerate(zip(ray.tolist(), epsilon.tolist())):
             told = self._told[r]
@@ -184,7 +183,7 @@ class ScreeningProber:
     def _ask(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], screened: NDArray[np.float64]
     ) -> Waiting[Answers]:
-        """What float32 says; how far off the screen was is learnt."""
+        """The answers in float32; the errors of the screen are learnt from them."""
         exact = yield from self._exact.answers(ray, epsilon)
         self._trial.answered(len(ray))
         both = np.flatnonzero(~np.isnan(screened))
@@ -192,8 +191,7 @@ class ScreeningProber:
         return exact
 
     def _try(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> int:
-        """Runs this one probe in low precision, as far as it is worth it, to see whether that is faster here; how
-        often it was run."""
+        """Runs one probe in low precision to see whether that is faster here; returns how often it was run."""
         seconds, probes = self._exact.tuner.seconds_an_input, 0
 
         def run_until(deadline: float) -> None:
@@ -207,7 +205,7 @@ class ScreeningProber:
         return probes
 
     def _is_wasteful(self) -> bool:
-        """Whether the screen costs more than the float32 probes it spares."""
+        """Whether the screen costs more than the float32 probes that it saves."""
         screen, exact = self._screen_tuner.seconds_an_input, self._exact.tuner.seconds_an_input
         if self._asked < ON_TRIAL or screen is None or exact is None:
             return False
@@ -216,8 +214,7 @@ class ScreeningProber:
     def _screened(
         self, ray: NDArray[np.int64], epsilon: NDArray[np.float64], wanted: NDArray[np.int64]
     ) -> Waiting[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]]:
-        """What the screen says of the `wanted` among these probes, all (M,): margins, NaN for the others; how much of
-        them is rounding; and the probes it took.
+        """Screens the `wanted` of these probes: margins (M,), NaN for the others; their rounding; and the probes.
 
         Unperturbed images that are new are screened with them, so that the difference at epsilon 0 is known.
         """
@@ -240,13 +237,13 @@ class ScreeningProber:
     def _new_images(
         self, ray: NDArray[np.int64], wanted: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images among the wanted probes of which no difference is known, and a probe of each."""
+        """The images of the wanted probes without a known difference, and a probe of each."""
         image, first = np.unique(self.rays.image[ray[wanted]], return_index=True)
         new = np.array([i not in self._at_zero for i in image.tolist()], bool)
         return wanted[first[new]], image[new]
 
     def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[tuple[NDArray, NDArray]]:
-        """Margins in low precision, NaN where they are not finite, and how much of them is rounding of the logits."""
+        """Margins in low precision, NaN if not finite, and the part of them that may be rounding of the logits."""
         if not len(ray):
             return np.zeros(0), np.zeros(0)
         try:

@@ -1,9 +1,9 @@
-"""The least flip among sibling rays: none is searched beyond the nearest flip that is known of another.
+"""The least flip among sibling rays: each is searched only up to the nearest flip known of another.
 
-Where only the least epsilon over several rays counts, most of the work of finding each one's own flip is for nothing.
-So one ray of each family leads, the one that the first-order estimate lets flip first; the others then only have to
-be cleared up to where it flips. A sibling that turns out to flip before becomes the leader. The policies, and with
-them the answers, are those of `apem`; only their probes are cut off.
+If only the least epsilon over several rays is wanted, finding each ray's own flip is mostly wasted work. So one ray of
+each family leads: the one that flips first by a first-order estimate. The others only have to be cleared up to its
+flip. A sibling that flips before it becomes the leader. The policies, and so the answers, are those of `apem`; only
+their probes beyond the known flip are left out.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from apem_fast.search import UNDECIDED, Clearing, Measured, Probes, Search, warn
 
 @dataclass(frozen=True)
 class Families:
-    """What is known of the least flips of G families of rays."""
+    """The known least flips of G families of rays."""
 
     family: NDArray[np.int64]  # (R,) of each ray
-    known: NDArray[np.int64]  # (G,) the least step at which a ray of it was seen to flip; last_step + 1 where none was
-    leader: NDArray[np.int64]  # (G,) the ray that was; before that, none: -1
+    known: NDArray[np.int64]  # (G,) the least step at which one of its rays is known to flip; else last_step + 1
+    leader: NDArray[np.int64]  # (G,) that ray; -1 if there is none
 
     def told(self, ray: NDArray[np.int64], step: NDArray[np.int64]) -> Families:
-        """After these flips were seen."""
+        """The families with these further flips."""
         known, leader = self.known.copy(), self.leader.copy()
         for r, k in zip(ray, step):
             family = self.family[r]
@@ -37,15 +37,15 @@ class Families:
         return Families(self.family, known, leader)
 
     def open(self, state: Clearing) -> NDArray[np.int64]:
-        """The rays that could still flip before all that is known."""
+        """The rays that could still flip before their family's known flip."""
         beyond = state.cleared >= self.known[self.family] - 1
         return np.flatnonzero((state.first_flip == UNDECIDED) & ~beyond)
 
     def worthwhile(self, ray: NDArray[np.int64], rank: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Open rays, those first whose turn it is, and how many these are.
+        """Open rays, with those that should be probed now first, and the number of these.
 
-        While the leader's first flip is not settled it goes alone, for where it flips is where its siblings can stop;
-        then all go. Where no flip is known, the ray of the least rank goes alone.
+        While the leader's first flip is not settled, it is probed alone, since its siblings can stop there; then all
+        are. If no flip is known, the ray of the least rank is probed alone.
         """
         family = self.family[ray]
         leads = self.leader[family] == ray
@@ -69,7 +69,7 @@ def find_least_flips(
     last_step: int,
     progress: Progress | None = None,
 ) -> Flips:
-    """The least step on the grid step, 2 step, ..., last_step * step at which any ray of each family flips.
+    """The least step on the grid of step, 2 step, ..., last_step * step at which any ray of each family flips.
 
     Args:
         prober: open, and in float32.
@@ -77,8 +77,8 @@ def find_least_flips(
         progress: called with (rays decided, rays in all, probes so far) after every round.
 
     Returns:
-        One entry a family; a family is censored where all its rays are. A policy whose states are not
-        `Clearing` has every ray searched to its end, and one warning says so.
+        One entry for each family; a family is censored if all its rays are. With a policy whose states are not
+        `Clearing`, every ray is searched to its end, and one warning says so.
     """
     rays, families = prober.rays, int(family.max()) + 1
     state = policy.start(rays.margin, rays.slope * step, last_step)
@@ -91,14 +91,14 @@ def find_least_flips(
             'every shuffle is searched to a flip of its own; search="isolate" goes no further than the nearest one',
         )
         return _least_of_all(prober, family, policy, step=step, last_step=last_step, progress=progress)
-    # First-order estimate of where a ray flips: who flips first, by rank.
+    # The rank of each ray by a first-order estimate of its flip.
     with np.errstate(divide="ignore", invalid="ignore"):
         rank = np.argsort(np.argsort(rays.margin / np.maximum(rays.slope, 0), kind="stable"))
     known = Families(family, np.full(families, last_step + 1), np.full(families, -1))
     probes = np.zeros(families, np.int64)
     while len(rows := known.open(state)):
         rows, needed = known.worthwhile(rows, rank)
-        # The last batch would not be full: those that may wait fill it.
+        # The last batch would not be full, so rays that could wait fill it.
         rows = np.sort(rows[: math.ceil(needed / prober.size) * prober.size])
         row, grid_step = _before(policy.ask(state.only(rows), prober.size), known.known[family[rows]])
         row = rows[row]
@@ -113,7 +113,7 @@ def find_least_flips(
 
 
 def _before(wanted: Probes, known: NDArray[np.int64]) -> Probes:
-    """Probes none of which lies at or beyond a known flip: the last step before it says all that is to be known."""
+    """Probes moved before the known flip: the step just before it is the last one that matters."""
     row, step = wanted.row, np.minimum(wanted.step, known[wanted.row] - 1)
     row, step = np.unique(np.stack([row, step]), axis=1)
     return Probes(row, step)
