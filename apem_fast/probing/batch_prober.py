@@ -133,9 +133,7 @@ class BatchProber:
         """See `Prober`. If `rays` are given, the probes are on these, over the same images and maps."""
         if not len(ray):
             return Answers(np.zeros(0), np.zeros(0, bool), np.zeros(0), np.zeros(0, np.int64))
-        order = np.argsort(
-            ray, kind="stable"
-        )  # neighbours in a batch share an image and a map, which stay in the cache
+        order = np.argsort(ray, kind="stable")  # neighbours share image and map, which stay in the cache
         ray, epsilon = ray[order], epsilon[order]
         started = self.start(ray, epsilon, rays=rays)
         yield
