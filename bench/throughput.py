@@ -144,11 +144,12 @@ def one_run(
         evaluator.apem(work.maps)  # batches are found, graphs captured
     clean = seconds_of(lambda: evaluator.on(work.images), device, rounds=3) / count
     evaluator._runner = counted = Counted(evaluator._runner)
+    evaluator._record._runner = of_record = Counted(evaluator._record._runner)
     begin = time.perf_counter()
     results = evaluator.apem(work.maps).values()
     seconds = time.perf_counter() - begin
     epsilons = torch.stack([torch.stack([r.epsilon_minus, r.epsilon_plus]) for r in results])
-    bare = counted.screened / rates[precision] + (counted.exact + counted.single) / rates["float32"]
+    bare = counted.screened / rates[precision] + (counted.exact + of_record.single) / rates["float32"]
     plan = evaluator._tuner.best
     return {
         "probes a second": sum(int(result.probes.sum()) for result in results) / seconds,
@@ -156,7 +157,7 @@ def one_run(
         "plan": f"{plan.size} {str(plan.memory_format).removeprefix('torch.')}",
         "inputs": counted.exact,
         "screened": counted.screened,
-        "single": counted.single,
+        "single": of_record.single,
         "places used": (counted.exact + counted.screened) / max(1, counted.filled),
         "noise": counted.noise,
         "probes per ray": sum(int(result.probes.sum()) for result in results) / epsilons.numel(),

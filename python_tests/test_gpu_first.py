@@ -15,6 +15,7 @@ from pretended import PretendedGPU
 
 pytest.importorskip("torchvision")  # whose networks it measures
 
+from apem_fast.running.runners import PlainRunner
 from bench import gpu_first, throughput, timing
 from bench.gpu_first import Step
 from bench.networks import Workload
@@ -69,6 +70,7 @@ def test_the_engine_is_measured_on_a_pretended_gpu(
     monkeypatch.setattr(throughput, "workload", small_workload)
     monkeypatch.setattr(throughput, "SIZES", {"cuda": (2, 4)})
     monkeypatch.setattr(throughput, "MAX_EPSILON", 40.0)
+    monkeypatch.setattr(PlainRunner, "noise", 0.1)  # so that some inputs are run again alone
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     precisions = ["float32"] if precision == "float32" else ["float32", precision]
     with PretendedGPU():
@@ -77,6 +79,7 @@ def test_the_engine_is_measured_on_a_pretended_gpu(
     for row in rows:
         assert row["rays that differ"] == 0
         assert row["inputs"] > 0 and 0 < row["places used"] <= 1 and row["captures"] > 0
+        assert row["single"] > 0 or row["precision"] != "float32"
         assert (row["screened"] > 0) == (row["precision"] != "float32")
         assert row["plan"].startswith("4") or row["batch"] == "auto"
 
