@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from apem_fast.explain.noise import Drawing
 from apem_fast.extras import extra
 from apem_fast.seeding import generators_for
 from apem_fast.validation import make_numbers_plain
+
+READ_AT_ONCE = 64  # images whose noise is seeded by their values: for each read the host waits for a GPU
 
 
 def logit_gradient(
@@ -133,22 +136,21 @@ class SmoothGrad(Explainer):
 
     def _noises(self, images: Tensor) -> Generator[Tensor, None, None]:
         """The noise of each batch of each image in turn, of their type and on their device."""
-        here, at_once = images.detach().cpu(), self.batch_on(images.device)
+        at_once, deviations = self.batch_on(images.device), deque[float]()
         batches = [range(start, min(start + at_once, self.samples)) for start in range(0, self.samples, at_once)]
 
         def wanted() -> Iterator[list[torch.Generator]]:
-            for image in here:
-                generator = generators_for(image)
-                for samples in batches:
-                    yield [generator(self.seed, sample) for sample in samples]
+            for some in images.detach().split(READ_AT_ONCE):
+                for image in some.cpu():
+                    generator, deviation = generators_for(image), self._deviation(image)
+                    for samples in batches:
+                        deviations.append(deviation)
+                        yield [generator(self.seed, sample) for sample in samples]
 
         with Drawing(images.device) as drawing:
-            blocks = drawing.blocks(images.shape[1:], wanted())
-            for image in here:
-                deviation = self._deviation(image)
-                for _ in batches:
-                    block = next(blocks).to(images.device, non_blocking=True)
-                    yield (block * deviation).to(images.dtype)
+            for block in drawing.blocks(images.shape[1:], wanted()):
+                there = block.to(images.device, non_blocking=True)
+                yield (there * deviations.popleft()).to(images.dtype)
 
     def noise(self, image: Tensor, sample: int) -> Tensor:
         """The noise of one sample of one image (C, H, W), float32 on the CPU, so that it is the same on all devices."""
