@@ -15,6 +15,7 @@ from apem_fast.callers import said_by
 from apem_fast.papers import PERCENTILE
 from apem_fast.seeding import generator_for
 from apem_fast.validation import LOOKS_LIKE_BYTES, number
+from apem_fast.validation.ways_out import of_no_tensor
 
 
 def relevance_map(
@@ -48,7 +49,8 @@ def relevance_map(
     `torch.compile(relevance_map, fullgraph=True)` works, but cannot check values: with NaN or infinity the map is NaN.
     """
     if not isinstance(attribution, Tensor):
-        raise TypeError(f"relevance_map: attribution must be a tensor (got {type(attribution).__name__})")
+        way_out = of_no_tensor("attribution", attribution)
+        raise TypeError(f"relevance_map: attribution must be a tensor (got {type(attribution).__name__}){way_out}")
     if attribution.dim() == 3:
         attribution = attribution[:, None]
     for name, values in (("attribution", attribution), ("images", images)):

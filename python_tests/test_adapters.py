@@ -333,7 +333,7 @@ def test_captum_functions_with_further_arguments_and_an_untouched_model():
         ({"attributions": None}, TypeError, r"apem: attributions must be one torch.Tensor \(got NoneType\)"),
         ({"baselines": 0}, ValueError, r"apem: baselines must be None, for APEM has none \(got int\)"),
         ({"target": [(1, 2)]}, TypeError, r"apem: target must be a class for each image \(got a list with \(1, 2\)\)"),
-        ({"target": 11}, ValueError, r"apem: labels must be the model's predictions \(got 11 at index 0, .*\)"),
+        ({"target": 11}, ValueError, r"apem: labels must be the model's predictions \(got 11 at index 0, .*"),
         (
             {"additional_forward_args": torch.ones(2)},
             TypeError,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from apem_fast.experiment.report import statistics, trust
+from apem_fast.experiment.report import drawing, statistics, trust
 from apem_fast.experiment.report.censoring import (
     Estimate,
     Intervals,
@@ -177,6 +177,19 @@ def test_too_few_values_have_no_interval(count, there):
     table = rows(*[(10.0, 20.0 + i) for i in range(count)], attribution_seconds=[0.0] * count)
     line = _line(table.assign(search_seconds=0.0, probes=1, scan_probes=1))
     assert (interval(line, "median") != "–") == there == (not math.isnan(line["mean_ci_high"]))
+
+
+@pytest.mark.parametrize("verdict", ["better", "worse"])
+def test_letters_on_the_bars_can_be_read(verdict):
+    """Contrast as the Web Content Accessibility Guidelines have it, for letters of any size at least 4.5."""
+
+    def luminance(colour: str) -> float:
+        shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in shares]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    lighter, darker = (luminance(colour) + 0.05 for colour in (drawing.VERDICTS[verdict], drawing.ON_BARS))
+    assert lighter / darker >= 4.5
 
 
 # -- comparisons -----------------------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ BAD = {
         "no method": (
             dict(explain="gradient"),
             TypeError,
-            r"continuity: explain must be an explanation method or a function \(got str\)",
+            r"continuity: explain must be an explanation method or a function \(got str\); .* is the method of .*",
         ),
         "labels": (dict(labels=[1, 2]), ValueError, r"continuity: labels must be int64 of shape \(2,\) \(got list\)"),
         "no neighbours": (dict(neighbours=0), ValueError, r"continuity: neighbours must be at least 1 \(got 0\)"),

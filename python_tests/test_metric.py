@@ -343,7 +343,7 @@ BAD = {
     "images of another shape": (
         dict(images=lambda x: x[0]),
         ValueError,
-        r"apem: images must have shape \(N, C, H, W\) and not be empty \(got \(3, 16, 16\)\)",
+        r"apem: images must have shape \(N, C, H, W\) and not be empty \(got \(3, 16, 16\)\); images\[None\] is .*",
     ),
     "no images": (
         dict(images=lambda x: x[:0]),
@@ -368,7 +368,7 @@ BAD = {
     "images on another device": (
         dict(images=lambda x: x.to("meta")),
         ValueError,
-        r"apem: images must be on the model's device, cpu \(got meta\)",
+        r"apem: images must be on the model's device, cpu \(got meta\); images.to\(\"cpu\"\) moves them",
     ),
     "relevance not a tensor": (
         dict(relevance=None),
@@ -378,17 +378,17 @@ BAD = {
     "relevance of another shape": (
         dict(relevance=lambda r: r[:, 0]),
         ValueError,
-        r"apem: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 16, 16\)\)",
+        r"apem: relevance must have shape \(2, 1, 16, 16\) or \(2, 3, 16, 16\) \(got \(2, 16, 16\)\); .* that shape",
     ),
     "relevance of another dtype": (
         dict(relevance=lambda r: r.double()),
         TypeError,
-        r"apem: relevance must be float32 like images \(got float64\)",
+        r"apem: relevance must be float32 like images \(got float64\); relevance.to\(images.dtype\) is",
     ),
     "relevance on another device": (
         dict(relevance=lambda r: r.to("meta")),
         ValueError,
-        r"apem: relevance must be on the device of images, cpu \(got meta\)",
+        r"apem: relevance must be on the device of images, cpu \(got meta\); relevance.to\(images.device\) is",
     ),
     "relevance with NaN": (
         dict(relevance=_replaced((0, 0, 1, 1), torch.nan)),
@@ -398,12 +398,12 @@ BAD = {
     "relevance below 0": (
         dict(relevance=_replaced((0, 0, 1, 1), -0.3)),
         ValueError,
-        r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
+        r"apem: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\); relevance_map makes .*",
     ),
     "relevance above 1": (
         dict(relevance=_replaced((0, 0, 1, 1), 1.5)),
         ValueError,
-        r"apem: relevance must lie in \[0, 1\] \(got min=[\d.e-]+, max=1.5\)",
+        r"apem: relevance must lie in \[0, 1\] \(got min=[\d.e-]+, max=1.5\); relevance_map makes .*",
     ),
     "relevance all zeros": (
         dict(relevance=_replaced(1, 0.0)),
@@ -418,7 +418,7 @@ BAD = {
     "labels that are not the predictions": (
         dict(labels=torch.tensor([11, 11])),
         ValueError,
-        r"apem: labels must be the model's predictions \(got 11 at index 0, predicted \d\)",
+        r"apem: labels must be the model's predictions \(got 11 at index 0, predicted \d\); without labels .*",
     ),
     "labels of another shape": (
         dict(labels=torch.tensor([1])),

@@ -198,7 +198,10 @@ def _methods(
         explainers = usual_explainers()
     if isinstance(explainers, str) or not isinstance(explainers, Mapping | Sequence):
         raise TypeError(
-            sentence(f"explainers must be a dictionary of methods by their names (got {type(explainers).__name__})")
+            sentence(
+                f"explainers must be a dictionary of methods by their names (got {type(explainers).__name__}); "
+                '{"mine": method} is one, and maps that exist may stand for a method'
+            )
         )
     methods: dict[str, Explainer] = {}
     if isinstance(explainers, Mapping):

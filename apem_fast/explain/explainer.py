@@ -7,14 +7,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from apem_fast.running.outputs import ModelOutputError, check_scale, is_exported, logits_of
 from apem_fast.running.repeated import require_repeatable_once
-from apem_fast.validation import not_plain
+from apem_fast.validation import not_plain, ways_out
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -38,6 +38,15 @@ class Explainer(ABC):
     """Whether the explanation depends on the model and the label; it does not for most baselines."""
     usual_batch: ClassVar[Mapping[str, int]] = {"cpu": 16, "cuda": 64}
     """The batch size by device type if `batch_size` is None."""
+
+    def __new__(cls, *options: Any, **named: Any) -> Self:
+        if options and isinstance(options[0], nn.Module):
+            name = cls.__name__
+            raise TypeError(
+                f"{name}: options come before the model, as in {name}()(model, images) "
+                f"(got {type(options[0]).__name__} among the options)"
+            )
+        return super().__new__(cls)
 
     @abstractmethod
     def attribute(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -235,13 +244,15 @@ def _check_model(name: str, model: nn.Module) -> None:
 
 def _check_images(name: str, images: Tensor, model: nn.Module) -> None:
     if not isinstance(images, Tensor):
-        raise TypeError(f"{name}: images must be a tensor (got {type(images).__name__})")
+        way_out = ways_out.of_no_tensor("images", images)
+        raise TypeError(f"{name}: images must be a tensor (got {type(images).__name__}){way_out}")
     if came := not_plain(images):
         raise TypeError(f"{name}: images must be {came}")
     if images.dtype not in FLOATING:
-        raise TypeError(f"{name}: images must be floating point (got {images.dtype})")
+        raise TypeError(f"{name}: images must be floating point (got {images.dtype}){ways_out.of_dtype(images)}")
     if images.dim() != 4:
-        raise ValueError(f"{name}: images must have shape (N, C, H, W) (got {tuple(images.shape)})")
+        shape = tuple(images.shape)
+        raise ValueError(f"{name}: images must have shape (N, C, H, W) (got {shape}){ways_out.of_images(images)}")
     parameter = next(iter(getattr(model, "parameters", tuple)()), None)
     if parameter is not None and parameter.device != images.device:
         raise ValueError(f"{name}: images must be on the model's device, {parameter.device} (got {images.device})")
@@ -259,7 +270,9 @@ def _check_labels(name: str, labels: Tensor | None, images: Tensor) -> None:
         return
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}: labels must be an int64 tensor (got {came})")
+        is_tensor = isinstance(labels, Tensor)
+        way_out = ways_out.of_labels(labels, len(images)) if is_tensor else ways_out.of_no_tensor("labels", labels)
+        raise TypeError(f"{name}: labels must be an int64 tensor (got {came}){way_out}")
     if tuple(labels.shape) != (images.shape[0],):
         raise ValueError(f"{name}: labels must have shape ({images.shape[0]},) (got {tuple(labels.shape)})")
     if labels.device != images.device:

@@ -13,6 +13,7 @@ from apem_fast.explain import Explainer, from_callable
 from apem_fast.running.outputs import FEW, ModelOutputError, check_scale, logits_of
 from apem_fast.running.repeated import require_repeatable
 from apem_fast.running.undisturbed import undisturbed
+from apem_fast.validation.ways_out import of_method
 
 Explain = Explainer | Callable[[nn.Module, Tensor, Tensor], Tensor]
 """An explanation method, or a function (model, images, labels) -> attribution."""
@@ -45,7 +46,8 @@ def explainer_of(explain: Explain) -> Explainer:
     if isinstance(explain, Explainer):
         return explain
     if not callable(explain):
-        raise TypeError(sentence(f"explain must be an explanation method or a function (got {type(explain).__name__})"))
+        came = f"{type(explain).__name__}){of_method(explain)}"
+        raise TypeError(sentence(f"explain must be an explanation method or a function (got {came}"))
     return from_callable(explain)
 
 

@@ -78,10 +78,15 @@ def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     before = None if inputs.is_inference() else inputs._version
     try:
         output = model(inputs)
-    except RuntimeError:
+    except RuntimeError as error:
         # What a gradient is taken of cannot be written into: torch says so in terms of its own.
         if inputs.requires_grad and inputs.is_leaf and _writes_into_its_input(model, inputs):
             raise ModelOutputError(WRITES) from None
+        if _looks_channels_last(inputs) and not isinstance(error, torch.OutOfMemoryError):
+            raise ModelOutputError(
+                f"images must have shape (N, C, H, W) (got {tuple(inputs.shape)}, which the model does not take); "
+                "images.permute(0, 3, 1, 2) puts the channels first"
+            ) from error
         raise
     if before is not None and inputs._version != before:
         raise ModelOutputError(WRITES)
@@ -92,6 +97,11 @@ WRITES = (
     "model must not write into its input (its forward works in place on it, as x.sub_(mean) does, or a first layer "
     "with inplace=True); Classifier(model) hands it a copy"
 )
+
+
+def _looks_channels_last(images: Tensor) -> bool:
+    """Whether the last dimension is as long as a picture has channels, and the second is not."""
+    return images.dim() == 4 and images.shape[3] in (1, 3, 4) and images.shape[1] > 4
 
 
 def _writes_into_its_input(model: Callable[[Tensor], object], inputs: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from apem_fast.callers import sentence, warn
 from apem_fast.running.outputs import is_exported
+from apem_fast.validation import ways_out
 from apem_fast.validation.numbers import dtype_name, type_name
 
 
@@ -21,7 +22,8 @@ def _finite(name: str, tensor: Tensor) -> None:
 
 def _is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(sentence(f"{name} must be a torch.Tensor (got {type_name(value)})"))
+        way_out = ways_out.of_no_tensor(name, value)
+        raise TypeError(sentence(f"{name} must be a torch.Tensor (got {type_name(value)}){way_out}"))
     if came := not_plain(value):
         raise TypeError(sentence(f"{name} must be {came}"))
 
@@ -121,12 +123,19 @@ def images(value: object, of_model: nn.Module) -> None:
     _is_tensor("images", value)
     assert isinstance(value, Tensor)
     if value.dim() != 4 or value.numel() == 0:
-        raise ValueError(sentence(f"images must have shape (N, C, H, W) and not be empty (got {tuple(value.shape)})"))
+        came = f"{tuple(value.shape)}){ways_out.of_images(value)}"
+        raise ValueError(sentence(f"images must have shape (N, C, H, W) and not be empty (got {came}"))
     if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(sentence(f"images must be float32 or float64 (got {dtype_name(value)})"))
+        came = f"{dtype_name(value)}){ways_out.of_dtype(value)}"
+        raise TypeError(sentence(f"images must be float32 or float64 (got {came}"))
     parameter = next(of_model.parameters(), None)
     if parameter is not None and parameter.device != value.device:
-        raise ValueError(sentence(f"images must be on the model's device, {parameter.device} (got {value.device})"))
+        raise ValueError(
+            sentence(
+                f"images must be on the model's device, {parameter.device} (got {value.device}); "
+                f'images.to("{parameter.device}") moves them'
+            )
+        )
     _dtype_of_weights(value, of_model)
     _finite("images", value)
     least, greatest = (float(bound) for bound in value.detach().aminmax())
@@ -156,9 +165,11 @@ def _like_images(name: str, value: object, of_images: Tensor) -> Tensor:
     _is_tensor(name, value)
     assert isinstance(value, Tensor)
     if value.dtype != of_images.dtype:
-        raise TypeError(sentence(f"{name} must be {dtype_name(of_images)} like images (got {dtype_name(value)})"))
+        came = f"{dtype_name(value)}); {name}.to(images.dtype) is"
+        raise TypeError(sentence(f"{name} must be {dtype_name(of_images)} like images (got {came}"))
     if value.device != of_images.device:
-        raise ValueError(sentence(f"{name} must be on the device of images, {of_images.device} (got {value.device})"))
+        came = f"{value.device}); {name}.to(images.device) is"
+        raise ValueError(sentence(f"{name} must be on the device of images, {of_images.device} (got {came}"))
     return value
 
 
@@ -168,7 +179,10 @@ def map_of_images(name: str, value: object, of_images: Tensor) -> Tensor:
     n, c, h, w = of_images.shape
     if tuple(value.shape) not in ((n, 1, h, w), (n, c, h, w)):
         raise ValueError(
-            sentence(f"{name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})")
+            sentence(
+                f"{name} must have shape {(n, 1, h, w)} or {(n, c, h, w)} (got {tuple(value.shape)})"
+                f"{ways_out.of_maps(name, value, of_images)}"
+            )
         )
     _finite(name, value)
     return value
@@ -186,7 +200,10 @@ def relevance(value: object, of_images: Tensor, called: str | None = None) -> No
     low, high = value.amin(dim=(1, 2, 3)), value.amax(dim=(1, 2, 3))
     if bool((low < 0).any()) or bool((high > 1).any()):
         raise ValueError(
-            sentence(f"{name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g})")
+            sentence(
+                f"{name} must lie in [0, 1] (got min={float(low.min()):g}, max={float(high.max()):g}); "
+                "relevance_map makes such a map of an attribution"
+            )
         )
     for bad, what in zip(without_ray(value), "01"):
         if bool(bad.any()):
@@ -216,7 +233,7 @@ def labels(value: object, predicted: Tensor) -> None:
         raise ValueError(
             sentence(
                 f"labels must be int64 of shape {tuple(predicted.shape)} (got {dtype_name(value)} of shape "
-                f"{tuple(value.shape)})"
+                f"{tuple(value.shape)}){ways_out.of_labels(value, len(predicted))}"
             )
         )
     wrong = (value.to(predicted.device) != predicted).nonzero()
@@ -225,7 +242,7 @@ def labels(value: object, predicted: Tensor) -> None:
         raise ValueError(
             sentence(
                 f"labels must be the model's predictions (got {int(value[i])} at index {i}, predicted "
-                f"{int(predicted[i])})"
+                f"{int(predicted[i])}); without labels they are found, and apem(..., target=) follows another class"
             )
         )
 

@@ -162,13 +162,14 @@ def agreement(runs: list[Run], seed: int = 0) -> Section | None:
             observed = tau(*(np.median(table, axis=0) for table in tables))
             again = [tau(*(np.median(part, axis=0) for part in parts)) for parts in _resampled(tables, generator)]
             low, high = np.percentile(again, [2.5, 97.5])
+            enough = min(map(len, tables)) >= FEWEST_FOR_AN_INTERVAL
             lines.append(
                 (
                     Cell(stage, list(STAGES).index(stage), is_name=True),
                     Cell(one.name),
                     Cell(other.name),
                     Cell(number(observed, 2), observed),
-                    Cell(f"{number(low, 2)} to {number(high, 2)}", low),
+                    Cell(f"{number(low, 2)} to {number(high, 2)}", low) if enough else Cell("–", np.nan),
                 )
             )
             if stage == stages[-1]:

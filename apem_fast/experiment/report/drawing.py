@@ -22,6 +22,7 @@ TITLES = {
 METHODS = ("#5b6ee1", "#d9822b", "#2a9d8f", "#c8553d", "#9b6dc6", "#3f96c9", "#b3923a", "#d06a9c")
 """Colours of explainers in a figure, in turn; all readable on white and on near-black."""
 VERDICTS = {"better": "#2a9d8f", "equal": "#9aa0ae", "worse": "#d9822b", "undecided": "#9aa0ae44"}
+ON_BARS = "#14161a"  # letters on them: white ones would have a contrast of 3
 
 _STYLE: Any = {
     "svg.fonttype": "none",

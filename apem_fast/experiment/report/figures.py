@@ -24,6 +24,7 @@ from apem_fast.experiment.report.censoring import intervals
 from apem_fast.experiment.report.drawing import (
     INK,
     METHODS,
+    ON_BARS,
     TITLES,
     VERDICTS,
     inline_svg,
@@ -134,7 +135,7 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
                             ha="center",
                             va="center",
                             fontsize=7,
-                            color="white",
+                            color=ON_BARS,
                         )
                 left += shares
             axis.set_title(title, fontweight="bold")
@@ -193,6 +194,7 @@ def _histogram(axis: Axes, values: np.ndarray, colour: str, beside: np.ndarray |
             )
     else:
         axis.text(0.5, 0.5, "no exact values", ha="center", va="center", transform=axis.transAxes, alpha=0.6)
+        axis.tick_params(axis="y", left=False, labelleft=False)
     axis.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
     axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(_thousands)
