@@ -365,7 +365,7 @@ def test_bad_input_gets_one_sentence(changes: dict[str, Any], message: str) -> N
 
 def test_images_of_a_size_that_the_network_cannot_take() -> None:
     images = torch.rand(2, 1, 8, 8).double()
-    with pytest.raises(ValueError, match=r"attack: images must be of a size that ranker takes \(got \(2, 1, 8, 8\): "):
+    with pytest.raises(ValueError, match=r"attack: images must be of a size that ranker takes \(got \(1, 1, 8, 8\): "):
         _call(first=images, second=images)
 
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from networks import images_and_maps, small_network
+from rankers import PIXELS, small_ranker
 from torch import nn
 
 import apem_fast as af
-from apem_fast import explain
+from apem_fast import explain, siamese
 
 IMAGES, MAPS = images_and_maps(2)
 CALLS = {
@@ -165,3 +166,63 @@ def test_images_that_were_written_after_the_evaluator_was_made():
 def test_a_copy_of_an_evaluator_goes_on(copied):
     made = evaluator(small_network())
     assert copied(made).apem({"one": MAPS})["one"] == made.apem({"one": MAPS})["one"]
+
+
+# -- rankers -----------------------------------------------------------------------------------------------------------
+
+PAIR = torch.rand(2, 2, 1, PIXELS, PIXELS, generator=torch.Generator().manual_seed(0))
+ATTACKS = {
+    "attack": lambda ranker, first=PAIR[0], second=PAIR[1], target=0.9: siamese.attack(
+        ranker, first, second, target, steps=2, step_size=1.0
+    ),
+    "one_step_attack": lambda ranker, first=PAIR[0], second=PAIR[1], target=0.9: siamese.one_step_attack(
+        ranker, first, second, target
+    ),
+}
+
+
+def ranker_in_float32():
+    return small_ranker(dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (torch.Tensor.to_sparse, "first must be dense, sparse_coo is not"),
+        (lambda first: torch._neg_view(-first), "first must be a tensor of its own values"),
+        (lambda first: first.numpy(), r"first must be a torch\.Tensor \(got ndarray\)"),
+        (lambda first: first.to("meta"), "first must be on ranker's device, cpu"),
+        (torch.Tensor.half, r"first must be torch\.float32 like ranker \(got torch\.float16\)"),
+        (lambda first: first[..., :-4], "images must be of a size that ranker takes"),
+    ],
+)
+@pytest.mark.parametrize("call", ATTACKS)
+def test_pairs_that_no_ranker_can_rank(call, change, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{call}: {words}") as error:
+        ATTACKS[call](ranker_in_float32(), change(PAIR[0]))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", [True, "0.5", None])
+@pytest.mark.parametrize("call", ATTACKS)
+def test_a_target_is_a_number(call, target):
+    with pytest.raises(TypeError, match=f"^{call}: target must be a number, or one for each pair"):
+        ATTACKS[call](ranker_in_float32(), target=target)
+
+
+@pytest.mark.parametrize("call", ATTACKS)
+def test_a_ranker_without_a_gradient(call):
+    ranker = ranker_in_float32()
+    real = ranker.rank_embeddings
+    ranker.rank_embeddings = lambda *embeddings: real(*embeddings).detach()
+    with pytest.raises(ValueError, match=rf"^{call}: ranker must be differentiable \(got a ranking without a gradient"):
+        ATTACKS[call](ranker)
+
+
+@pytest.mark.parametrize("context", AROUND)
+@pytest.mark.parametrize("call", ATTACKS)
+def test_an_attack_does_not_depend_on_what_surrounds_it(call, context):
+    ranker = ranker_in_float32()
+    expected = ATTACKS[call](ranker).perturbed
+    with AROUND[context]():
+        assert torch.equal(ATTACKS[call](ranker).perturbed, expected)

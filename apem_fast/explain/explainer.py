@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apem_fast.running.outputs import ModelOutputError, check_scale, is_exported, logits_of
 from apem_fast.running.repeated import require_repeatable_once
+from apem_fast.running.undisturbed import no_autocast
 from apem_fast.validation import not_plain, ways_out
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -151,11 +152,13 @@ def untouched(images: Tensor) -> Iterator[None]:
     it; restores torch's random state after it."""
     devices = [images.device] if images.device.type == "cuda" else []
     with contextlib.ExitStack() as stack:
-        for context in (torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices)):
+        for context in (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices),
+            no_autocast(),
+        ):
             stack.enter_context(context)
-        for device_type in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
         if torch.get_default_device().type != images.device.type:
             stack.enter_context(images.device)
         yield

@@ -82,6 +82,16 @@ def same_algorithms() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Turns an autocast around the call off within the block: what is computed has the type of images and weights."""
+    with ExitStack() as stack:
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
 class _Inside:
     """What `undisturbed` has set, and for how many contexts. Settings belong to the process and gradients to the model,
     so one thread is let in at a time; the first context saves what was there, and the last one puts it back, whatever
@@ -98,9 +108,7 @@ class _Inside:
             with ExitStack() as stack:
                 stack.enter_context(products_in("ieee"))
                 stack.enter_context(same_algorithms())
-                for device_type in ("cpu", "cuda"):
-                    if torch.is_autocast_enabled(device_type):
-                        stack.enter_context(torch.autocast(device_type, enabled=False))
+                stack.enter_context(no_autocast())
                 self.settings = stack.pop_all()
         self.process += 1
         count, required = self.models.get(id(model), (0, []))

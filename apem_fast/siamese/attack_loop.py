@@ -96,7 +96,7 @@ def attack_batch(
                 embedding = embed(point)
                 value = ranker.rank_embeddings(embedding, pairs.other)
             if step == 0:
-                check_rankings("attack", value, len(first))
+                check_rankings("attack", value, len(first), differentiable=not is_last)
             stopped = _stop(ranker, embed, pairs, value.detach(), point.detach(), options)
             reported, arrived_at, stopping = stopped.score, stopped.point, stopped.count
             is_last = is_last or stopping == len(pairs.rows)

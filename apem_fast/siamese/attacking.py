@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from apem_fast.running.undisturbed import no_autocast
 from apem_fast.siamese.attack_loop import attack_batch
 from apem_fast.siamese.bounds import Limit, check_bounds
 from apem_fast.siamese.checks import check_pairs, check_region
@@ -122,7 +123,7 @@ def attack(
     if space == "embedding" and mask is not None:
         raise ValueError("attack: region must be None in embedding space, which has no pixels (got a mask)")
 
-    with torch.inference_mode(False), channels_last_on_cpu(ranker, first, second) as memory_format:
+    with torch.inference_mode(False), no_autocast(), channels_last_on_cpu(ranker, first, second) as memory_format:
 
         def run(rows: slice) -> AttackResult:
             part = mask[rows] if mask is not None and len(mask) > 1 else mask

@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apem_fast.running.undisturbed import no_autocast
+from apem_fast.siamese.checks import require_gradient
 from apem_fast.siamese.networks import Ranker
 
 __all__ = ["SHARE", "Stride", "sizes", "usual_step"]
@@ -89,9 +91,10 @@ def usual_step(ranker: Ranker, first: Tensor, second: Tensor, target: float, ste
     Returns:
         (lambda, the root mean square of the gradient of (ranking - target)^2 over the pixels, the median over pairs).
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast():
         point = first.detach().clone().requires_grad_()
         score = ranker.rank(point, second.detach().clone())
+        require_gradient("attack", score)
         (gradient,) = torch.autograd.grad(score.sum(), point)
     gap = (score.detach() - target).abs()
     slope = torch.linalg.vector_norm(gradient.flatten(1), dim=1)

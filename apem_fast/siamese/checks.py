@@ -8,6 +8,7 @@ from torch import Tensor
 from apem_fast.running.repeated import differing_answers
 from apem_fast.running.undisturbed import undisturbed
 from apem_fast.siamese.networks import Ranker
+from apem_fast.validation import not_plain
 
 TOLERANCE = 1e-4  # how far rounding may carry a ranking outside [0, 1]
 
@@ -23,13 +24,7 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
     if any(module.training for module in ranker.modules()):
         raise ValueError(f"{call}: ranker must be in evaluation mode, ranker.eval() (got training mode)")
     for name, images in (("first", first), ("second", second)):
-        if images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(
-                f"{call}: {name} must be floating images of shape (N, C, H, W) "
-                f"(got {images.dtype} {tuple(images.shape)})"
-            )
-        if not bool(images.isfinite().all()):
-            raise ValueError(f"{call}: {name} must be finite (got NaN or infinity)")
+        _check_images(call, name, images, ranker)
     alike = first.shape[:2] == second.shape[:2] and first.dtype == second.dtype and first.device == second.device
     if not alike:
         raise ValueError(
@@ -39,6 +34,34 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
         )
     if not len(first):
         raise ValueError(f"{call}: first must hold at least one image (got {tuple(first.shape)})")
+    goal = _checked_target(call, target, first)
+    if not _check_answers(call, ranker, first[:1].detach(), second[:1].detach()):
+        rank_once(call, ranker, first.detach(), second.detach())
+    return goal.reshape(-1).expand(len(first))
+
+
+def _check_images(call: str, name: str, images: Tensor, ranker: Ranker) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{call}: {name} must be a torch.Tensor (got {type(images).__name__})")
+    if came := not_plain(images):
+        raise TypeError(f"{call}: {name} must be {came}")
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ValueError(
+            f"{call}: {name} must be floating images of shape (N, C, H, W) (got {images.dtype} {tuple(images.shape)})"
+        )
+    for parameter in ranker.parameters():
+        if parameter.device != images.device:
+            raise ValueError(f"{call}: {name} must be on ranker's device, {parameter.device} (got {images.device})")
+        if parameter.is_floating_point() and parameter.dtype != images.dtype:
+            raise ValueError(f"{call}: {name} must be {parameter.dtype} like ranker (got {images.dtype})")
+        break
+    if not bool(images.isfinite().all()):
+        raise ValueError(f"{call}: {name} must be finite (got NaN or infinity)")
+
+
+def _checked_target(call: str, target: float | Tensor, first: Tensor) -> Tensor:
+    if target is None or isinstance(target, (bool, str)):
+        raise TypeError(f"{call}: target must be a number, or one for each pair (got {type(target).__name__})")
     goal = torch.as_tensor(target, dtype=first.dtype, device=first.device).detach()
     if goal.dim() > 1 or goal.numel() not in (1, len(first)):
         raise ValueError(f"{call}: target must be one number or ({len(first)},) (got shape {tuple(goal.shape)})")
@@ -46,12 +69,12 @@ def check_pairs(call: str, ranker: Ranker, first: Tensor, second: Tensor, target
         raise ValueError(
             f"{call}: target must lie in [0, 1] (got min={float(goal.min()):g}, max={float(goal.max()):g})"
         )
-    _check_answers(call, ranker, first[:1].detach(), second[:1].detach())
-    return goal.reshape(-1).expand(len(first))
+    return goal
 
 
-def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> None:
-    """Raises if a ranker's answer does not depend on the pair alone, or if it changes the user's images."""
+def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> bool:
+    """Raises if a ranker's answer does not depend on the pair alone, or if it changes the user's images; False where it
+    does not take this pair."""
 
     def ranking(a: Tensor, b: Tensor) -> Tensor:
         before = a._version, b._version
@@ -68,10 +91,10 @@ def _check_answers(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> 
             f"{call}: ranker must not write into its images (its network works in place on them, as x.sub_(mean) does, "
             "or a first layer with inplace=True); let its first line be x = x.clone()"
         ) from None
-    except Exception:  # noqa: BLE001 - whatever a network raises of these images is said where it is first run on all
-        return
+    except Exception:  # noqa: BLE001 - whatever a network raises of these images is said elsewhere
+        return False
     if differs is None:
-        return
+        return True
     if differs.between == "runs":
         raise ValueError(
             f"{call}: ranker must answer the same pair in the same way each time (its rankings differ by "
@@ -118,7 +141,7 @@ def embed_images(call: str, ranker: Ranker, images: Tensor) -> Tensor:
         ) from error
 
 
-def check_rankings(call: str, score: Tensor, pairs: int) -> None:
+def check_rankings(call: str, score: Tensor, pairs: int, *, differentiable: bool = False) -> None:
     """Raises unless the network's output is a ranking of these pairs."""
     if tuple(score.shape) != (pairs,):
         raise ValueError(f"{call}: ranker must give ({pairs},) rankings (got {tuple(score.shape)})")
@@ -127,6 +150,14 @@ def check_rankings(call: str, score: Tensor, pairs: int) -> None:
             f"{call}: ranker must rank in [0, 1], for example by a sigmoid at its end "
             f"(got min={float(score.min()):g}, max={float(score.max()):g})"
         )
+    if differentiable:
+        require_gradient(call, score)
+
+
+def require_gradient(call: str, score: Tensor) -> None:
+    """Refuses rankings that no image can change."""
+    if not score.requires_grad:
+        raise ValueError(f"{call}: ranker must be differentiable (got a ranking without a gradient)")
 
 
 def rank_once(call: str, ranker: Ranker, first: Tensor, second: Tensor) -> None:

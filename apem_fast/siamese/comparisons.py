@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apem_fast.ops import saliency_map
 from apem_fast.results import Result
+from apem_fast.running.undisturbed import no_autocast
 from apem_fast.siamese.attacking import attack, mid_point_attack
 from apem_fast.siamese.checks import check_pairs, embed_images
 from apem_fast.siamese.networks import Ranker
@@ -163,7 +164,7 @@ def mid_point_sensitivity(ranker: Ranker, perturbed: Tensor, second: Tensor) -> 
         "almost every feature".
     """
     check_pairs("mid_point_sensitivity", ranker, perturbed, second, 0.5)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast():
         other = embed_images("mid_point_sensitivity", ranker, second)
         point = perturbed.detach().clone().requires_grad_()
         score = ranker.rank_embeddings(ranker.embed(point), other)

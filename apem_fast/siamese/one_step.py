@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from apem_fast import ops
+from apem_fast.running.undisturbed import no_autocast
 from apem_fast.siamese.automatic import sizes
 from apem_fast.siamese.bounds import Limit, check_bounds, within
 from apem_fast.siamese.bracketing import meet_target
-from apem_fast.siamese.checks import check_pairs, check_rankings, check_region, embed_images
+from apem_fast.siamese.checks import check_pairs, check_rankings, check_region, embed_images, require_gradient
 from apem_fast.siamese.layout import in_batches
 from apem_fast.siamese.networks import Ranker
 from apem_fast.siamese.results import AttackOptions, AttackResult, Bounds, join_results
@@ -66,7 +67,7 @@ def one_step_attack(
     def run(rows: slice) -> AttackResult:
         mask = region[rows] if region is not None and len(region) > 1 else region
         length = None if lengths is None else lengths[rows]
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), no_autocast():
             return _step(ranker, first[rows], second[rows], goal[rows], length, max_distance, mask, limits, precision)
 
     return join_results(in_batches(run, len(first), batch_size, "one-step attack" if progress else None))
@@ -88,6 +89,7 @@ def _step(
     with torch.enable_grad():
         point = original.detach().requires_grad_()
         before = ranker.rank_embeddings(ranker.embed(point), other)
+        require_gradient("one_step_attack", before)
         # The sign of (score - target) times the gradient of the score has the direction of the squared error's
         # gradient, but does not vanish near the target.
         (gradient,) = torch.autograd.grad(((before - target).detach().sign() * before).sum(), point)
