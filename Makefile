@@ -1,4 +1,4 @@
-# Everything from a bare machine: `make demo` and `make test` set up what is missing by themselves.
+# Everything from a bare machine: `make demo` and `make test` set up what is missing. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,9 +16,12 @@ CUDA_BUILT := $(if $(NO_INSTALL),build/.in-place,$(BUILT))
 CUDA_TESTS = $$(grep -lE '^from backends|mark\.cuda' python_tests/test_*.py)
 DEBIAN := apt-get install -y g++ make python3-dev python3-venv
 
-.PHONY: setup demo test test-slow test-reliability test-libraries test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel kernel-hub check docs pictures format clean
+.PHONY: setup help demo test test-slow test-reliability test-libraries test-matrix gpu-first test-cuda cuda-tests cuda-sanitizers cuda-agreement bench bench-cuda wheel test-wheel kernel-hub check docs pictures format clean
 
-setup: $(BUILT)
+setup: $(BUILT)  ## install everything into .venv and build the operators
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z][a-z-]*\):.*  ## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
 
 # torch as the package index serves it: it carries CUDA, also runs without a GPU, and torchvision imports beside it.
 $(INSTALLED): pyproject.toml
@@ -46,44 +49,44 @@ $(BUILT): $(INSTALLED) $(SOURCES)
 	@$(BIN)/python -c 'import apem_fast; print("apem_fast is ready, backend:", apem_fast.backend())'
 	@touch $@
 
-demo: $(BUILT)
+demo: $(BUILT)  ## the demonstration: a table and a page in some minutes, into demo-output
 	@$(BIN)/apem-fast study --quick --output $(DEMO_OUTPUT)
 
 # One thread a process and a process a core: two threads beside another busy process are slower than one.
-test: $(BUILT)
+test: $(BUILT)  ## every test that is not slow
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
-test-slow: $(BUILT)
+test-slow: $(BUILT)  ## the slow tests
 	@$(BIN)/python -m pytest -m slow
 
-# Damaged files, kills, failing disks and models, examples by the thousand, a fuzzer, some fourteen minutes long (and the
-# fuzzer's build, once): the figures of docs/reliability.md. Mutants are left out: $(BIN)/python -m reliability --only mutants.
-test-reliability: $(BUILT)
+# Damaged files, kills, failing disks and models, thousands of random examples and a fuzzer: some fourteen minutes, and once
+# the fuzzer's build. It gives the figures of docs/reliability.md. Mutants are extra: $(BIN)/python -m reliability --only mutants.
+test-reliability: $(BUILT)  ## damaged files, kills, faults and a fuzzer
 	@OMP_NUM_THREADS=1 $(BIN)/python -m reliability
 
-# APEM beside Quantus and torch-cam themselves. Quantus asks for the OpenCV that draws windows; the other one serves it.
-test-libraries: $(BUILT)
+# With Quantus and torch-cam themselves. Quantus requires the OpenCV with windows; the headless one is enough.
+test-libraries: $(BUILT)  ## the adapters with Quantus and torch-cam installed
 	@$(PIP) install "torchcam>=0.5" cachetools opencv-python-headless
 	@$(PIP) install --no-deps "quantus>=0.5.3"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m libraries python_tests/test_real_libraries.py
 
-# The tests that a processor or a library could change, as on other machines; PYTHONS="a b": other interpreters as well.
-test-matrix: $(BUILT)
+# The tests whose result a processor or a library could change, as on other machines; PYTHONS="a b" adds interpreters.
+test-matrix: $(BUILT)  ## the same tests as on other processors and libraries
 	@$(BIN)/python -m bench.matrix --pythons $(PYTHONS)
 
 build/.in-place: $(SOURCES)
 	@FORCE_CUDA=1 $(PYTHON) -m bench.gpu_first --build
 	@touch $@
 
-# The first minutes on a machine with an NVIDIA GPU, with the Python that is there and nothing else: all that one wants to
-# know, into a folder, step by step. STEPS="build kernels" runs some; SECONDS_IN_ALL limits it; DEVICE=cpu is a dry run.
-gpu-first:
+# The first minutes on a machine with an NVIDIA GPU: builds, tests and measures with the Python that is there, into the
+# folder OUT, step by step. STEPS="build kernels" runs some; SECONDS_IN_ALL limits it; DEVICE=cpu is a dry run.
+gpu-first:  ## a first report on a machine with a GPU, into OUT=folder
 	@test -n "$(OUT)" || { echo "make gpu-first OUT=folder"; exit 1; }
 	@$(PYTHON) -m bench.gpu_first "$(OUT)" --device $(or $(DEVICE),cuda) --seconds $(or $(SECONDS_IN_ALL),570) \
 	  $(if $(STEPS),--steps $(STEPS))
 
 # On a machine with an NVIDIA GPU: its tests, then every operator under compute-sanitizer.
-test-cuda: cuda-tests cuda-sanitizers cuda-agreement
+test-cuda: cuda-tests cuda-sanitizers cuda-agreement  ## the tests that need a GPU
 
 cuda-tests: $(CUDA_BUILT)
 	@$(CUDA_PYTHON) -m pytest -q -m "cuda and not slow" $(CUDA_TESTS)
@@ -94,42 +97,42 @@ cuda-sanitizers: $(CUDA_BUILT)
 cuda-agreement: $(CUDA_BUILT)
 	@$(CUDA_PYTHON) -m bench.agreement
 
-bench: $(BUILT)
+bench: $(BUILT)  ## the benchmarks
 	@$(BIN)/python -m bench
 
 # On a machine with an NVIDIA GPU: checks first, then operators against a copy, then the engine over the bare model.
-bench-cuda: $(CUDA_BUILT)
+bench-cuda: $(CUDA_BUILT)  ## the benchmarks on a GPU
 	@$(CUDA_PYTHON) -m pytest -q -m cuda python_tests/test_cuda.py
 	@$(CUDA_PYTHON) -m bench.operators --device cuda
 	@$(CUDA_PYTHON) -m bench.throughput --device cuda
 
-# Style and types; `make format` mends what can be mended.
-check: $(INSTALLED)
+# Style and types; `make format` fixes what can be fixed.
+check: $(INSTALLED)  ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	@$(BIN)/mypy
 
 # The documentation's site, into build/site: open build/site/index.html. A warning is an error.
-docs: $(DOCUMENTING)
+docs: $(DOCUMENTING)  ## the documentation as a site, into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
-	@echo "build/site/index.html; its search box wants a server: python3 -m http.server -d build/site"
+	@echo "build/site/index.html; its search box needs a server: python3 -m http.server -d build/site"
 
 $(DOCUMENTING): pyproject.toml | $(BUILT)
 	@$(PIP) install $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	@touch $@
 
 # The documentation's pictures, from real runs: some minutes.
-pictures: $(BUILT)
+pictures: $(BUILT)  ## the documentation's pictures
 	@$(BIN)/python -m bench.pictures
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## fix style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # The source package, and wheels for the CPU and for CUDA, audited: into dist/.
-wheel: $(INSTALLED)
+wheel: $(INSTALLED)  ## the source package and the wheels, into dist
 	@bash packaging/wheels.sh $(BIN)/python
 
 # Each wheel, installed into environments with several versions of Python and torch: see packaging/test_wheel.sh.
@@ -140,5 +143,5 @@ test-wheel:
 kernel-hub: $(BUILT)
 	@$(BIN)/python packaging/kernel_hub.py build/kernel-hub
 
-clean:
+clean:  ## remove everything that was built
 	rm -rf $(VENV) build dist *.egg-info apem_fast/lib/*.so $(DEMO_OUTPUT)
