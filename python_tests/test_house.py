@@ -17,7 +17,7 @@ PACKAGE = Path(apem_fast.__file__).parent  # which may be installed somewhere el
 
 # From the top down, as docs/inside.md has them: a room, or loose files, and those of the same line know each other.
 FLOORS = (
-    ("callers", "extras", "papers", "files", "results"),
+    ("callers", "extras", "papers", "progress", "files", "results"),
     ("search", "importing", "seeding", "similarity", "ops", "cmake"),
     ("running", "validation", "relevance", "randomised", "options"),
     ("explain",),

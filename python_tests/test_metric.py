@@ -301,6 +301,14 @@ def test_result_as_a_table():
         result.max_epsilon = 3
 
 
+def test_an_evaluator_says_what_it_is():
+    evaluator = af.Evaluator(small_network(), images_and_maps(3)[0], **GRID)
+    assert repr(evaluator) == (
+        f"<Evaluator: 3 images of 3 x 16 x 16, max_epsilon={GRID['max_epsilon']:g}, step={GRID['step']:g}, "
+        "record=float64>"
+    )
+
+
 def test_equation_2_is_the_mean_gap():
     model = small_network()
     images, relevance = images_and_maps(5)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from apem_fast.progress import shown
 from apem_fast.running.outputs import ModelOutputError, check_scale, is_exported, logits_of
 from apem_fast.running.repeated import require_repeatable_once
 from apem_fast.running.undisturbed import no_autocast
@@ -91,7 +92,7 @@ class Explainer(ABC):
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
     ) -> Tensor:
         """Explain each image's prediction, or the classes named by `labels`.
 
@@ -99,7 +100,7 @@ class Explainer(ABC):
             model: in evaluation mode; returns logits (N, classes), or what `apem_fast.Classifier` reads as such.
             images: (N, C, H, W), as the model receives them (normalised, if it expects that), on the model's device.
             labels: (N,) int64; None explains the model's own predictions.
-            progress: called as progress(images_done, images_total).
+            progress: True for a line on standard error, or a function called as progress(images_done, images_total).
 
         Returns:
             The attribution, (N, C, H, W), signed, of the images' dtype and device; `relevance_map` makes a relevance
@@ -119,9 +120,10 @@ class Explainer(ABC):
         model: nn.Module,
         images: Tensor,
         labels: Tensor | None,
-        progress: Callable[[int, int], None] | None,
+        progress: Callable[[int, int], None] | bool | None,
     ) -> Tensor:
         """Does what `__call__` does around `attribute`. Methods with a more detailed result pass another function."""
+        progress = shown(progress)
         _check_model(self.name, model)
         _check_images(self.name, images, model)
         _check_labels(self.name, labels, images)

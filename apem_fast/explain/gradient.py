@@ -102,7 +102,7 @@ class SmoothGrad(Explainer):
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
     ) -> Tensor:
         with closing(self._noises(images)) as noises:  # of all images, so that the next one's is drawn in time
 

@@ -64,7 +64,7 @@ class InFloat64(Explainer):
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
     ) -> Tensor:
         """See `Explainer`. With `labels=None`, the predictions are those of the float64 copy.
 

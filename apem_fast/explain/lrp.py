@@ -139,7 +139,7 @@ class LRP(Explainer):
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | bool | None = None,
     ) -> LrpResult:
         """The same as calling the object (same arguments, same errors), with the figures on conservation."""
         results: list[LrpResult] = []

@@ -28,6 +28,7 @@ from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.level_prober import GRADIENT_COST, LevelProber
 from apem_fast.probing.rays import Rays
+from apem_fast.progress import shown
 from apem_fast.running.waiting import Waiting, in_turns
 from apem_fast.search import CENSORED, Exhaustive, Resumable, warn_of_slow_way
 
@@ -54,7 +55,7 @@ def filter_relevance(
     min_drop: float = 0.0,
     patience: int = 0,
     against: Literal["previous", "start"] = "previous",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> FilterResult:
     """Sets the least values of each map to 0, level by level, while its score does not drop (P2 Algorithm 2).
@@ -78,8 +79,8 @@ def filter_relevance(
         against: what a score is compared with. "previous" is the level before, as in the paper: a score may then sink
             by less than `min_drop` again and again, and a fall counts even after a rise. "start" is the original map:
             the filtered map then scores no less than that, up to `min_drop`.
-        progress: called with (levels settled, levels in all, probes so far) after every round; all levels of an image
-            that has stopped count as settled.
+        progress: True for a line on standard error, or a function called with (levels settled, levels in all, probes
+            so far) after every round; all levels of an image that has stopped count as settled.
         options: see `apem_fast.options.Options`, except `precision`: levels are always probed in float32. With
             search="exhaustive" every grid point up to the flip is probed at every level; with "isolate" the same flips
             are found, and levels are skipped if bounds show that no flip can change there.
@@ -87,6 +88,7 @@ def filter_relevance(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     levels = validation.whole_or_none("levels", levels)
     min_drop = validation.min_drop(min_drop)
     patience = validation.whole("patience", patience, least=0)

@@ -21,6 +21,7 @@ from apem_fast.measures.removal import Output, outputs_while_removing, parts_of,
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
 from apem_fast.probing.engine import Progress
+from apem_fast.progress import shown
 from apem_fast.results import Result, TableResult, counted
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def adversarial_curves(
     labels: Tensor | None = None,
     steps: int | None = 100,
     output: Output = "probability",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> AdversarialCurvesResult:
     """MoRF and LeRF: the areas under the output as features are replaced by those of an adversarial image.
@@ -105,12 +106,14 @@ def adversarial_curves(
         labels: (N,) int64, the predictions, if known; an error if they are not the model's.
         steps: the number of (nearly) equal parts in which features are removed; None removes them one by one.
         output: the label's "probability", or its "logit".
-        progress: called with (rays decided, rays in all, probes so far) while adversarial images are searched.
+        progress: True for a line on standard error, or a function called with (rays decided, rays in all, probes so
+            far) while adversarial images are searched.
         options: see `apem_fast.options.Options`; for that search, and batch_size also for the curves.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     steps, _ = check_curve(model, images, relevance, labels, steps, output, options.get("batch_size"))
     evaluator = Evaluator(model, images, labels=labels, **options)
     other = flipped_images(evaluator, progress)

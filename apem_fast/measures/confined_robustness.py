@@ -20,6 +20,7 @@ from apem_fast.measures.removal import ranks_of
 from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, documented
 from apem_fast.probing.engine import Progress
+from apem_fast.progress import shown
 from apem_fast.results import TableResult, censored, counted
 from apem_fast.results.plots import COLOURS, draw_curves
 
@@ -92,7 +93,7 @@ def robustness_s(
     *,
     shares: Sequence[float] = SHARES,
     labels: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> RobustnessResult:
     """The least perturbation that flips: of the k most relevant features alone, and of all others alone.
@@ -113,6 +114,7 @@ def robustness_s(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     evaluator = Evaluator(model, images, labels=labels, **options)
     return robustness_of_sets(evaluator, relevance, shares=shares, progress=progress)
 

@@ -18,6 +18,7 @@ from apem_fast.measures.arguments import (
     check_model_and_images,
     explainer_of,
 )
+from apem_fast.progress import shown
 from apem_fast.relevance import relevance_map
 from apem_fast.results import TableResult, counted
 from apem_fast.results.plots import draw_values
@@ -89,7 +90,7 @@ def continuity(
     relevance: Callable[..., Tensor] | None = relevance_map,
     pixels: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> ContinuityResult:
     """The greatest norm1(R(x) - R(x')) / norm2(x - x') over neighbours x' of each image x (P2 section 2.3.1).
 
@@ -114,11 +115,12 @@ def continuity(
         pixels: a function (images) -> pixels in [0, 1] that maps are multiplied by. R is then
             relevance(attribution, pixels(x)) for an image and relevance(attribution, pixels(x')) for its neighbour.
         seed: of the neighbours, any integer.
-        progress: called as progress(images done, images in all).
+        progress: True for a line on standard error, or a function called as progress(images done, images in all).
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     check_model_and_images(model, images)
     check_classes(labels, images)
     explainer = explainer_of(explain)

@@ -24,6 +24,7 @@ from apem_fast.metric import Evaluator
 from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress, find_flips
 from apem_fast.probing.rays import Rays
+from apem_fast.progress import shown
 from apem_fast.results import TableResult, censored, counted
 from apem_fast.results.plots import draw_values
 from apem_fast.search import Exhaustive, Search
@@ -95,7 +96,7 @@ def flip_fraction(
     imputation: str | float | Tensor = "blur",
     parts: int = PARTS,
     labels: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> FlipFractionResult:
     """The least k / parts for which replacing the most relevant floor(k features / parts) changes the prediction.
@@ -112,12 +113,14 @@ def flip_fraction(
             broadcasts to the images.
         parts: how many shares are tried at most: multiples of 1 / parts.
         labels: (N,) int64, the predictions, if known; an error if they are not the model's.
-        progress: called with (images decided, images in all, probes so far).
+        progress: True for a line on standard error, or a function called with (images decided, images in all, probes
+            so far).
         options: see `apem_fast.options.Options`.
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     parts = validation.whole("parts", parts)
     Options.of(SEARCHING, **options)
     evaluator = Evaluator(model, images, labels=labels, **options)

@@ -20,6 +20,7 @@ from apem_fast.callers import said_by
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import filling_of
 from apem_fast.measures.removal import Order, Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
+from apem_fast.progress import shown
 from apem_fast.results import TableResult, counted
 from apem_fast.results.plots import COLOURS, draw_curves
 
@@ -168,8 +169,9 @@ def _curve(
     steps: int | None = 100,
     output: Output = "probability",
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    progress = shown(progress)
     steps, batch_size = check_curve(model, images, relevance, labels, steps, output, batch_size)
     filling = filling_of(imputation, images)
     removed = parts_of(relevance[0].numel(), steps)

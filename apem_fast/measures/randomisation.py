@@ -24,6 +24,7 @@ from apem_fast.measures.arguments import (
     explainer_of,
 )
 from apem_fast.metric import Evaluator
+from apem_fast.progress import shown
 from apem_fast.randomised import parts_of, randomised_stages
 from apem_fast.relevance import relevance_map
 from apem_fast.results import TableResult, counted
@@ -98,7 +99,7 @@ def parameter_randomisation(
     relevance: Callable[[Tensor], Tensor] = relevance_map,
     apem: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> RandomisationResult:
     """Re-initialises a copy of the network part by part, and compares its explanations with the original's.
 
@@ -114,11 +115,12 @@ def parameter_randomisation(
         apem: options of `Evaluator`, such as {"max_epsilon": 1024}: APEM of every stage's maps is then measured on the
             original network. {} takes the defaults; None does not measure it.
         seed: of the new parameters; the global random state is not changed.
-        progress: called as progress(stages done, stages in all).
+        progress: True for a line on standard error, or a function called as progress(stages done, stages in all).
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     if mode not in ("cascading", "independent"):
         raise ValueError(sentence(f'mode must be "cascading" or "independent" (got {mode!r})'))
     if isinstance(stages, str):

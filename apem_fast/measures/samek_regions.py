@@ -20,6 +20,7 @@ from apem_fast.callers import said_by, sentence
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import checked_baseline
 from apem_fast.measures.removal import Output, outputs_while_removing
+from apem_fast.progress import shown
 from apem_fast.results import TableResult, counted
 from apem_fast.results.plots import draw_curves
 from apem_fast.seeding import generators_for
@@ -87,7 +88,7 @@ def region_perturbation(
     output: Output = "probability",
     seed: int = 0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> RegionPerturbationResult:
     """AOPC: the area over the curve of the output, as the most relevant blocks are replaced by uniform noise.
 
@@ -112,6 +113,7 @@ def region_perturbation(
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     _, batch_size = check_curve(model, images, relevance, labels, steps, output, batch_size)
     steps, size, repeats = (validation.whole(*one) for one in (("steps", steps), ("size", size), ("repeats", repeats)))
     if size > min(images.shape[2:]):

@@ -12,6 +12,7 @@ from apem_fast.callers import said_by
 from apem_fast.measures.arguments import check_curve
 from apem_fast.measures.imputation import checked_baseline
 from apem_fast.measures.removal import Output, RemovalCurve, outputs_while_removing, parts_of, ranks_of
+from apem_fast.progress import shown
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,7 +33,7 @@ def selectivity(
     output: Output = "probability",
     baseline: float | Tensor = 0.0,
     batch_size: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> SelectivityResult:
     """The output f(x) as features are removed one by one, the most relevant first (P2 Algorithm 1).
 
@@ -50,11 +51,12 @@ def selectivity(
         baseline: what a removed feature becomes, in the model's input space: a number, or a tensor that broadcasts to
             the images. 0 is the algorithm's x - {x_i}, and the mean colour of normalised images.
         batch_size: model inputs in a batch; None takes 8 on a CPU and 128 on a GPU. Running out of memory halves it.
-        progress: called as progress(inputs run, inputs in all).
+        progress: True for a line on standard error, or a function called as progress(inputs run, inputs in all).
 
     Raises:
         ValueError, TypeError: one sentence that names the argument, what was expected and what came.
     """
+    progress = shown(progress)
     steps, batch_size = check_curve(model, images, relevance, labels, steps, output, batch_size)
     filling = checked_baseline(baseline, images)
     removed = parts_of(relevance[0].numel(), steps)

@@ -25,6 +25,8 @@ from apem_fast.probing.proving import proved
 from apem_fast.probing.rays import Rays, direction_rays, relevance_rays
 from apem_fast.probing.screening import ScreeningProber
 from apem_fast.probing.trial import Trial
+from apem_fast.progress import shown
+from apem_fast.results import counted
 from apem_fast.running.clean import Clean
 from apem_fast.running.low_precision import FirstLayerExact
 from apem_fast.running.outputs import check_scale
@@ -140,6 +142,11 @@ class Evaluator:
         other._look_at(images, labels, target)
         return other
 
+    def __repr__(self) -> str:
+        o, shape = self.options, " x ".join(map(str, self._images.shape[1:]))
+        grid = f"max_epsilon={o.max_epsilon:g}, step={o.step:g}, record={self.record}"
+        return f"<Evaluator: {counted(len(self._images), 'image')} of {shape}, {grid}>"
+
     @property
     def model(self) -> nn.Module:
         """The model, as it was given."""
@@ -196,18 +203,20 @@ class Evaluator:
 
     @said_by("Evaluator.apem")
     def apem(
-        self, relevance: Mapping[str, Tensor], progress: Progress | None = None, *, on_bad_map: str = "raise"
+        self, relevance: Mapping[str, Tensor], progress: Progress | bool | None = None, *, on_bad_map: str = "raise"
     ) -> dict[str, ApemResult]:
         """The metric of several sets of maps of these images, which share their batches.
 
         Args:
             relevance: by name, (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
-            progress: called with (rays decided, rays in all, probes so far) after every round.
+            progress: True for a line on standard error, or a function called with (rays decided, rays in all, probes
+                so far) after every round.
             on_bad_map: see the function `apem`.
 
         Raises:
             TypeError: `relevance` is a tensor, not a dictionary; the function `apem` takes a tensor.
         """
+        progress = shown(progress)
         validation.on_bad_map(on_bad_map)
         validation.maps_by_name(relevance)
         bad: dict[str, Tensor] = {}
@@ -240,8 +249,9 @@ class Evaluator:
         return {name: _without(results[name], bad.get(name)) for name in relevance}
 
     @said_by("Evaluator.minimum_epsilon")
-    def minimum_epsilon(self, direction: Tensor, progress: Progress | None = None) -> EpsilonResult:
+    def minimum_epsilon(self, direction: Tensor, progress: Progress | bool | None = None) -> EpsilonResult:
         """The least epsilon at which x + epsilon * direction is no longer predicted as x is."""
+        progress = shown(progress)
         validation.direction(direction, self._images)
         rays = direction_rays(self._images, self._clean, direction.detach())
         flips = self._find(self._bounded(rays), progress)

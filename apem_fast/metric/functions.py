@@ -23,7 +23,7 @@ def apem(
     labels: Tensor | None = None,
     target: int | Tensor | None = None,
     on_bad_map: str = "raise",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> ApemResult:
     """APEM of `relevance` for each image: epsilon_plus - epsilon_minus (P1 section III-A, equations 1 and 2).
@@ -45,7 +45,8 @@ def apem(
             `Classifier(model, output=...)`.
         on_bad_map: what happens to a map that is all 0 or all 1, and so leaves no ray, or that has NaN or infinity:
             "raise" an error, or "flag" it: its epsilons and score are NaN, `measured` is False, and means leave it out.
-        progress: called with (rays decided, rays in all, probes so far).
+        progress: True for a line on standard error, or a function called with (rays decided, rays in all, probes so
+            far).
         options: see `apem_fast.options.Options`.
 
     Raises:
@@ -64,7 +65,7 @@ def minimum_epsilon(
     *,
     labels: Tensor | None = None,
     target: int | Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> EpsilonResult:
     """The least grid epsilon at which the prediction for ``x + epsilon * direction`` differs from that for x.

@@ -21,6 +21,7 @@ from apem_fast.metric.results import ApemResult
 from apem_fast.options import EngineOptions, Options, documented
 from apem_fast.probing.engine import Progress
 from apem_fast.probing.siblings import find_least_flips
+from apem_fast.progress import shown
 from apem_fast.relevance import shuffled
 from apem_fast.results import TableResult, censored, counted
 from apem_fast.results.plots import COLOURS, draw_ticks
@@ -119,7 +120,7 @@ def apem_norm(
     shuffles: int = 10,
     generator: torch.Generator | None = None,
     labels: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[EngineOptions],
 ) -> ApemNormResult:
     """APEM of `relevance` relative to shuffled maps (P2 section 5.2).
@@ -133,12 +134,14 @@ def apem_norm(
         shuffles: of each map; P2 has ten.
         generator: one number is drawn from it to seed the shuffles; None gives the same shuffles every time. The
             shuffles of a map depend only on the map and that number, not on the other images.
-        progress: called with (rays decided, rays in all, probes so far), which include the shuffles' rays.
+        progress: True for a line on standard error, or a function called with (rays decided, rays in all, probes so
+            far), which include the shuffles' rays.
 
         options: see `apem_fast.options.Options`; shuffles are always probed in float32.
 
     The other arguments and the errors are those of `apem`. The generator is advanced; nothing else is changed.
     """
+    progress = shown(progress)
     validation.whole("shuffles", shuffles)
     validation.not_certified(Options.of(**options).policy, "of shuffled maps")
     seed = _seed_of(generator)
@@ -166,7 +169,7 @@ def shuffled_epsilons(
     *,
     shuffles: int = 10,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ShuffledEpsilons:
     """The shuffled epsilons of `apem_norm`, for an evaluator that exists already: many maps of its images can share it.
 
@@ -178,8 +181,10 @@ def shuffled_epsilons(
         relevance: (N, 1, H, W) or (N, C, H, W) in [0, 1]; none all 0 or all 1.
         shuffles: of each map.
         seed: of the shuffles, any integer.
-        progress: called with (rays decided, rays in all, probes so far).
+        progress: True for a line on standard error, or a function called with (rays decided, rays in all, probes so
+            far).
     """
+    progress = shown(progress)
     validation.whole("shuffles", shuffles)
     validation.not_certified(evaluator.options.policy, "of shuffled maps")
     validation.relevance(relevance, evaluator.images)
