@@ -106,7 +106,7 @@ def test_an_option_with_commas_and_colons_reaches_the_explainer():
         (("--limit", "0"), "limit must be"),
         (("--network", "resnet18"), "resnet18 needs a file of weights"),
         (("--weights", "x.pt"), "efficientnet-lite0 comes with its own"),
-        (("--images", "no/such/folder"), "images must be photographs, the bundled ones, or a folder"),
+        (("--images", "no/such/folder"), "images must be a folder, or photographs for the bundled ones"),
         (("--ground-truth", "x.txt"), "the bundled photographs bring their own"),
         (("--classes", "x.txt"), "x.txt cannot be read as a list of classes"),
         (("--selection", "some"), "selection must be one of all, correct, misclassified, both"),
@@ -233,3 +233,13 @@ def test_every_public_name_is_there() -> None:
     assert set(apem_fast._HOMES) < set(apem_fast.__all__) <= set(dir(apem_fast))
     with pytest.raises(AttributeError, match="module 'apem_fast' has no attribute 'epsilon'"):
         apem_fast.epsilon  # noqa: B018
+
+
+def test_a_run_without_an_image_that_can_be_read(command, tmp_path):
+    broken = tmp_path / "tree" / "broken.png"
+    broken.parent.mkdir()
+    broken.write_bytes(b"")
+    of_tiny = ("--network", "tiny_networks:tiny", "--images", broken.parent, "--explainers", "random")
+    came = command("evaluate", "-o", tmp_path / "run", *of_tiny)
+    assert came.exit_code == 1 and "broken.png: " in came.output
+    assert "No image could be read, so there is neither a table nor a page." in came.output

@@ -86,7 +86,9 @@ def evaluate(
     else:
         console.print(
             "No map could be measured, so there is neither a table nor a page; try explainers whose maps have "
-            "contrast, or another --percentile.",
+            "contrast, or another --percentile."
+            if len(store.images())
+            else "No image could be read, so there is neither a table nor a page.",
             soft_wrap=True,
         )
         raise typer.Exit(1)

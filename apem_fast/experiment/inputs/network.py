@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from apem_fast.experiment.inputs.imagenet import NEEDED
 from apem_fast.experiment.inputs.photographs import Photograph
+from apem_fast.extras import MissingExtra
 from apem_fast.options import BoundsOf
 
 
@@ -120,7 +121,7 @@ def _torchvision_centre(picture: Image.Image, resize: int, size: int, resample: 
         from torchvision.transforms.functional import InterpolationMode, center_crop
         from torchvision.transforms.functional import resize as resized
     except ImportError:
-        raise FileNotFoundError(f"images are prepared for this network by torchvision, so it needs {NEEDED}") from None
+        raise MissingExtra(f"images are prepared for this network by torchvision, so it needs {NEEDED}") from None
 
     mode = InterpolationMode[resample.name]
     return center_crop(resized(picture, [resize], interpolation=mode), [size, size])

@@ -43,6 +43,8 @@ def keep_pictures(
         names: of the images.
         progress: gets a report for each.
     """
+    if not names:  # as of a run none of whose images could be read
+        return
     explainers = dict(_known(store, explainers))
     described = store.images().set_index("image")
     for done, name in enumerate(names):

@@ -189,7 +189,9 @@ class RunOptions(Options):
 
         words = ("photographs", GIVEN)
         if self.images not in words and not Path(self.images).is_absolute() and not Path(self.images).is_dir():
-            raise ValueError(f"images must be photographs, the bundled ones, or a folder (got {self.images!r})")
+            raise ValueError(
+                f"images must be a folder, or photographs for the bundled ones ({self.images!r} is no folder)"
+            )
         for name, own_words in (
             ("images", words),
             ("ground_truth", (NO_GROUND_TRUTH,)),

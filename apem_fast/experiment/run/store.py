@@ -355,8 +355,12 @@ def _plain_file(image: str) -> str:
 
 
 def _joined(frames: Iterable[pandas.DataFrame]) -> pandas.DataFrame:
-    frames = [frame for frame in frames if len(frame)]
-    return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
+    """Their rows; without any, the columns of the first."""
+    frames = list(frames)
+    filled = [frame for frame in frames if len(frame)]
+    if filled:
+        return pandas.concat(filled, ignore_index=True)
+    return frames[0] if frames else pandas.DataFrame()
 
 
 def _record(options: RunOptions) -> dict[str, Any]:
