@@ -52,6 +52,7 @@ def steps(device: str, out: Path) -> list[Step]:
     python, jobs = sys.executable, {"MAX_JOBS": str(len(os.sched_getaffinity(0)))}
     on_gpu = device == "cuda"
     few = [] if on_gpu else ["--images", "4"]
+    kernels = "FORCE_CUDA" if on_gpu else "NO_CUDA"
 
     def tests(name: str, seconds: float, *arguments: str) -> Step:
         report = f"--junitxml={out / name}.xml"
@@ -70,7 +71,7 @@ def steps(device: str, out: Path) -> list[Step]:
     operators = [] if on_gpu else ["--seconds", "0.05"]
     return [
         Step("machine", [python, "-c", MACHINE], 60),
-        Step("build", [python, "-m", "bench.gpu_first", "--build"], 240, {**jobs, "FORCE_CUDA": str(int(on_gpu))}),
+        Step("build", [python, "-m", "bench.gpu_first", "--build"], 240, {**jobs, kernels: "1"}),
         tests("captures", 90, "python_tests/test_cuda_engine.py", "-k", "captured or dropped or side_by_side"),
         tests("kernels", 150, "python_tests/test_cuda.py"),
         Step("operators", [python, "-m", "bench.operators", "--device", device, "--no-compile", *operators], 120),

@@ -57,6 +57,8 @@ def test_steps_that_no_time_is_left_for_are_left_out(tmp_path: Path) -> None:
 def test_every_step_is_there_to_be_run(device: str, tmp_path: Path) -> None:
     some = gpu_first.steps(device, tmp_path)
     assert len({step.name for step in some}) == len(some)
+    built = next(step for step in some if step.name == "build").environment
+    assert ("FORCE_CUDA" in built, "NO_CUDA" in built) == (device == "cuda", device == "cpu")
     for step in some:
         files = [part for part in step.command if part.endswith((".py", ".sh"))]
         modules = [f"{part.replace('.', '/')}.py" for part in step.command if part.startswith("bench.")]
