@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -63,6 +66,24 @@ def test_every_step_is_there_to_be_run(device: str, tmp_path: Path) -> None:
         files = [part for part in step.command if part.endswith((".py", ".sh"))]
         modules = [f"{part.replace('.', '/')}.py" for part in step.command if part.startswith("bench.")]
         assert all((ROOT / path).exists() for path in files + modules), step
+
+
+@pytest.mark.parametrize("metadata", [False, True])
+def test_an_older_setuptools_builds_where_it_sees_no_metadata(metadata: bool, tmp_path: Path) -> None:
+    """As bare machines have it, and `gpu_first.build` calls it; an installation needs a newer one."""
+    older = tmp_path / "setuptools"
+    older.mkdir()
+    (older / "__init__.py").write_text("__version__ = '70.0.0'\ndef setup(**options): print('built')\n")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    if metadata:
+        (tmp_path / "pyproject.toml").touch()
+    asked = [sys.executable, "-c", "import setup; print(setup.wheel_command())"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CXX": "no-such-compiler"}
+    done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    if metadata:
+        assert done.returncode and "setuptools must be 77 or newer (got 70.0.0)" in done.stderr
+    else:
+        assert done.stdout.split() == ["built", "{}"], done.stderr
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
