@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from networks import images_and_maps, small_network
+from test_screening import LAST as LAST_STEP
+from test_screening import Scripted, honest_rays
 from torch import nn
 
+import apem_fast as af
+from apem_fast.experiment.inputs.selection import Selection
+from apem_fast.experiment.run.options import RunOptions
+from apem_fast.experiment.run.store import RunStore
 from apem_fast.files.whole import written_whole
+from apem_fast.probing import screening
 from apem_fast.probing.batch_prober import tuner_for
+from apem_fast.probing.engine import find_flips
+from apem_fast.probing.trial import Trial
 from apem_fast.running.fingerprint import Fingerprint
+from apem_fast.running.segments import OnSegments
+from apem_fast.search import policy_of
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
@@ -51,3 +64,86 @@ def test_a_sparse_buffer_is_known_by_its_version():
     assert Fingerprint(model) == before
     model.table.mul_(2)
     assert Fingerprint(model) != before
+
+
+def test_what_an_object_in_a_module_holds_is_part_of_the_model():
+    model = nn.Identity()
+    model.options = SimpleNamespace(scale=1.0)
+    before = Fingerprint(model)
+    assert Fingerprint(model) == before
+    model.options.scale = 2.0
+    assert Fingerprint(model) != before
+
+
+def test_a_run_keeps_its_choice_of_images(tmp_path):
+    store = RunStore.for_run(tmp_path / "run", RunOptions(network="tiny_networks:tiny"), {})
+    assert store.selection() is None
+    chosen = Selection(("a.png", "b.png"), note="fewer than asked for")
+    store.write_selection(chosen)
+    assert RunStore(tmp_path / "run").selection() == chosen
+
+
+def test_a_run_that_never_chose_its_images_is_forgotten_and_nothing_else(tmp_path):
+    store = RunStore.for_run(tmp_path / "run", RunOptions(network="tiny_networks:tiny"), {})
+    store.discard()
+    assert not (tmp_path / "run").exists()
+    store = RunStore.for_run(tmp_path / "run", RunOptions(network="tiny_networks:tiny"), {})
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    store.discard()
+    store.discard()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.BatchNorm1d(5, affine=False)], ids=["affine", "plain"])
+def test_a_batch_norm_with_statistics_of_its_own_lies_within_its_bounds(layer):
+    """One that is not trained has a mean and a shift of 0, which may have any sign."""
+    generator = torch.Generator().manual_seed(4)
+    layer = layer.double().eval().requires_grad_(False)
+    for tensor, least in [(t, 0.2 if name == "running_var" else -1.0) for name, t in layer.state_dict().items()]:
+        if tensor.is_floating_point():
+            tensor.uniform_(least, 2.0, generator=generator)
+    offset, slope = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    error = torch.rand(3, 5, generator=generator, dtype=torch.float64) / 8
+    made = layer(OnSegments(offset, slope, error))
+    for t in (-1.0, -0.3, 0.0, 0.6, 1.0):
+        for side in (-1.0, 0.0, 1.0):
+            value = layer(offset + slope * t + side * error)
+            assert bool(((value - made.offset - made.slope * t).abs() <= made.error).all())
+    assert float(made.error.max()) < 4 * float(error.max()) / 0.2**0.5  # bounds that say something
+
+
+class _Counting(screening.ScreeningProber):
+    """Counts what the screen decides alone, less what is asked in float32 when a ray is decided."""
+
+    decided = confirmed = 0
+
+    def answers(self, ray, epsilon):
+        answers = yield from super().answers(ray, epsilon)
+        self.decided += int((answers.noise > 0).sum())
+        return answers
+
+    def confirm(self, ray, epsilon):
+        refuted, probes = yield from super().confirm(ray, epsilon)
+        self.confirmed += int(probes.sum())
+        return refuted, probes
+
+
+@pytest.mark.parametrize("search", ["isolate", "exhaustive"])
+def test_what_a_screen_spares_is_what_it_decides_and_nobody_asks_later(search):
+    prober = Scripted(*zip(*honest_rays(40)), 1)
+    with prober:
+        screen = _Counting(prober, "float16", tuner_for(prober.rays.images, 8), Trial(False))
+        find_flips(screen, policy_of(search), step=1.0, last_step=LAST_STEP)
+    assert screen.decided > screen.confirmed > 0
+    assert screen._spared == screen.decided - screen.confirmed
+
+
+def test_the_filter_skips_the_levels_at_which_nothing_can_change():
+    """What it predicts of them costs no answer where it is wrong, but probes."""
+    probes = 0
+    for seed in range(3):
+        images, relevance = images_and_maps(2, seed=seed, dtype=torch.float64)
+        network = small_network(seed, dtype=torch.float64)
+        result = af.filter_relevance(network, images, relevance, levels=120, max_epsilon=200, step=0.05, batch_size=8)
+        probes += int(np.sum(result.probes.numpy()))
+    assert 120 < probes < 430

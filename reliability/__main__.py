@@ -72,8 +72,8 @@ def main() -> int:
             figures = part(Path(folder), chosen.seconds * share / whole, chosen.seed)
         done.append((figures, time.monotonic() - began))
         print(figures.markdown(), flush=True)
-    if chosen.page or not chosen.only:
-        write_page(done, chosen.seed)
+        if chosen.page or not chosen.only:  # at once: what comes later may fail
+            write_page(done[-1:], chosen.seed)
     bad = {part.title: part.bad for part, _ in done if part.bad}
     wrong = "; ".join(f"{title}: {count} that must not be" for title, count in bad.items())
     print(wrong or "Nothing lost, nothing silent.")

@@ -2,5 +2,12 @@
 
 from __future__ import annotations
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "search/isolate.py outside: 1 -> 2": "a step beyond any grid, twice as far beyond it",
+    "search/isolate.py _next_step: 1 -> 2 (2)": "a divisor in the place of falls that are not positive, whose "
+    "quotients are left out",
+    "running/segments/bends.py _at_least: 8 -> 9": "one rounding more than there are: bounds are wider by 1e-16 of "
+    "their size, and still bounds",
+    "experiment/run/store.py set_aside: 6 -> 7": "how many damaged files of one name are counted at most: ten million",
+}
 """By the mutant's name, as `mutants.names_of` has it."""

@@ -1,4 +1,5 @@
-"""Single flipped bits in every kind of file that the commands leave: noticed in one sentence, or no other number."""
+"""Single flipped bits, and files cut off, of every kind that the commands leave: noticed in one sentence, or no other
+number."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from reliability import children
 from reliability.commands import COMMANDS, write_images
 from reliability.tables import Part
 
+CUT_OFF = 10  # every so many times a file is cut off, not changed
 OUTCOMES = ("same", "noticed", "silent", "traceback")
 
 
@@ -115,8 +117,8 @@ def outcome(read: Callable[[], Any], expected: Any) -> str:
     return "same" if plain(value) == expected else "silent"
 
 
-def run(folder: Path, seconds: float, seed: int, positions: int = 42_000) -> Part:
-    """`positions` flips in all, as many of each kind, while time lasts."""
+def run(folder: Path, seconds: float, seed: int, positions: int = 46_200) -> Part:
+    """`positions` times in all, as often for each kind, while time lasts."""
     draw = random.Random(seed)
     every = kinds(folder)
     rows, deadline = [], time.monotonic() + seconds
@@ -125,21 +127,27 @@ def run(folder: Path, seconds: float, seed: int, positions: int = 42_000) -> Par
         expected = plain(kind.read())
         share = (deadline - time.monotonic()) / (len(every) - number)
         until, counts = time.monotonic() + share, Counter[str]()
-        for _ in range(-(-positions // len(every))):
+        cut = 0
+        for time_ in range(-(-positions // len(every))):
+            at = draw.randrange(len(contents))
             changed = bytearray(contents)
-            changed[draw.randrange(len(contents))] ^= 1 << draw.randrange(8)
+            if time_ % CUT_OFF == CUT_OFF - 1:
+                del changed[at:]
+                cut += 1
+            else:
+                changed[at] ^= 1 << draw.randrange(8)
             kind.path.write_bytes(changed)
             counts[outcome(kind.read, expected)] += 1
             if time.monotonic() > until:
                 break
         kind.path.write_bytes(contents)
-        rows.append((kind.name, len(contents), counts.total(), *(counts[one] for one in OUTCOMES)))
-    sums = [sum(row[column] for row in rows) for column in range(2, len(OUTCOMES) + 3)]
+        rows.append((kind.name, len(contents), counts.total() - cut, cut, *(counts[one] for one in OUTCOMES)))
+    sums = [sum(row[column] for row in rows) for column in range(2, len(OUTCOMES) + 4)]
     return Part(
         "Flipped bits",
-        "One bit at a random place of a file, which is then read as the program reads it. Wanted: none silent, no "
-        "traceback.",
-        ("file", "bytes", "flips", *OUTCOMES),
+        "One bit at a random place of a file, or the file cut off there; then it is read as the program reads it. "
+        "Wanted: none silent, no traceback.",
+        ("file", "bytes", "flips", "cut off", *OUTCOMES),
         [*rows, ("all", "", *sums)],
         bad=sums[-1] + sums[-2],
     )

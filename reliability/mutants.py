@@ -90,13 +90,13 @@ MODULES = (
     Module(
         "screening",
         tuple(f"probing/{name}.py" for name in SCREENING.split()),
-        _tests("screen_errors screening low_precision"),
+        _tests("screen_errors screening low_precision mutants_left"),
     ),
-    Module("filter", _files("filter/*.py"), _tests("filtering abilities any_curve zero_levels mutants_left")),
+    Module("filter", _files("filter/*.py"), _tests("filtering abilities any_curve zero_levels results mutants_left")),
     Module(
         "store",
         ("experiment/run/store.py", *_files("files/*.py")),
-        _tests("reliability_run experiment reliability experiment_reading mutants_left"),
+        _tests("reliability_run experiment reliability experiment_reading experiment_selection mutants_left"),
     ),
 )
 
