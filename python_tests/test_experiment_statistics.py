@@ -170,6 +170,19 @@ def test_a_bootstrap_interval_is_seeded_and_right():
     assert bootstrap_interval([3.0] * 5) == (3, 3) and np.isnan(bootstrap_interval([])).all()
 
 
+def test_how_often_an_interval_holds_the_truth():
+    """What the page says of fourteen log-normal values, whose mean and median are known."""
+    generator = np.random.default_rng(0)
+    held = {np.mean: 0, np.median: 0}
+    for trial in range(400):
+        values = generator.lognormal(size=14)
+        for statistic, truth in ((np.mean, math.exp(0.5)), (np.median, 1.0)):
+            low, high = bootstrap_interval(values, statistic, seed=trial, resamples=300)
+            held[statistic] += low <= truth <= high
+    assert 0.80 < held[np.mean] / 400 < 0.90
+    assert 0.92 < held[np.median] / 400 < 0.985
+
+
 @pytest.mark.parametrize("count, there", [(4, False), (5, False), (6, True)])
 def test_too_few_values_have_no_interval(count, there):
     """Whatever is between the least and the greatest of five misses a median once in sixteen times."""
