@@ -1,4 +1,4 @@
-"""A run is shown: tables, statistics, figures and the page."""
+"""The page of a run: tables, statistics, figures."""
 
 from apem_fast.extras import require
 

@@ -1,4 +1,4 @@
-"""What an audit says of a run's table: a sentence, and how far each mean and median could be off at the worst."""
+"""An audit's result for a run's table: a sentence, and the worst case for each mean and median."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ALL_PROVED = (
 
 
 def audit_sentence(store: RunStore) -> str:
-    """What is known of the run's epsilons; that nothing is, where it was not audited since it changed."""
+    """What is known about the run's epsilons; it says so if the run was not audited since it changed."""
     audit = read_audit(store)
     if audit is not None:
         return f"Audit: {audit}"
@@ -34,12 +34,12 @@ def audit_sentence(store: RunStore) -> str:
 
 
 def worst_case(store: RunStore, audit: RunAudit) -> pandas.DataFrame:
-    """Between what each mean and median of the table lies if all epsilons that may be wrong were in its line.
+    """The range of each mean and median of the table, if all epsilons that may be wrong were in its line.
 
-    With the audit's confidence at most `audit.most_wrong_count` epsilons of the run are wrong. Each of them could lie
-    anywhere from the first grid point to the limit, and nobody knows in which line. A median of n scores of which k
-    are wrong lies between the scores k places below and above it; a mean moves by the k greatest moves that an epsilon
-    can make, over n.
+    With the audit's confidence, at most `audit.most_wrong_count` epsilons of the run are wrong. Each of them could be
+    anywhere from the first grid point to the limit, in an unknown line. A median of n scores of which k are wrong lies
+    between the scores k places below and above it. A mean changes by at most the sum of the k greatest possible
+    changes, divided by n.
 
     Columns: set, stage, explainer, images, mean, mean_low, mean_high, median, median_low, median_high.
     """
@@ -54,7 +54,7 @@ def worst_case(store: RunStore, audit: RunAudit) -> pandas.DataFrame:
 
 
 def moved(part: pandas.DataFrame, wrong: int, step: float, limit: float) -> dict[str, float]:
-    """The mean and the median score, and between what they lie if `wrong` of the epsilons were any others."""
+    """The mean and the median score, and their range if `wrong` of the epsilons could be anything."""
     minus, plus = (part[f"epsilon_{sign}"].to_numpy(np.float64) for sign in ("minus", "plus"))
     score = np.sort(plus - minus)
     up = np.sort(np.concatenate([limit - plus, minus - step]))[::-1][:wrong].sum() / len(part)
@@ -71,7 +71,7 @@ def moved(part: pandas.DataFrame, wrong: int, step: float, limit: float) -> dict
 
 
 def write_worst_case(store: RunStore, audit: RunAudit) -> None:
-    """`audit/table.csv` in the run's folder: `worst_case`; none where the audit is of a part of the rays."""
+    """Writes `audit/table.csv` in the run's folder, see `worst_case`; not if the audit is about some rays only."""
     path = store.inside("audit", "table.csv")
     if audit.up_to is not None:
         path.unlink(missing_ok=True)
@@ -80,7 +80,7 @@ def write_worst_case(store: RunStore, audit: RunAudit) -> None:
 
 
 def audit_section(store: RunStore, rows: pandas.DataFrame) -> list[Section]:
-    """The section of the page; none where the run is not audited."""
+    """The section of the page; None if the run is not audited."""
     audit = read_audit(store)
     if audit is None:
         return []

@@ -1,9 +1,9 @@
-"""Arithmetic with values of which some are only known to lie beyond a limit.
+"""Arithmetic with censored values, which are only known to lie beyond a limit.
 
-A ray without a flip up to max_epsilon has an epsilon greater than max_epsilon; nobody knows by how much. So an epsilon
-is an interval [low, high], a point where the ray flipped, and so is a score, epsilon_plus - epsilon_minus. What can be
-said exactly in spite of that is said exactly: a median whose neighbours in rank are all points, a comparison whose
-intervals do not overlap. Everything else is marked as the bound that it is.
+A ray without a flip up to max_epsilon has an epsilon greater than max_epsilon, and it is not known how much greater. So
+an epsilon is an interval [low, high], which is a point if the ray flipped; a score, epsilon_plus - epsilon_minus, is
+one too. Some statistics are exact all the same: a median whose neighbours in rank are points, a comparison of intervals
+that do not overlap. Everything else is marked as a bound.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ QUANTITIES = ("score", "epsilon_minus", "epsilon_plus")
 
 @dataclass(frozen=True)
 class Intervals:
-    """N values, each known to lie in [low, high]; where low < high the finite ends are not part of the interval.
+    """N values, each known to lie in [low, high]; if low < high, finite ends do not belong to the interval.
 
     Args:
-        observed: (N,) with each censored epsilon put at max_epsilon.
-        low, high: (N,); equal where the value is exact.
+        observed: (N,), with max_epsilon for each censored epsilon.
+        low, high: (N,); equal if the value is exact.
     """
 
     observed: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of censored values: `value` of the observed ones; the true one lies in [low, high]."""
+    """A statistic of censored values: `value` is that of the observed values; the true one lies in [low, high]."""
 
     value: float
     low: float
@@ -50,8 +50,7 @@ class Estimate:
 
     @property
     def mark(self) -> str:
-        """What to write before `value`: nothing where it is exact, ≥ or ≤ where it is a bound, ≈ where it is
-        neither."""
+        """The mark before `value`: empty if it is exact, ≥ or ≤ if it is a bound, ≈ if it is neither."""
         if np.isnan(self.value) or self.low == self.high:
             return ""
         if self.low == self.value:
@@ -60,7 +59,7 @@ class Estimate:
 
 
 def intervals(rows: pandas.DataFrame, quantity: str, prefix: str = "") -> Intervals:
-    """What is known of a quantity ("score", "epsilon_minus" or "epsilon_plus") in rows of results.
+    """The known intervals of a quantity ("score", "epsilon_minus" or "epsilon_plus") in rows of results.
 
     Args:
         rows: columns epsilon_minus, epsilon_plus, flipped_minus, flipped_plus, with `prefix` ("shuffled_") before each.
@@ -78,7 +77,7 @@ def intervals(rows: pandas.DataFrame, quantity: str, prefix: str = "") -> Interv
 
 
 def mean_of(values: Intervals) -> Estimate:
-    """The mean; exact only where every value is."""
+    """The mean; it is exact only if every value is."""
     if not len(values):
         return Estimate(np.nan, np.nan, np.nan)
     # Not the means of low and high: an infinite end takes the whole mean with it, in the other case all are equal.
@@ -89,10 +88,10 @@ def mean_of(values: Intervals) -> Estimate:
 
 
 def quantile_of(values: Intervals, share: float) -> Estimate:
-    """A quantile by rank (between two ranks, on the line between them).
+    """A quantile by rank, interpolated linearly between two ranks.
 
-    No value can lie below its own low end, so no quantile lies below the same quantile of the low ends, nor above
-    that of the high ends; where these two agree the quantile is exact, however many values are censored.
+    No value is below its low end, so no quantile is below the same quantile of the low ends, nor above that of the high
+    ends. If these two agree, the quantile is exact, however many values are censored.
     """
     if not len(values):
         return Estimate(np.nan, np.nan, np.nan)
@@ -109,7 +108,7 @@ def _between_ranks(values: NDArray[np.float64], share: float) -> float:
     place = share * (len(ordered) - 1)
     below, above = ordered[int(np.floor(place))], ordered[int(np.ceil(place))]
     for end in (below, above):
-        if np.isinf(end) or below == above:  # between a number and infinity there is only infinity
+        if np.isinf(end) or below == above:  # interpolating between a number and infinity gives infinity
             return float(end)
     return float(below + (above - below) * (place - np.floor(place)))
 
@@ -118,10 +117,10 @@ BETTER, EQUAL, WORSE, UNDECIDED = "better", "equal", "worse", "undecided"
 
 
 def compared(first: Intervals, second: Intervals) -> NDArray[np.str_]:
-    """For each pair whether the first is better (greater), equal, worse, or undecided because of censoring."""
+    """For each pair, whether the first is better (greater), equal, worse, or undecided because of censoring."""
 
     def surely_greater(a: Intervals, b: Intervals) -> NDArray[np.bool_]:
-        # An open end that touches the other value is still beyond it.
+        # An open end that equals the other value is still beyond it.
         return (a.low > b.high) | ((a.low == b.high) & ~(a.exact & b.exact))
 
     equal = first.exact & second.exact & (first.low == second.low)

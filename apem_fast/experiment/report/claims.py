@@ -27,7 +27,7 @@ from apem_fast.relevance import STAGES, USUAL_STAGES
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not in this run"]
 RESAMPLES = 2000
-RANKED_AGAIN = 500  # of statistics that rank all images anew in each resample
+RANKED_AGAIN = 500  # resamples for statistics that rank all images again in each
 WITHOUT_COLOUR = "grad-cam"  # the same in every channel: summing them changes nothing, and P1 Table II shows no decline
 
 

@@ -1,6 +1,6 @@
-"""Close-ups of a run's first images: margins along the rays of each map, and what the network saw where it flipped.
+"""Close-ups of a run's first images: margins along the rays of each map, and the perturbed images at the flips.
 
-They need the network and the explainers again, so they are made for a few images only and kept in the run's folder:
+They need the network and the explainers again, so they are made for only a few images, and kept in the run's folder:
 
     closeups/EXPLAINER/IMAGE.json       by stage: {"minus": {...}, "plus": {...}}, see `_closeups_of`
     closeups/EXPLAINER/STAGE/IMAGE.minus.png, .plus.png     the perturbed image at the flip
@@ -29,7 +29,7 @@ from apem_fast.relevance import STAGES
 
 RAYS = ("minus", "plus")
 POINTS, TO_THE_FLIP = 8, 6
-"""Points of a curve beyond its start, and how many of them up to the flip: the curve goes a third beyond it."""
+"""The number of points of a curve after its start, and how many of these up to the flip: it ends a third beyond."""
 
 
 def closeup_record(store: RunStore, explainer: str, image: str) -> Path:
@@ -41,7 +41,7 @@ def closeup_picture(store: RunStore, explainer: str, stage: str, image: str, ray
 
 
 def read_closeup(store: RunStore, explainer: str, image: str) -> dict[str, Any]:
-    """By stage; empty where none was made.
+    """The close-up by stage; empty if there is none.
 
     Raises:
         ValueError: the record is damaged.
@@ -56,7 +56,7 @@ def read_closeup(store: RunStore, explainer: str, image: str) -> dict[str, Any]:
 
 
 def missing_closeups(store: RunStore, rows: pandas.DataFrame, images: list[str]) -> dict[str, list[str]]:
-    """For each image the explainers that have scored rows of it and no close-up of all their stages yet."""
+    """For each image, the explainers that have scored rows of it but not yet a close-up of all their stages."""
     missing = {}
     for name in images:
         scored = rows[rows["image"] == name].groupby("explainer", sort=False)["stage"].agg(set)
@@ -73,7 +73,7 @@ def make_closeups(
     images: list[str],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Make the close-ups of `images` that the run's folder lacks.
+    """Makes those close-ups of `images` that the run's folder lacks.
 
     Args:
         store: a run.
@@ -132,6 +132,6 @@ def _closeups_of(store: RunStore, network: Network, name: str, rows: pandas.Data
 
 
 def _pixels(store: RunStore, name: str) -> Tensor:
-    """(3, H, W) float32 in [0, 1]: what the run evaluated, exactly, as its pixels had 8 bits to begin with."""
+    """The pixels that the run evaluated, (3, H, W) float32 in [0, 1]; the kept picture has them exactly, in 8 bits."""
     picture = kept_picture(store.photograph(name)).convert("RGB")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().float() / 255

@@ -1,7 +1,7 @@
-"""Several runs side by side: medians, whether their rankings agree, and what differs image by image.
+"""Compares several runs: medians, whether their rankings agree, and differences image by image.
 
-Runs of different networks answer whether a ranking of methods holds from one network to the next (P1 Table I); two runs
-of one network on the same images, whether a new version of a method, or of anything else, changed the scores.
+Runs of different networks show whether a ranking of methods holds for other networks (P1 Table I). Two runs of one
+network on the same images show whether a new version of a method, or of anything else, changed the scores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """A run to compare; of its images, those that the papers' figures would show."""
+    """A run to compare, with the images that the papers' figures would show."""
 
     name: str
     network: str
@@ -55,12 +55,12 @@ class Run:
         return cls(name, store.options.network, next(iter(image_sets(rows).values())), explainer_names(store))
 
     def scores(self, stage: str) -> pandas.DataFrame:
-        """(images, explainers) of scores at a stage."""
+        """The scores at a stage: (images, explainers)."""
         return self.rows[self.rows["stage"] == stage].pivot(index="image", columns="explainer", values="score")
 
 
 def named(stores: list[RunStore]) -> dict[str, RunStore]:
-    """Runs by their networks; by their folders where two are of one network.
+    """Runs by their networks' names, or by their folders if two have the same network.
 
     Raises:
         ValueError: fewer than two runs, or the same one twice.
@@ -78,10 +78,10 @@ def named(stores: list[RunStore]) -> dict[str, RunStore]:
 
 
 def write_comparison(stores: Mapping[str, RunStore], output: Path, seed: int = 0) -> Path:
-    """Write a page that sets runs side by side; returns its path.
+    """Writes a page that compares runs; returns its path.
 
     Args:
-        stores: by what to call each run, at least two.
+        stores: at least two runs, by their names on the page.
         output: an HTML file.
         seed: of the bootstrap.
     """

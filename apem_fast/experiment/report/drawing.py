@@ -1,4 +1,4 @@
-"""How figures of a page look: one style, and SVG that takes the page's text colour, light or dark."""
+"""The style of a page's figures: SVG in the page's text colour, light or dark."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#010203"  # stands for the page's text colour; no other element has it
+INK = "#010203"  # stands for the page's text colour, so no other element has this colour
 TITLES = {
     "score": "score = ε⁺ − ε⁻",
     "epsilon_minus": "ε⁻ along the relevance",
     "epsilon_plus": "ε⁺ along the irrelevance",
 }
 METHODS = ("#5b6ee1", "#d9822b", "#2a9d8f", "#c8553d", "#9b6dc6", "#3f96c9", "#b3923a", "#d06a9c")
-"""Colours of explainers in a figure, in turn; all readable on white and on near-black."""
+"""The colours of explainers in a figure, in order; all are readable on white and on near-black."""
 VERDICTS = {"better": "#2a9d8f", "equal": "#9aa0ae", "worse": "#d9822b", "undecided": "#9aa0ae44"}
 ON_BARS = "#14161a"  # letters on them: white ones would have a contrast of 3
 
@@ -35,7 +35,7 @@ _STYLE: Any = {
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Figures made inside look like the page."""
+    """Figures that are made within the block have the page's style."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -51,7 +51,7 @@ def panels(rows: int, columns: int, width: float, height: float, **shared: Any) 
 
 
 def quiet(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
-    """Only what a reader needs: no box, a faint grid."""
+    """The axes without a box and with a faint grid."""
     axis.grid(axis=grid, color=INK, alpha=0.12, linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
@@ -61,10 +61,10 @@ def quiet(axis: Axes, grid: Literal["both", "x", "y"] = "y") -> None:
 
 
 def inline_svg(figure: Figure) -> str:
-    """Only the drawing: as wide as its place, in the page's text colour, without metadata."""
+    """The drawing alone: as wide as its container, in the page's text colour, without metadata."""
     svg = svg_of(figure).replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
-    # Its letters grow no larger than they were drawn, however few panels share the page's width.
+    # Its width is limited, so that text is not enlarged if few panels share the page's width.
     (points,) = re.findall(r' width="([\d.]+)pt"', head)
     return re.sub(r' (width|height)="[^"]*"', "", head) + f' style="max-width: {points}pt">' + rest

@@ -1,9 +1,9 @@
-"""The photographs on which the better method does worse, found by the papers' rules and shown with their maps.
+"""Photographs on which the better method scores lower, found by the papers' rules and shown with their maps.
 
 P1 section V-B and Figure 9: the leading method scores below 0 while the others do better. P2 Table 4.3 and Figure 4.5:
 a method is beaten by the next one in the order. The methods are the papers' three, Gradient, LRP and SmoothGrad, in
-the papers' order, where a run has them; otherwise the three with the highest medians. What counts is what is sure in
-spite of censoring, on the images of the papers' figures, at the last stage.
+that order, if a run has them, and otherwise the three with the highest medians. Only differences that are certain in
+spite of censoring count, on the images of the papers' figures, at the last stage.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from apem_fast.experiment.report.subject import Subject
 from apem_fast.experiment.run.store import RunStore
 
 ORDER = ("gradient", "lrp", "smooth-grad")  # "the Gradient is the greatest one, followed by the LRP" (P2 Table 4.3)
-MOST = 3  # photographs by rule, as in P2 Table 4.3
+MOST = 3  # the most photographs for each rule, as in P2 Table 4.3
 
 
 @dataclass(frozen=True)
 class Exceptional:
-    """What one rule finds.
+    """The photographs that one rule finds.
 
     Args:
         source: the passage that has the rule.
         title: the rule, with the methods' names.
-        methods: the explainers to show, those that do better first.
-        images: the photographs' names, the clearest first; all that there are.
+        methods: the explainers to show, with those that do better first.
+        images: the names of all such photographs, the clearest first.
         of: how many photographs have all of these methods.
     """
 
@@ -44,7 +44,7 @@ class Exceptional:
 
 
 def leading(run: Subject, rows: pandas.DataFrame) -> tuple[str, ...]:
-    """At most three methods, the one that should lead first.
+    """At most three methods, with the one that should lead first.
 
     Args:
         rows: of one stage.
@@ -58,7 +58,7 @@ def leading(run: Subject, rows: pandas.DataFrame) -> tuple[str, ...]:
 
 
 def exceptional(run: Subject) -> list[Exceptional]:
-    """What each rule finds; nothing where there are not two methods to compare."""
+    """What each rule finds; empty if there are fewer than two methods."""
     stage = run.stages[-1]
     rows = run.main[run.main["stage"] == stage]
     order = leading(run, rows)
@@ -77,7 +77,7 @@ def exceptional(run: Subject) -> list[Exceptional]:
 
 
 def _below_zero(run: Subject, rows: pandas.DataFrame, order: tuple[str, ...]) -> Exceptional:
-    """The leader is surely below 0, and surely worse than each of the others; the lowest score first."""
+    """Photographs on which the leader is certainly below 0 and below each of the others, the lowest score first."""
     leader, *others = order
     leads = rows[rows["explainer"] == leader].set_index("image")
     having = set.intersection(*(set(rows.loc[rows["explainer"] == key, "image"]) for key in order))
@@ -94,7 +94,7 @@ def _below_zero(run: Subject, rows: pandas.DataFrame, order: tuple[str, ...]) ->
 
 
 def exceptional_images(store: RunStore) -> list[str]:
-    """The photographs that the page shows as exceptions: a run keeps their pictures wherever they lie in it."""
+    """The photographs that the page shows as exceptions. A run keeps their pictures even if they are not its first."""
     if store.results().empty:
         return []
     rows, _ = st.scored_rows(store)
@@ -105,7 +105,7 @@ def exceptional_images(store: RunStore) -> list[str]:
 
 
 def exceptions(run: Subject) -> Section | None:
-    """The rules' photographs: how many, their scores, and their maps where the run has kept them."""
+    """The section on exceptions: their number, their scores, and their maps if the run has kept them."""
     found = exceptional(run)
     if not found:
         return None
@@ -139,7 +139,7 @@ def exceptions(run: Subject) -> Section | None:
 
 
 def _value(row: pandas.Series, name: str) -> Cell:
-    """A quantity of one image, marked where a ray is censored."""
+    """A quantity of one image, with a mark if a ray is censored."""
     return Cell(number(row[name], 1, _mark(row, name)), row[name])
 
 
@@ -148,7 +148,7 @@ def _mark(row: pandas.Series, name: str) -> str:
 
 
 def _rows_of_pictures(run: Subject, one: Exceptional, rows: pandas.DataFrame) -> tuple[tuple[Picture, ...], ...]:
-    """A row for each photograph whose picture was kept: itself, and the methods' maps of it."""
+    """A row for each photograph whose picture was kept: the photograph and the methods' maps of it."""
     lines = []
     for image in one.images[:MOST]:
         line = [photograph_picture(run.store, image)]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Names = Mapping[str, str]
-"""What to call each explainer, by key, in the order in which they are drawn."""
+"""The explainers' names by key, in the order in which they are drawn."""
 
 MOST_DOTS = 300
 MOST_POINTS = 200
@@ -58,9 +58,9 @@ def _thousands(value: float, _: float) -> str:
 
 
 def boxplots(rows: pandas.DataFrame, names: Names, stages: Sequence[str]) -> str:
-    """Score, epsilon_minus and epsilon_plus, by stage and explainer.
+    """Boxplots of score, epsilon_minus and epsilon_plus, by stage and explainer.
 
-    Every image is a dot where there are no more than 300; a hollow dot is censored: its epsilon is only known to exceed
+    With at most 300 images each is a dot too. A hollow dot is censored: its epsilon is only known to exceed
     max_epsilon.
     """
     keys, stages = _present(rows, "explainer", list(names)), _present(rows, "stage", stages)
@@ -111,10 +111,10 @@ def _boxes(axis: Axes, rows: pandas.DataFrame, keys: list[str], quantity: str) -
 
 
 def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float]]]]) -> str:
-    """Stacked bars of how often one of two is better than, equal to or worse than the other, or undecided.
+    """Stacked bars of how often the first of two is better than, equal to or worse than the second, or undecided.
 
     Args:
-        panels_of: by panel title, (label of the bar, its shares by verdict) from above.
+        panels_of: by panel title, (label of the bar, its shares by result), from the top.
     """
     longest = max(map(len, panels_of.values()))
     with page_style():
@@ -150,8 +150,10 @@ def pairwise_bars(panels_of: Mapping[str, Sequence[tuple[str, Mapping[str, float
 
 
 def differences(found: Mapping[str, Mapping[str, Differences]], first: str, second: str) -> str:
-    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences: a row for each
-    choice of images, by what it is called, a panel a stage."""
+    """Histogram and Gaussian kernel density estimate (Scott's bandwidth) of the exact differences.
+
+    There is a row for each choice of images, with its name, and a panel for each stage.
+    """
     with page_style():
         figure, axes = panels(len(found), len(next(iter(found.values()))), 3.6, 2.0, sharex="col")
         for row, (title, by_stage) in zip(axes, found.items()):
@@ -167,7 +169,7 @@ def differences(found: Mapping[str, Mapping[str, Differences]], first: str, seco
 
 
 def shuffled_histograms(rows: pandas.DataFrame, explainer: str, stages: Sequence[str]) -> str:
-    """The scores of an explainer's shuffled maps, a panel a stage."""
+    """Histograms of the scores of an explainer's shuffled maps, with a panel for each stage."""
     with page_style():
         figure, axes = panels(1, len(stages), 3.6, 2.2, sharey="row")
         for axis, stage in zip(axes[0], stages):
@@ -208,7 +210,7 @@ def _histogram(axis: Axes, values: np.ndarray, colour: str, beside: np.ndarray |
 def removal_curves(
     rows: pandas.DataFrame, measures: Mapping[str, str], names: Names, stages: Sequence[str], baselines: Sequence[str]
 ) -> str:
-    """The mean over the images of the network's output while features are replaced, a row of panels for each measure.
+    """The mean output of the network as features are replaced, with a row of panels for each measure.
 
     Args:
         measures: titles by the columns that hold the curves.
@@ -244,7 +246,7 @@ def removal_curves(
 
 
 def flip_curves(rows: pandas.DataFrame, names: Names, stages: Sequence[str], baselines: Sequence[str]) -> str:
-    """The share of the images whose prediction has changed by each epsilon, along the relevance and the irrelevance."""
+    """The share of images whose prediction has changed up to each epsilon, along the relevance and the irrelevance."""
     keys, stages = _present(rows, "explainer", list(names)), _present(rows, "stage", stages)
     with page_style():
         figure, axes = panels(2, len(stages), 3.6, 2.3, sharex=True, sharey=True)

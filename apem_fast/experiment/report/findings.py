@@ -1,8 +1,8 @@
-"""What a run says about its methods in sentences, and no more than its images can tell apart.
+"""Sentences on a run's methods, which claim no difference that its images cannot show.
 
-Two methods are compared image by image, as in P1 Figure 4, by the sign test: of the images on which one of them surely
-scores higher, is it one of the two more often than a fair coin would have it? Censoring is heeded (an image that it
-leaves undecided counts for neither), and nothing is assumed of how scores are spread.
+Two methods are compared image by image, as in P1 Figure 4, with the sign test: among the images on which one of the two
+certainly scores higher, is it the same one more often than by chance? An image that censoring leaves undecided counts
+for neither, and nothing is assumed about the distribution of scores.
 """
 
 from __future__ import annotations
@@ -20,35 +20,36 @@ from apem_fast.experiment.report.statistics import paired
 
 LEVEL = 0.05
 POWER = 0.8
-MANY = 1_000_000  # more images than anybody has: two methods that far apart are alike
+MANY = 1_000_000  # if more images would be needed to tell two methods apart, they count as equal
 
 
 @dataclass(frozen=True)
 class SignTest:
-    """How often the first of two scores higher than the second on the same images, and whether chance explains it."""
+    """How often the first of two methods scores higher on the same images, and whether chance explains it."""
 
     better: int
     worse: int
-    images: int  # with equal and undecided ones
+    images: int  # including equal and undecided ones
 
     @property
     def p_value(self) -> float:
-        """Two-sided, exact; 1 where no image decides."""
+        """The two-sided, exact p-value; 1 if no image decides."""
         decided = self.better + self.worse
         return float(stats.binomtest(self.better, decided).pvalue) if decided else 1.0
 
     def images_needed(self, comparisons: int = 1) -> float:
-        """About how many images would tell the two apart (two-sided, power 80 %) if the shares stay as they are;
-        infinite where they are alike.
+        """About how many images would tell the two apart if the shares stay the same; infinite if they are equal.
+
+        This is for a two-sided test with a power of 80 %.
 
         Args:
-            comparisons: how many are made at once, which share the 5 %.
+            comparisons: how many comparisons share the 5 %.
         """
         decided = self.better + self.worse
         if self.better == self.worse:
             return math.inf
         share = max(self.better, self.worse) / decided
-        # All one way leaves the share's own spread at 0: a pseudo-count of one half keeps the figure honest.
+        # If all images agree, the share's variance would be 0, so a pseudo-count of one half is added.
         share = min(share, (decided + 0.5) / (decided + 1))
         chance, other = (
             stats.norm.isf(LEVEL / comparisons / 2) / 2,
@@ -58,7 +59,7 @@ class SignTest:
 
 
 def sign_test(rows: pandas.DataFrame, stage: str, first: str, second: str) -> SignTest:
-    """Compare two explainers at one stage, on the images that both have a score on.
+    """Compares two explainers at one stage, on the images for which both have a score.
 
     Args:
         rows: see `statistics.scored_rows`.
@@ -88,13 +89,13 @@ def holm(p_values: Sequence[float]) -> list[bool]:
 def leader_sentences(
     rows: pandas.DataFrame, stage: str, names: dict[str, str], medians: dict[str, str], order: Sequence[str]
 ) -> list[str]:
-    """Who leads at a stage, from whom the images tell it apart, and from whom not.
+    """Which method leads at a stage, and from which others the images distinguish it.
 
     Args:
         rows: of the images that are spoken of.
-        names: what to call each explainer.
+        names: the explainers' names.
         medians: the median of each with its interval, as text.
-        order: the explainers with a score, the highest median first.
+        order: the explainers with a score, in descending order of their medians.
     """
     best, *others = order
     sentences = [f"At the {stage} stage {names[best]} has the highest median score, {medians[best]}."]
@@ -127,11 +128,11 @@ def _apart(alike: Iterable[tuple[str, SignTest]], names: dict[str, str], compari
 
 
 def _roughly(value: float) -> int:
-    """Two digits say all that such a figure knows."""
+    """A number with two significant digits, which is all that such an estimate supports."""
     digits = max(0, math.floor(math.log10(max(value, 1))) - 1)
     return int(math.ceil(value / 10**digits) * 10**digits)
 
 
 def listed(words: Sequence[str]) -> str:
-    """a, b and c."""
+    """Texts as a list in a sentence: "a, b and c"."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,4 +1,4 @@
-"""What the gallery of a page shows: images with their maps, numbers and close-ups, of one run or of several at once."""
+"""The data of a page's gallery: images with their maps, numbers and close-ups, of one run or several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from apem_fast.experiment.run.store import RunStore
 from apem_fast.relevance import STAGES
 
 MAP_SIDE, PHOTOGRAPH_SIDE = 160, 224
-"""Pixels: how wide and high pictures are inside the page, at most; the files beside it have all of them."""
+"""The greatest width and height of pictures inside the page, in pixels; the files in the folder have full size."""
 LEAST_SIDE = 48
 BYTES_OF_MAPS, BYTES_A_PIXEL = 11e6, 0.45
 """A page of many maps shows them smaller, so that it stays below some 15 MB. A map is hard to compress. Of more images
@@ -23,12 +23,12 @@ than that allows, the page has pictures of the first ones, and the numbers of al
 
 
 def gallery_data(stores: Mapping[str, RunStore], shown_images: int | None = None) -> dict[str, Any]:
-    """What the page's script shows: images, explainers, stages, and each map with its numbers and its close-up.
+    """The data for the page's script: images, explainers, stages, and each map with its numbers and its close-up.
 
     Args:
-        stores: runs, by what to call them. Of several runs, the images that all of them have; each method is there once
-            for each run that has it, side by side.
-        shown_images: how many images at most, the first of the run; None for all whose pictures the runs kept.
+        stores: runs by their names. Of several runs, only images that all have are shown, and each method once for each
+            run that has it, side by side.
+        shown_images: the greatest number of images, the first ones; None for all whose pictures the runs kept.
     """
     runs = [_OfRun(number, name, store) for number, (name, store) in enumerate(stores.items())]
     images = _common_images(runs, shown_images)
@@ -62,7 +62,7 @@ def gallery_data(stores: Mapping[str, RunStore], shown_images: int | None = None
 
 
 def _sizes(images: int, maps: int) -> tuple[int, int]:
-    """The side of a map's picture in pixels, and of how many images there are pictures."""
+    """The side of a map's picture in pixels, and the number of images with pictures."""
     side = math.sqrt(BYTES_OF_MAPS / max(1, maps + images) / BYTES_A_PIXEL)
     if side >= LEAST_SIDE:
         return round(min(MAP_SIDE, side)), images
@@ -71,7 +71,7 @@ def _sizes(images: int, maps: int) -> tuple[int, int]:
 
 
 class _OfRun:
-    """One of the runs that a gallery shows."""
+    """One of the runs in a gallery."""
 
     def __init__(self, number: int, name: str, store: RunStore):
         self.number, self.name, self.store = number, name, store
@@ -81,12 +81,12 @@ class _OfRun:
         self.names = explainer_names(store)
 
     def methods(self) -> list[str]:
-        """Of the explainers that have results, in the run's order."""
+        """The explainers that have results, in the run's order."""
         done = set(self.results["explainer"])
         return [key for key in self.store.options.explainers if key in done]
 
     def column(self, key: str, several: bool) -> str:
-        """What the page calls an explainer of this run."""
+        """The page's name for an explainer of this run."""
         return f"{self.number}/{key}" if several else key
 
     def explainer(self, key: str, several: bool) -> dict[str, str]:
@@ -125,7 +125,7 @@ class _OfRun:
 
 
 def _common_images(runs: list[_OfRun], shown_images: int | None) -> list[str]:
-    """The images of the first run that all have, the same ones, with their pictures."""
+    """The images of the first run that all runs have with the same content, and whose pictures they kept."""
     first, *others = runs
     names = first.images["image"].tolist()
     names = names if shown_images is None else names[:shown_images]
@@ -138,7 +138,7 @@ def _common_images(runs: list[_OfRun], shown_images: int | None) -> list[str]:
 
 
 def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, Any] | None:
-    """The close-up of one map: by ray, its margin curve, the prediction at the flip and two small pictures."""
+    """The close-up of one map: for each ray, its margin curve, the prediction at the flip and two small pictures."""
     record = read_closeup(store, explainer, image).get(stage)
     if record is None:
         return None
@@ -152,7 +152,7 @@ def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, 
 
 
 def _image(runs: list[_OfRun], name: str, side: int) -> dict[str, Any]:
-    """What is known of an image, and what each run's network says of it; its photograph if a side is given."""
+    """An image's data, with each network's prediction, and its photograph if a side is given."""
     first, row = runs[0], runs[0].by_name[name]
     fields: dict[str, Any] = {field: row[field] for field in ("image", "subject", "source", "prediction", "confidence")}
     if side:

@@ -1,4 +1,4 @@
-"""Photographs and maps that a run has kept, as small pictures of a section."""
+"""Kept photographs and maps of a run, as small pictures in a section."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDE = 160
 
 
 def photograph_picture(store: RunStore, image: str) -> Picture | None:
-    """A photograph under its name; None where the run kept no picture of it."""
+    """A photograph with its name; None if the run kept no picture of it."""
     path = store.photograph(image)
     return Picture(small_picture(kept_picture(path).convert("RGB"), SIDE, quality=85), image) if path.exists() else None
 
@@ -20,7 +20,7 @@ def photograph_picture(store: RunStore, image: str) -> Picture | None:
 def map_picture(
     store: RunStore, image: str, explainer: str, stage: str, caption: str, *, irrelevance: bool = False
 ) -> Picture | None:
-    """A map, the brighter the more relevant, or its irrelevance 1 - R; None where the run kept no picture of it."""
+    """A map, brighter for more relevant, or its irrelevance 1 - R; None if the run kept no picture of it."""
     path = store.map(image, explainer, stage)
     if not path.exists():
         return None

@@ -1,8 +1,8 @@
-"""How reliable each measure of a run is, APEM among them: does it rank the methods alike on every image, and as the
-other measures do? Tomsett et al. 2020; see `apem_fast.measures.reliability`.
+"""The reliability of each measure of a run, also of APEM: does it rank methods alike on every image, and as others do?
 
-Rows are those of `statistics.scored_rows`. All measures are compared on the same images, those on which every method
-has a value of every measure; a censored score enters as observed.
+See Tomsett et al. 2020 and `apem_fast.measures.reliability`. Rows are those of `statistics.scored_rows`. All measures
+are compared on the same images, for which every method has a value of every measure; a censored score enters as
+observed.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ FEWEST_IMAGES, FEWEST_METHODS = 4, 2
 
 @dataclass(frozen=True)
 class Reliability:
-    """Of one measure at one stage."""
+    """The reliability of one measure at one stage."""
 
     measure: str  # a column of the rows: "score" for APEM, or a name of `MEASURES`
     alpha: float  # Krippendorff's, of the methods' ranks over the images
     low: float  # 95 % bootstrap interval over the images
     high: float
-    less_low: float  # 95 % interval of this alpha less APEM's, image draw by image draw; both 0 for APEM
+    less_low: float  # 95 % interval of this alpha minus APEM's, on the same draws; both ends are 0 for APEM
     less_high: float
     images: int
     methods: int
 
     @property
     def surely_better(self) -> bool:
-        """Whether chance does not explain that its alpha is above APEM's."""
+        """Whether its alpha is above APEM's by more than chance explains."""
         return self.less_low > 0
 
 
@@ -51,13 +51,15 @@ def title_of(measure: str) -> str:
 
 
 def present_measures(rows: pandas.DataFrame) -> list[str]:
-    """The measures that the rows have values of, APEM left out."""
+    """The measures that the rows have values of, without APEM."""
     return [name for name in MEASURES if name in rows and rows[name].notna().any()]
 
 
 def ranks_by_measure(rows: pandas.DataFrame, stage: str, methods: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """(images, methods) of each measure, on the images that all of them rank all methods on; empty where these are
-    fewer than four, or the methods fewer than two."""
+    """The ranks (images, methods) of each measure, on the images on which all measures rank all methods.
+
+    Empty if there are fewer than four such images, or fewer than two methods.
+    """
     part = rows[(rows["stage"] == stage) & rows["explainer"].isin(methods)]
     tables = {
         name: part.pivot(index="image", columns="explainer", values=name) for name in (APEM, *present_measures(part))
@@ -72,7 +74,7 @@ def ranks_by_measure(rows: pandas.DataFrame, stage: str, methods: Sequence[str])
 
 
 def reliabilities(ranks: dict[str, NDArray[np.float64]], seed: int = 0) -> list[Reliability]:
-    """Of every measure, those that rank most alike on every image first."""
+    """The reliability of every measure, in descending order of alpha."""
     draws = {name: resampled_alphas(table, seed) for name, table in ranks.items()}
     found = []
     for name, table in ranks.items():
@@ -83,5 +85,5 @@ def reliabilities(ranks: dict[str, NDArray[np.float64]], seed: int = 0) -> list[
 
 
 def agreements(ranks: dict[str, NDArray[np.float64]]) -> dict[tuple[str, str], float]:
-    """By two measures: the mean over the images of Spearman's correlation of the ranks they give."""
+    """For each two measures, Spearman's correlation of their ranks, averaged over the images."""
     return {(a, b): agreement_of_ranks(one, other) for a, one in ranks.items() for b, other in ranks.items()}

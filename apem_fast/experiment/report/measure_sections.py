@@ -1,4 +1,4 @@
-"""The page's sections on the measures beside APEM: what they say of the methods, and how reliable each of them is."""
+"""The page's sections on other measures than APEM: their values for the methods, and their reliability."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from apem_fast.experiment.run.tables import CURVE
 
 
 def other_measures(run: Subject) -> Section | None:
-    """What each measure says of each method; None where the run has none but APEM."""
+    """The values of each measure for each method; None if the run only has APEM."""
     present = present_measures(run.rows)
     if not present:
         return None
@@ -69,7 +69,7 @@ def other_measures(run: Subject) -> Section | None:
 
 
 def curves(run: Subject) -> Section | None:
-    """The curves whose areas are measures; None where the run kept none."""
+    """The curves whose areas are measures; None if the run kept none."""
     kept = {f"{name}{CURVE}": one.title for name, one in MEASURES.items() if f"{name}{CURVE}" in run.rows}
     if not kept:
         return None
@@ -86,7 +86,7 @@ def curves(run: Subject) -> Section | None:
 
 
 def reliability(run: Subject) -> Section | None:
-    """How far each measure ranks the methods alike on every image; None where too few images or methods have all."""
+    """How far each measure ranks the methods alike on every image; None with too few images or methods."""
     by_stage = {stage: ranks_by_measure(run.main, stage, run.methods) for stage in run.stages}
     by_stage = {stage: ranks for stage, ranks in by_stage.items() if len(ranks) > 1}
     if not by_stage:
@@ -135,7 +135,7 @@ def reliability(run: Subject) -> Section | None:
 
 
 def _standing(of_stage: list[Reliability]) -> str:
-    """Where APEM stands among the measures, in sentences; that others are more reliable is not left out."""
+    """Sentences on APEM's reliability among the measures, including measures that are more reliable."""
     own = next(one for one in of_stage if one.measure == APEM)
     if np.isnan(own.alpha):
         return "APEM ranks nothing here."

@@ -1,4 +1,4 @@
-"""The sections that set methods and stages side by side, photograph by photograph."""
+"""The sections that compare methods and stages, photograph by photograph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHARES = ("better", "equal", "worse", "undecided", "images")
 
 
 def spread(run: Subject) -> Section:
-    """How scores differ from photograph to photograph."""
+    """The section on the spread of scores over the photographs."""
     return Section(
         "spread",
         "Spread over the photographs",
@@ -32,7 +32,7 @@ def spread(run: Subject) -> Section:
 
 
 def comparisons(run: Subject) -> Section | None:
-    """Methods pair by pair, photograph by photograph; None for one method alone."""
+    """The section that compares methods pair by pair, photograph by photograph; None for a single method."""
     tables = {name: st.pairwise(part) for name, part in run.sets.items()}
     if all(table.empty for table in tables.values()):
         return None
@@ -91,7 +91,7 @@ def _dominance(run: Subject, table: pandas.DataFrame) -> str:
 
 
 def simplification(run: Subject) -> Section | None:
-    """Stages of one method pair by pair; None where the run has one stage."""
+    """The section that compares stages of one method pair by pair; None if the run has one stage."""
     tables = {name: st.pairwise_stages(part) for name, part in run.sets.items()}
     if not any(table["explainer"].isin(run.methods).any() for table in tables.values()):
         return None
@@ -129,7 +129,7 @@ def simplification(run: Subject) -> Section | None:
 
 
 def irrelevance(run: Subject) -> Section | None:
-    """epsilon_plus of two methods; None for one method alone."""
+    """The section on epsilon_plus of two methods; None for a single method."""
     pair = _pair(run)
     if pair is None:
         return None
@@ -215,7 +215,7 @@ def _pair(run: Subject) -> tuple[str, str] | None:
 
 
 def flips(run: Subject) -> Section:
-    """The share of predictions that have changed by each epsilon."""
+    """The section on the share of predictions that have changed up to each epsilon."""
     return Section(
         "flips",
         "How many predictions have changed",
@@ -230,7 +230,7 @@ def flips(run: Subject) -> Section:
 
 
 def _by(table: pandas.DataFrame, column: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The rows of each value of a column, in the order in which the values come."""
+    """The rows of each value of a column, in the order of first occurrence."""
     for value, part in table.groupby(column, sort=False):
         yield str(value), part.to_dict("records")
 

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs no network and no other file: made from the store alone."""
+"""A run's page: one HTML file that works offline and without other files, made from the store alone."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from apem_fast.files.checksums import Damaged, checked_json
 from apem_fast.relevance import STAGES
 
 FILTER_SIDE = 1400
-"""Pixels: how wide and high the filter's picture is inside the page, at most; the file beside it has all of them."""
+"""The greatest width and height of the filter's picture inside the page, in pixels; its file has full size."""
 
 
 def write_page(
     store: RunStore, shown_images: int | None = None, *, paper: bool | None = None, output: str | Path | None = None
 ) -> Path:
-    """Write the page; returns its path.
+    """Writes the page; returns its path.
 
     Args:
         store: a run with at least one finished explainer.
-        shown_images: how many images are shown with their maps, the first of the run; None for all whose pictures the
-            run kept. Those that have close-ups (see `closeups`) show them.
-        paper: add the tables of P1 and P2, with their numbers beside the run's; None for what the run's page had when
-            it was last written, which a new one has not.
+        shown_images: how many images are shown with their maps, the first ones; None for all whose pictures the run
+            kept. Images with close-ups (see `closeups`) show these.
+        paper: whether to add the tables of P1 and P2, with their numbers beside the run's; None does as the run's page
+            did when it was last written, and a new page has none.
         output: an HTML file; None for `index.html` in the run's folder.
 
     Raises:
@@ -103,8 +103,8 @@ def write_page(
 
 
 def _findings(table: pandas.DataFrame, rows: pandas.DataFrame) -> list[str]:
-    """What the table says, in sentences: who scores highest and from whom it is told apart, how the baselines do, and
-    what readability costs. Of the correctly classified images, where the page shows these apart."""
+    """The table in sentences: which method scores highest and differs from which others, how the baselines do, and the
+    scores stage by stage. They are about correctly classified images if the page shows these separately."""
     which, of_set = next(iter(image_sets(rows).items()))
     table = table[table["set"] == which]
     stages = list(dict.fromkeys(table["stage"]))
@@ -137,7 +137,7 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 
 def _range(row: dict[str, Any], name: str) -> str:
-    """Between what the exact value lies, where censoring hides it."""
+    """The interval that holds the exact value if censoring hides it."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     if low == high:
         return ""
@@ -152,7 +152,7 @@ def _duration(seconds: float) -> str:
 
 
 def _notes(store: RunStore) -> list[str]:
-    """What is to be known of the choice of images."""
+    """Notes on the choice of images."""
     chosen, left_out = store.selection(), store.left_out()
     notes = [chosen.note] if chosen is not None and chosen.note else []
     notes += [f"Files left out (left-out.csv lists them): {len(left_out):,}."] if left_out else []
@@ -160,7 +160,7 @@ def _notes(store: RunStore) -> list[str]:
 
 
 def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
-    """How many maps have no ray, and why, by explainer."""
+    """The number of maps without a ray, and why, by explainer."""
     if flagged.empty:
         return []
     reasons = flagged["flag"].fillna("") if "flag" in flagged else pandas.Series("", flagged.index)
@@ -173,7 +173,7 @@ def _flagged(store: RunStore, flagged: pandas.DataFrame) -> list[str]:
 
 
 def _filtered(store: RunStore) -> dict[str, Any] | None:
-    """What `apem-fast filter` left in the run's folder: its picture and its table."""
+    """The picture and the table that `apem-fast filter` wrote into the run's folder."""
     folder = store.folder / "filter"
     if not (folder / "filtered.png").exists():
         return None

@@ -1,4 +1,4 @@
-"""The numbers that P1 and P2 print, and a run's beside them, in the papers' layouts.
+"""The numbers that P1 and P2 publish, with a run's beside them, in the papers' layouts.
 
 P1 is "Assessing the Reliability of Visual Explanations of Deep Models with Adversarial Perturbations", P2 the
 dissertation behind it, "Assessing the Reliability of Visual Explanations of Deep Models through Adversarial
@@ -38,7 +38,7 @@ METHODS = {
     "grad-cam": "Grad-CAM",
     "guided-grad-cam": "Guided Grad-CAM",
 }
-"""The papers' names of the methods, in the order of their tables, by ours."""
+"""The papers' names of the methods by our names, in the order of the papers' tables."""
 CONFIDENCE = "Confidence"
 SIGNIFICANT = 0.01  # the papers' dagger
 
@@ -88,7 +88,7 @@ EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One table in the paper's layout: a published and a run's text for each cell."""
+    """One table in the paper's layout: each cell has the published text and the run's."""
 
     source: str
     title: str
@@ -100,7 +100,7 @@ class PaperTable:
 
     @property
     def groups(self) -> list[tuple[str, int]]:
-        """The groups from the left, with how many columns each spans; none where no column has one."""
+        """The groups from the left, with the number of columns of each; empty if no column has a group."""
         spans = [(group, len(list(columns))) for group, columns in itertools.groupby(self.columns, lambda one: one[0])]
         return spans if any(group for group, _ in spans) else []
 
@@ -116,11 +116,11 @@ def _starred(coefficient: float, significant: bool) -> str:
     return NONE if np.isnan(coefficient) else _number(coefficient, 3) + ("†" if significant else "")
 
 
-UNSEEN = ("seed", "batch_size")  # options that the papers do not have, and that no table depends on
+UNSEEN = ("seed", "batch_size")  # options that the papers do not mention and that no table depends on
 
 
 def _unlike(key: str) -> dict[str, Any]:
-    """The options in which an explainer differs from the papers', which are the defaults (P1 section IV-B)."""
+    """The options of an explainer that differ from the papers', which are the defaults (P1 section IV-B)."""
     imports = imported_by(key)
     if imports:  # a run may be somebody else's, and a report imports nothing
         return {"function": ", ".join(imports)}
@@ -133,13 +133,13 @@ def _unlike(key: str) -> dict[str, Any]:
 
 
 def of_method(rows: pandas.DataFrame, method: str) -> str | None:
-    """The run's explainer of this method: the one with the papers' options, else the one that differs least."""
+    """The run's explainer of this method: with the papers' options, or the one that differs least from them."""
     keys = [key for key in rows["explainer"].unique() if key.split(":", maxsplit=1)[0] == method]
     return min(keys, key=lambda key: len(_unlike(key)), default=None)
 
 
 def _named(rows: pandas.DataFrame, method: str) -> str:
-    """The papers' name of a method, and in what the run's explainer differs from theirs."""
+    """The papers' name of a method, and how the run's explainer differs from theirs."""
     key = of_method(rows, method)
     unlike = {} if key is None else _unlike(key)
     said = ", ".join(f"{option}={value}" for option, value in unlike.items())
@@ -147,7 +147,7 @@ def _named(rows: pandas.DataFrame, method: str) -> str:
 
 
 def _column_of(network: str) -> int | None:
-    """Which network of the papers this is: 0, their VGG-16; 1, a ResNet, they do not say which; None: neither."""
+    """The papers' network that this is: 0 for VGG-16, 1 for a ResNet (they do not say which), None for neither."""
     name = network.rpartition(":")[2].lower().replace("-", "").replace("_", "")
     if name == "vgg16":
         return 0
@@ -157,8 +157,8 @@ def _column_of(network: str) -> int | None:
 def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
     """All tables of P1 and P2 about APEM, for a run's scored rows (see `statistics.scored_rows`).
 
-    The papers' main tables are of correctly classified images at the last stage, times-image. The run's numbers are
-    of its correctly classified images where it has any with a known truth, otherwise of all of them.
+    The papers' main tables are about correctly classified images at the last stage, times-image. The run's numbers are
+    about its correctly classified images if it has any of known class, and otherwise about all.
     """
     correct = in_set(rows, "correct")
     main = correct if len(correct) else rows
@@ -253,7 +253,7 @@ def _exceptions(rows: pandas.DataFrame, main: pandas.DataFrame, stage: str, firs
 
 
 def _of_exception(row: dict, name: str, place: str) -> str:
-    """An epsilon or score of one image, marked where its ray is censored."""
+    """An epsilon or score of one image, with a mark if its ray is censored."""
     minus, plus = (row[f"flipped_{sign}_{place}"] for sign in ("minus", "plus"))
     marks = {
         "epsilon_minus": "" if minus else ">",

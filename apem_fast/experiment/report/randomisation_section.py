@@ -26,7 +26,7 @@ TESTS = {
 
 
 def randomisation(run: Subject) -> Section | None:
-    """What is left of each method's maps; None where the tests were not done."""
+    """How similar each method's maps stay to the originals; None if the tests were not run."""
     path = run.store.folder / FILE
     if not path.exists():
         return None
@@ -73,7 +73,7 @@ def randomisation(run: Subject) -> Section | None:
 
 
 def _name(run: Subject, key: str) -> str:
-    """As the page calls it; the edge detector need not be of the run."""
+    """A method's name on the page; the edge detector need not be one of the run."""
     if key in run.names:
         return run.names[key]
     return key if imported_by(key) else explainer_from(key).name

@@ -1,4 +1,4 @@
-"""The report of a finished run: its page with close-ups of the first images, made where the run's folder lacks them."""
+"""The report of a run: its page, with close-ups of the first images, which are made if they are missing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def write_report(
     trust: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write the page of a run, with close-ups; returns its path.
+    """Writes the page of a run, with close-ups; returns its path.
 
     Args:
         store: a run with at least one finished explainer; it need not be complete.
         images: how many images get close-ups, the first whose photographs the run kept; 0 needs no network.
         shown_images: how many images are shown with their maps, at least `images`; None for all that were kept.
         paper, output: see `write_page`.
-        device: where the network runs that makes close-ups.
-        trust: whether close-ups may import what the run names that is neither of this package nor of torchvision, timm
-            or Captum (see `foreign_code`): without it they are left out, because a run may be somebody else's.
+        device: where the network runs for close-ups.
+        trust: whether close-ups may import code that the run names and that is not of this package, torchvision, timm
+            or Captum (see `foreign_code`). Otherwise such close-ups are left out, since a run may come from anybody.
         progress: called with (images done, in all) while close-ups are made.
 
     Raises:
@@ -50,6 +50,6 @@ def write_report(
 
 
 def foreign_code(store: RunStore) -> list[str]:
-    """What close-ups of a run would import beyond this package, torchvision, timm and Captum."""
+    """The code outside this package, torchvision, timm and Captum that close-ups of a run would import."""
     paths = imported_by_network(store.options.network)
     return [*paths, *(path for key in store.options.explainers for path in imported_by(key))]

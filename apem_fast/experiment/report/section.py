@@ -1,4 +1,4 @@
-"""What the sections of a page are made of: cells, tables, and numbers as a reader wants them."""
+"""The parts of a page's sections: cells, tables, pictures, and numbers as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what it is sorted by (itself where None); a name stands to the left, a number right."""
+    """A cell's text, and its value for sorting (None: the text). Names are aligned left, numbers right."""
 
     text: str
     value: float | None = None
@@ -32,7 +32,7 @@ class Picture:
 
     Args:
         source: a data URI.
-        caption: below it, and what is said to who does not see it.
+        caption: the text below it, which is also its alternative text.
     """
 
     source: str
@@ -40,7 +40,7 @@ class Picture:
 
 
 Pictures: TypeAlias = tuple[tuple[str, tuple[tuple[Picture, ...], ...]], ...]
-"""Groups of a title and rows of pictures."""
+"""Groups, each with a title and rows of pictures."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Section:
         key: its anchor.
         title: its heading.
         reading: one sentence or two on what it shows and how to read it.
-        finding: what it says of this run; "" if nothing.
+        finding: its result for this run; "" if there is none.
         figures: (title, SVG), the first open and the others folded.
         caption: below the first figure.
         tables: shown below, the first open, each further one folded under its heading.
@@ -69,7 +69,7 @@ class Section:
 
 
 def number(value: float, digits: int = 1, mark: str = "") -> str:
-    """For reading: thousands parted, a real minus, – for nothing."""
+    """A number as text: with thousands separators, a real minus sign, and – for NaN."""
     # Adding 0 turns a negative zero, which rounding leaves of small numbers, into 0.
     return "–" if np.isnan(value) else mark + f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
 

@@ -1,4 +1,4 @@
-"""The statistical sections of a run's page, in its order; each is a function of its own, in the file of its kind."""
+"""The statistical sections of a run's page, in order; each is a function, in the file for its kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECTIONS: tuple[Callable[[Subject], Section | None], ...] = (
     measure_sections.reliability,
     randomisation_section.randomisation,
 )
-"""A section is None where the run has no numbers for it."""
+"""The functions of all sections. One returns None if the run has no numbers for it."""
 
 
 def sections_of(store: RunStore, rows: pandas.DataFrame, seed: int = 0) -> list[Section]:

@@ -1,8 +1,8 @@
-"""The statistics of P1 sections IV and V and P2 chapters 4 and 5, from a run's rows; censored values as what they are.
+"""The statistics of P1 sections IV and V and P2 chapters 4 and 5, from a run's rows, with censored values marked.
 
-Every function takes the data frame that `scored_rows` makes: a row for each image, explainer and stage with a score.
-What comes back are data frames with a row for each thing compared, or a small frozen record. Whatever draws at random
-does so from a seed, and gives the same numbers again.
+Every function takes the data frame that `scored_rows` makes: a row for each image, explainer and stage with a score. It
+returns a data frame with a row for each comparison, or a small frozen record. Random draws are seeded, so that the
+numbers are the same each time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ REQUIRED = ("image", "explainer", "stage", "epsilon_minus", "epsilon_plus", "sco
 
 
 def scored_rows(store: RunStore) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """The rows of a run that have a score, with what is known of their images; and the rows that have none.
+    """The rows of a run with a score, together with data of their images; and the rows without a score.
 
     Returns:
-        (scored, flagged): the first with the images' columns correct (boolean, NA where no truth is known), loss and
-        confidence added; the second with the phrase in `flag` that says why a map has no ray.
+        (scored, flagged): the first also has the images' columns correct (boolean, NA if the class is unknown), loss
+        and confidence; in the second, `flag` says why a map has no ray.
 
     Raises:
         ValueError: the run has no finished results, or lacks a column.
@@ -61,7 +61,7 @@ def scored_rows(store: RunStore) -> tuple[pandas.DataFrame, pandas.DataFrame]:
 
 
 def groups(rows: pandas.DataFrame) -> Iterator[tuple[str, str, pandas.DataFrame]]:
-    """(stage, explainer, its rows), in the order in which they come."""
+    """Each stage, explainer and its rows, in order."""
     for (stage, explainer), part in rows.groupby(["stage", "explainer"], sort=False):
         yield stage, explainer, part
 
@@ -89,8 +89,9 @@ def centres(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def pairwise(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """P1 Figure 4, P2 Figure 4.4: on what share of the images one explainer's score is better than, equal to or worse
-    than another's, at the same stage. Undecided: censoring hides which is greater.
+    """The shares of images on which one explainer's score is better than, equal to or worse than another's.
+
+    P1 Figure 4, P2 Figure 4.4; at the same stage. Undecided means that censoring hides which score is greater.
 
     Returns:
         stage, first, second, better, equal, worse, undecided (shares of the images that both have), images; each pair
@@ -100,8 +101,10 @@ def pairwise(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def pairwise_stages(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """P2 Figure 4.7 j-l: the same between the stages of one explainer; the columns as in `pairwise`, but explainer in
-    place of stage, and first and second are stages."""
+    """The same between the stages of one explainer (P2 Figure 4.7 j-l).
+
+    The columns are those of `pairwise`, with explainer in place of stage; first and second are stages.
+    """
     return _shares(rows, "stage", "explainer")
 
 
@@ -127,9 +130,9 @@ def paired(rows: pandas.DataFrame, column: str, first: str, second: str) -> tupl
 
 @dataclass(frozen=True)
 class Differences:
-    """epsilon_plus of one explainer less that of another, image by image (P1 Figure 8, P2 Figure 5.1)."""
+    """epsilon_plus of one explainer minus that of another, image by image (P1 Figure 8, P2 Figure 5.1)."""
 
-    exact: NDArray[np.float64]  # where neither ray is censored
+    exact: NDArray[np.float64]  # the differences for which neither ray is censored
     above: int  # images whose difference is only known to be positive: the first's ray is censored
     below: int  # images whose difference is only known to be negative
     unknown: int  # both rays are censored
@@ -148,10 +151,10 @@ class Differences:
 def epsilon_plus_differences(
     rows: pandas.DataFrame, stage: str, first: str, second: str, only_better_minus: bool = False
 ) -> Differences:
-    """Where the irrelevance of `first` is the better one.
+    """The differences of epsilon_plus; positive if the irrelevance of `first` is better.
 
     Args:
-        only_better_minus: only images on which epsilon_minus of `first` is surely lower, as in P2 Figure 5.1.
+        only_better_minus: only images on which epsilon_minus of `first` is certainly lower, as in P2 Figure 5.1.
     """
     one, other = paired(rows[rows["stage"] == stage], "explainer", first, second)
     if only_better_minus:
@@ -169,7 +172,7 @@ def epsilon_plus_differences(
 
 
 def exceptions(rows: pandas.DataFrame, stage: str, first: str, second: str, most: int = 3) -> pandas.DataFrame:
-    """P2 Table 4.3: the images on which `second` surely beats `first`, by how much, the greatest difference first.
+    """The images on which `second` certainly beats `first` (P2 Table 4.3), the greatest difference first.
 
     Returns:
         image, and for each of the two (suffixes _first, _second) epsilon_minus, epsilon_plus, score and the flips.
@@ -190,8 +193,9 @@ def has_shuffles(rows: pandas.DataFrame) -> bool:
 
 
 def shuffled(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """P2 section 5.2: mean and median score of the shuffled maps, which should be near 0, and APEM_norm, the mean of
-    epsilon_plus / shuffled epsilon_plus - epsilon_minus / shuffled epsilon_minus (P2 Table 5.1).
+    """Mean and median score of the shuffled maps (P2 section 5.2), which should be near 0, and APEM_norm (Table 5.1).
+
+    APEM_norm is the mean of epsilon_plus / shuffled epsilon_plus - epsilon_minus / shuffled epsilon_minus.
 
     `inexact` counts the images with a censored ray in that quotient: their score_norm is neither exact nor a bound.
     """
@@ -214,12 +218,12 @@ def shuffled(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def by_correctness(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """P1 Table III, P2 Table 5.2: scores of correctly classified against misclassified images.
+    """Scores of correctly classified against misclassified images (P1 Table III, P2 Table 5.2).
 
     Returns:
         stage, explainer, images_SET, median_SET, mean_SET for both sets; p_value, of a two-sided Mann-Whitney test;
-        effect, Cliff's delta in [-1, 1]: how much more often a correct image's score is the greater of two than the
-        lower. Both take censored scores as observed; `censored` counts them.
+        effect, Cliff's delta in [-1, 1]: the probability that a correct image's score is greater than a misclassified
+        one's, minus the probability that it is lower. Both take censored scores as observed; `censored` counts them.
     """
     table = []
     for stage, explainer, part in groups(rows):
@@ -239,7 +243,7 @@ def by_correctness(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's coefficient and the probability of one as far from 0 where there is no association."""
+    """Spearman's coefficient, and the probability of one as far from 0 without any association."""
 
     coefficient: float
     p_value: float
@@ -250,10 +254,10 @@ FEW_IMAGES, PERMUTATIONS = 500, 4999
 
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64], seed: int = 0) -> Correlation:
-    """Spearman's rank correlation of two (N,), rows with NaN left out; NaN where one of them is constant.
+    """Spearman's rank correlation of two (N,) without rows that have NaN; NaN if one of them is constant.
 
-    The p-value is SciPy's from Student's t; below 500 rows, where that is not to be relied on, it is a permutation
-    test's, with 4,999 permutations, or all that there are of fewer than 8 rows.
+    The p-value is SciPy's from Student's t. Below 500 rows, where that is not accurate, it is from a permutation test
+    with 4,999 permutations, or with all permutations for fewer than 8 rows.
     """
     usable = ~(np.isnan(first) | np.isnan(second))
     first, second = first[usable], second[usable]
@@ -276,11 +280,11 @@ def spearman(first: NDArray[np.float64], second: NDArray[np.float64], seed: int 
 
 
 def loss_correlation(rows: pandas.DataFrame, seed: int = 0) -> pandas.DataFrame:
-    """P1 Table IV, P2 Table 5.3: Spearman's correlation of the score with the loss, and of the confidence with it.
+    """Spearman's correlation of the score, and of the confidence, with the loss (P1 Table IV, P2 Table 5.3).
 
     Returns:
         stage, explainer (both "" for the confidence), set ("correct", "misclassified", "all"), coefficient, p_value,
-        images. Censored scores enter as observed: which of two is greater is all that counts.
+        images. Censored scores enter as observed, since only their order counts.
     """
     table = []
 
@@ -301,14 +305,14 @@ def loss_correlation(rows: pandas.DataFrame, seed: int = 0) -> pandas.DataFrame:
 
 @dataclass(frozen=True)
 class FlipCurve:
-    """The share of the rays whose prediction has changed by each epsilon, from 0 on (both are (K,))."""
+    """The share of the rays whose prediction has changed up to each epsilon, from 0 on (both are (K,))."""
 
     epsilon: NDArray[np.float64]
     share: NDArray[np.float64]
 
 
 def flip_curve(rows: pandas.DataFrame, ray: str) -> FlipCurve:
-    """One less Kaplan and Meier's survival curve: a censored ray counts as unflipped as far as it was followed.
+    """One minus Kaplan and Meier's survival curve: a censored ray counts as unflipped up to where it was followed.
 
     Args:
         rows: of one explainer at one stage.

@@ -1,4 +1,4 @@
-"""The run that a page is about, as its sections see it: its rows in the order of the page, and the names in it."""
+"""The run that a page is about, for its sections: rows in the order of the page, and names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apem_fast.relevance import STAGES
 
 
 def explainer_names(store: RunStore) -> dict[str, str]:
-    """What to call each explainer: its name, with its options where two of the run have the same name."""
+    """The name of each explainer, with its options if two explainers of the run have the same name."""
     names = {key: one["name"] for key, one in store.record["explainers"].items()}
     twice = {name for name in names.values() if list(names.values()).count(name) > 1}
     return {
@@ -52,15 +52,15 @@ class Subject:
         return self.stage(row["stage"]), Cell(self.names[row["explainer"]])
 
     def stage(self, name: str) -> Cell:
-        """A stage sorts by its place."""
+        """A stage as a cell, which is sorted by its position."""
         return Cell(name, self.stages.index(name), is_name=True)
 
     def by_set(self, draw: Callable[[pandas.DataFrame], str]) -> tuple[tuple[str, Markup], ...]:
-        """A figure of each set of images, under its name where there are two."""
+        """A figure for each set of images, with the set's name if there are two."""
         return tuple((TITLES[name], Markup(draw(part))) for name, part in self.sets.items())
 
     def set_cells(self, name: str) -> tuple[Cell, ...]:
-        """The first cell of a table's row: which images it is of, where there are two sets."""
+        """The first cell of a table's row, which names the set of images if there are two."""
         return (Cell(TITLES[name]),) if len(self.sets) > 1 else ()
 
     @property

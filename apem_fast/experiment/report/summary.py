@@ -1,4 +1,4 @@
-"""The run's table: what each explainer scored at each stage, and what it cost."""
+"""The run's table: the scores of each explainer at each stage, and their cost."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def _line(every: pandas.DataFrame) -> dict[str, object]:
 
 
 def has_score(results: pandas.DataFrame) -> pandas.Series:
-    """Which rows have a score: those without a flag, whose map has rays."""
+    """Which rows have a score: those without a flag."""
     scored = results["score"].notna()
     return scored & (results["flag"].fillna("") == "") if "flag" in results else scored
 
 
 def marked(row: dict, name: str) -> str:
-    """The mean or median of a row of `summary`, with ≥, ≤ or ≈ before it where censoring hides the exact value."""
+    """The mean or median of a row of `summary`, with ≥, ≤ or ≈ before it if censoring hides the exact value."""
     mark = Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).mark
     return mark + f"{round(row[name], 1) + 0.0:,.1f}"  # + 0: no negative zero
 
@@ -87,12 +87,12 @@ def interval(row: dict, name: str) -> str:
 
 @dataclass(frozen=True)
 class Shown(Column):
-    """A column of the summary, and how a reader is shown it; without a heading he is not."""
+    """A column of the summary, and how it is shown. Without a heading it is not shown."""
 
     heading: str = ""  # on a terminal
-    on_page: str = ""  # ... and on the page, where it is another
+    on_page: str = ""  # the heading on the page, if it differs
     text: Callable[[dict[str, Any]], str] = str
-    sorts: Callable[[dict[str, Any]], float] | None = None  # by what, where not by the column
+    sorts: Callable[[dict[str, Any]], float] | None = None  # the value to sort by, if not the column's
 
     @property
     def title(self) -> str:
@@ -148,7 +148,7 @@ COLUMNS = (
 
 BY_NAME = {one.name: one for one in COLUMNS}
 AFTER_SCORES = tuple(one for one in COLUMNS if one.heading and one.name not in ("name", "median", "mean"))
-"""What follows the scores, alike on a terminal and on the page."""
+"""The columns after the scores, which are the same on a terminal and on the page."""
 
 ON_TERMINAL = (BY_NAME["name"], BY_NAME["median"], BY_NAME["mean"], *AFTER_SCORES)
 
@@ -160,8 +160,10 @@ def totals(table: pandas.DataFrame) -> dict[str, float]:
 
 
 def dropped_lines(store: RunStore, shown: int = 5) -> list[str]:
-    """A line for each thing that images lost when they were read, such as transparency, with the first images' paths;
-    results.csv has all of them."""
+    """A line for each thing that images lost when they were read, such as transparency, with the first images' paths.
+
+    results.csv lists all of them.
+    """
     lines = []
     for what, sources in store.dropped().items():
         more = f" and {len(sources) - shown:,} more" if len(sources) > shown else ""
@@ -171,15 +173,17 @@ def dropped_lines(store: RunStore, shown: int = 5) -> list[str]:
 
 
 def results_with_images(store: RunStore) -> pandas.DataFrame:
-    """Every image's row for each explainer and stage, with what is known of the image; without curves."""
+    """Every image's row for each explainer and stage, with the image's data and without curves."""
     results = store.results()
     kept = [name for name in results if not name.endswith(CURVE)]
     return results[kept].merge(store.images(), on="image", how="left")
 
 
 def write_csv(store: RunStore) -> None:
-    """`table.csv`, the summary, `results.csv`, every image's row, and `left-out.csv`, if files were; numbers
-    unrounded."""
+    """Writes `table.csv` (the summary), `results.csv` (every image's rows) and, if files were left out, `left-out.csv`.
+
+    Numbers are not rounded.
+    """
     store.write_file(store.folder / "table.csv", summary(store).to_csv(index=False))
     store.write_file(store.folder / "results.csv", results_with_images(store).to_csv(index=False))
     left_out = store.left_out()

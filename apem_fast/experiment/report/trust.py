@@ -1,6 +1,6 @@
-"""Whether a run's ranking repeats itself, and whether maps that know nothing score near 0, as they must.
+"""Whether a run's ranking is stable, and whether maps without information score near 0, as they must.
 
-Rows are those of `statistics.scored_rows`. Whatever draws at random does so from a seed.
+Rows are those of `statistics.scored_rows`. Random draws are seeded.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Stability:
 
 
 def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetitions: int = 400) -> Stability | None:
-    """How well the ranking by median score repeats itself: 1, the same on both halves; 0, no agreement.
+    """The stability of the ranking by median score: 1 if two halves of the images agree, 0 without agreement.
 
-    Each repetition halves the images at random; tau is the mean over them. The interval resamples each half with
-    replacement before ranking, so that no image is ever in both. Censored scores enter as observed. Only images that
-    every explainer scored take part; None where there are fewer than two explainers or four such images.
+    Each repetition halves the images at random; tau is the mean over the repetitions. The interval resamples each half
+    with replacement before ranking, so that no image is ever in both. Censored scores enter as observed. Only images
+    that every explainer scored are used; None if there are fewer than two explainers or four such images.
     """
     scores = rows[rows["stage"] == stage].pivot(index="image", columns="explainer", values="score").dropna()
     images, explainers = scores.shape
@@ -53,21 +53,21 @@ def ranking_stability(rows: pandas.DataFrame, stage: str, seed: int = 0, repetit
 
 
 def tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Kendall's tau-b; 0 where one of the two ranks nothing."""
+    """Kendall's tau-b; 0 if one of the two has only equal ranks."""
     found = float(stats.kendalltau(first, second).statistic)
     return 0.0 if np.isnan(found) else found
 
 
 BLIND = ("random", "uniform")
-"""Baselines that know neither the network nor the photograph: their score must be near 0."""
+"""Baselines that use neither the network nor the photograph, so that their score must be near 0."""
 
 
 def sanity(rows: pandas.DataFrame, baselines: tuple[str, ...], step: float, seed: int = 0) -> pandas.DataFrame:
     """The median score of the baseline maps, with its 95 % bootstrap interval.
 
-    Near 0 means that the interval comes within one step of the grid of 0. It is asked only of maps that know nothing:
-    random and uniform ones that are not multiplied by the photograph, and shuffled maps where the run has them.
-    Censored scores enter as observed.
+    Near 0 means that the interval comes within one grid step of 0. It is required only of maps without information:
+    random and uniform ones that are not multiplied by the photograph, and shuffled maps if the run has them. Censored
+    scores enter as observed.
 
     Returns:
         stage, explainer, shuffled (bool), images, median, low, high, expected (bool: must be near 0), near (bool).

@@ -1,4 +1,4 @@
-"""The sections on what a score means: what it goes with, and whether it and the ranking can be relied on."""
+"""The sections on what a score means: its correlations, and whether it and the ranking can be relied on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apem_fast.explain import BASELINES
 
 
 def correctness(run: Subject) -> Section | None:
-    """Scores of correctly classified against misclassified photographs; None where one kind is lacking."""
+    """Scores of correctly classified against misclassified photographs; None if there are none of one kind."""
     images = {name: in_set(run.rows, name)["image"].nunique() for name in SETS}
     if not images["correct"] or not images["misclassified"]:
         return None
@@ -37,7 +37,7 @@ def correctness(run: Subject) -> Section | None:
         "p",
     )
     wrong = in_set(run.rows, "misclassified")
-    # A box of fewer says nothing; where the sets stand apart anyway, they are drawn above.
+    # Too few for a boxplot, or drawn above already because the sets are shown separately.
     drawn = images["misclassified"] >= FEWEST and len(run.sets) == 1
     figure = (("", Markup(figures.boxplots(wrong, run.names, run.stages))),) if drawn else ()
     return Section(
@@ -57,7 +57,7 @@ def correctness(run: Subject) -> Section | None:
 
 
 def loss(run: Subject) -> Section | None:
-    """The correlation of score and loss; None where no truth is known."""
+    """The correlation of score and loss; None if no class is known."""
     table = st.loss_correlation(run.rows, run.seed)
     if not table["coefficient"].notna().any():
         return None
@@ -87,7 +87,7 @@ def loss(run: Subject) -> Section | None:
 
 
 def shuffles(run: Subject) -> Section | None:
-    """Scores of shuffled maps; None where the run has none."""
+    """Scores of shuffled maps; None if the run has none."""
     if not st.has_shuffles(run.rows):
         return None
     lines = []
@@ -118,7 +118,7 @@ def shuffles(run: Subject) -> Section | None:
 
 
 def trust(run: Subject) -> Section | None:
-    """Whether the ranking repeats itself, and whether maps that know nothing score near 0; None without either."""
+    """Whether the ranking is stable, and whether maps without information score near 0; None without either."""
     found = [(stage, ranking_stability(run.rows, stage, run.seed)) for stage in run.stages]
     table = sanity(run.rows, BASELINES, run.store.options.step, run.seed)
     stable = tuple(
