@@ -56,7 +56,7 @@ class EngineOptions(RunningOptions, total=False):
 
     max_epsilon: float
     step: float
-    search: str | Search
+    search: str | Search[Any]
     precision: str
 
 
@@ -76,7 +76,7 @@ class Options:
         metavar="E",
     )
     step: float = option(1.0, "The step of the grid: every epsilon is a whole multiple of it.", metavar="E")
-    search: str | Search = option(
+    search: str | Search[Any] = option(
         "isolate",
         "isolate: finds the first flip with some seven probes a ray; fast takes fewer, careful more. exhaustive: every "
         "epsilon in turn until the prediction changes, as the papers define it; very slow. certified: proves each "
@@ -150,7 +150,7 @@ class Options:
         return validation.bounds(self.bounds)
 
     @cached_property
-    def policy(self) -> Search:
+    def policy(self) -> Search[Any]:
         """The search policy that `search` names or is."""
         from apem_fast.search import policy_of
 

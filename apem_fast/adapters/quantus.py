@@ -72,9 +72,9 @@ class Apem:
     def __call__(
         self,
         model: nn.Module | Any,
-        x_batch: NDArray | Tensor,
-        y_batch: NDArray | Tensor | None = None,
-        a_batch: NDArray | Tensor | None = None,
+        x_batch: NDArray[Any] | Tensor,
+        y_batch: NDArray[Any] | Tensor | None = None,
+        a_batch: NDArray[Any] | Tensor | None = None,
         s_batch: object = None,
         channel_first: bool | None = None,
         explain_func: Callable[..., Any] | None = None,

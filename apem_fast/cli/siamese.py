@@ -283,7 +283,7 @@ def check(
         a, b = held_out.batch(first), held_out.batch(second)
         judged = quality.measure_quality(network, held_out)
 
-        def labels() -> list:
+        def labels() -> list[Any]:
             others = {}
             for kind, shuffled in (
                 ("targets of the pairs, as in P3", learnt.with_shuffled_targets),
@@ -298,7 +298,7 @@ def check(
                 )
             return [agreement.label_section(network, others, a, b, steps=STEPS)]
 
-        def compared() -> list:
+        def compared() -> list[Any]:
             judgements = {}
             for name in Regime:
                 path = ranker.with_suffix(f".regime-{name.value}.pt")

@@ -131,7 +131,7 @@ def face_sections(device: torch.device) -> list[RankerSection]:
     return explanations.face_sections(ranker, pair, faces.SAMPLE_FACES)
 
 
-def sections_of(tasks: dict) -> list:
+def sections_of(tasks: dict[str, Any]) -> list[Any]:
     from tqdm.auto import tqdm
 
     sections = []

@@ -149,11 +149,11 @@ def from_callable(
     return Adapted(function, name or _title_of(function), options, _path_of(function), seed, batch_size)
 
 
-def _title_of(function: Callable) -> str:
+def _title_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _path_of(function: Callable) -> str:
+def _path_of(function: Callable[..., Any]) -> str:
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
     if not module or "<" in name:  # an object, a lambda or a function within a function
         return ""

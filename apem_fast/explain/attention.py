@@ -143,7 +143,9 @@ class _Weights(Watch):
         super().__init__(images)
         self.weights: list[Tensor] = []
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             return lrp_attention.attention(*args, **{**kwargs, "mix": self._mix})

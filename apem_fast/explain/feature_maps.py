@@ -114,8 +114,8 @@ class Watch(TorchFunctionMode):
                 handle.remove()
             self._running.clear()
 
-    def _enters(self, path: str) -> Callable[[nn.Module, tuple, dict], None]:
-        def enter(module: nn.Module, arguments: tuple, options: dict) -> None:
+    def _enters(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def enter(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             tensor = next((value for value in (*arguments, *options.values()) if isinstance(value, Tensor)), None)
             self._running.append(_Call(path, tensor, -1 if tensor is None else tensor._version))
 
@@ -125,7 +125,9 @@ class Watch(TorchFunctionMode):
         if self._running:
             self._running.pop()
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         if function in _JOINS:
@@ -143,7 +145,7 @@ class Watch(TorchFunctionMode):
             self._note_maps(function, result)
         return result
 
-    def _note_maps(self, function: Callable, result: Tensor) -> None:
+    def _note_maps(self, function: Callable[..., Any], result: Tensor) -> None:
         size = (result.shape[2], result.shape[3])
         if function in CONVOLUTIONS or function in _POOLS or function in _RESIZES:
             self._sizes.add(size)

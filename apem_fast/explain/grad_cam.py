@@ -177,7 +177,7 @@ def _maps_of_layer(
         raise ValueError(f"{name}: layer must be the path of a module of the model (got {layer!r}{hint})")
     outputs: list[Any] = []
 
-    def keep(module: nn.Module, arguments: tuple, output: Any) -> Any:
+    def keep(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         outputs.append(_first_tensor(output))
         # The model continues with a copy, so that an in-place ReLU does not change this output.
         if isinstance(output, Tensor):

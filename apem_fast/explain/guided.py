@@ -68,7 +68,9 @@ class _GuidedReLUs(TorchFunctionMode):
         super().__init__()
         self.count = 0
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not is_relu(function, args, kwargs):
             return function(*args, **kwargs)

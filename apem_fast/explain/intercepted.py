@@ -31,7 +31,7 @@ _CLAMPS = frozenset(
 )
 
 
-def is_relu(function: Callable, arguments: tuple, options: dict[str, Any]) -> bool:
+def is_relu(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Whether a call is a rectified linear unit: max(x, 0), or min(max(x, 0), ceiling) as in ReLU6."""
     if function in _RELUS:
         return True

@@ -52,12 +52,12 @@ _ACTIVATIONS = frozenset(
 )
 
 _SIGMOIDS = frozenset({F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid})
-_NORMS: dict[Callable, Callable] = {
+_NORMS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: lrp_attention.layer_norm,
     F.group_norm: lrp_attention.group_norm,
     F.rms_norm: lrp_attention.rms_norm,
 }
-_PRODUCTS: dict[Callable, Callable[[Tensor, Tensor], Tensor]] = {
+_PRODUCTS: dict[Callable[..., Any], Callable[[Tensor, Tensor], Tensor]] = {
     **dict.fromkeys((torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), torch.mul),
     **dict.fromkeys((Tensor.__mul__, Tensor.__rmul__), torch.mul),
     **dict.fromkeys((torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__), torch.matmul),
@@ -159,7 +159,9 @@ class LayerRules(TorchFunctionMode):
         self._depends: dict[Node, bool] = {}
         self._layers: dict[int, tuple[Tensor, int, Tensor, LinearLayer]] = {}
 
-    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in CONVOLUTIONS:
             result = self._convolution(function, *args, **kwargs)
@@ -175,7 +177,7 @@ class LayerRules(TorchFunctionMode):
             self.admit(tensor)
         return result
 
-    def _attention(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _attention(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The calls of transformers and gated networks with their rules; every other call unchanged."""
         if function in _NORMS:
             return _NORMS[function](self._kept.keep, *args, **kwargs)
@@ -190,7 +192,7 @@ class LayerRules(TorchFunctionMode):
             return self._gate(function, *args, **kwargs)
         return self._product(function, args, kwargs)
 
-    def _product(self, function: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _product(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function in _PRODUCTS and len(args) == 2 and all(map(self.depends_on_images, args)):
             return self._ruled(lrp_attention.product(_PRODUCTS[function], *args))
         if function in _PRODUCTS_IN_PLACE and all(map(self.depends_on_images, args)):
@@ -199,7 +201,7 @@ class LayerRules(TorchFunctionMode):
             return self._ruled(lrp_attention.product(lambda one, other: torch.einsum(args[0], one, other), *args[1:]))
         return function(*args, **kwargs)
 
-    def _gate(self, function: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _gate(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scratch = input.detach().clone()
         with torch.no_grad():
             opened = function(scratch, *args, **kwargs)
@@ -264,7 +266,13 @@ class LayerRules(TorchFunctionMode):
         return "", "the model"
 
     def _convolution(
-        self, function: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any
+        self,
+        function: Callable[..., Any],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         def product(x: Tensor, w: Tensor) -> Tensor:
             return function(x, w, None, *args, **kwargs)
@@ -317,7 +325,7 @@ class LayerRules(TorchFunctionMode):
                 layer = LinearLayer(torch.mul, input.detach(), scale, input * scale, shift)
         return _LinearLayer.apply(inputs, layer, self.rule, self._kept.keep)
 
-    def _activation(self, function: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _activation(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scratch = input.detach().clone()
         with torch.no_grad():
             activated = function(scratch, *args, **kwargs)

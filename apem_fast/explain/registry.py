@@ -196,7 +196,7 @@ def _text(text: str) -> str:
     return value if isinstance(value, str) else text
 
 
-def _function(path: str) -> Callable:
+def _function(path: str) -> Callable[..., Any]:
     """The function that "package.module.function" or "package.module:function" names."""
     module, _, name = path.replace(":", ".").rpartition(".")
     try:

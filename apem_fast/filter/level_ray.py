@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,9 @@ class Curve:
         return before if self.flip is None else [*before, (self.first_flip, self.flip.margin)]
 
 
-def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[int, LevelMargin]) -> LevelSearch[int]:
+def search_ray(
+    policy: Search[Any], state: State, ray: int, level: int, points: dict[int, LevelMargin]
+) -> LevelSearch[int]:
     """The first flip of one ray at one level, from a policy's state with one row. Adds measured points to `points`."""
     while state.first_flip[0] == UNDECIDED:
         row, step = policy.ask(state, 1)
@@ -127,7 +129,9 @@ def search_ray(policy: Search, state: State, ray: int, level: int, points: dict[
     return int(state.first_flip[0])
 
 
-def _curve(policy: Resumable, first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int) -> Curve:
+def _curve(
+    policy: Resumable[Any], first_flip: int, held: Curve, points: dict[int, LevelMargin], last_step: int
+) -> Curve:
     """The curve of a decided ray, from the points that were taken over and those that were measured."""
     end = first_flip if first_flip != CENSORED else last_step + 1
     known = {k: (m, f) for k, m, f in zip(held.step.tolist(), held.margin.tolist(), held.fallen.tolist())}
@@ -139,7 +143,9 @@ def _curve(policy: Resumable, first_flip: int, held: Curve, points: dict[int, Le
     return Curve(first_flip, np.array(step), margin, fallen, flip, noise, SPREAD)
 
 
-def cold(policy: Resumable, ray: int, level: int, margin: float, slope: float, last_step: int) -> LevelSearch[Curve]:
+def cold(
+    policy: Resumable[Any], ray: int, level: int, margin: float, slope: float, last_step: int
+) -> LevelSearch[Curve]:
     """The curve of one ray at one level, searched anew."""
     fine = policy.finer(SPREAD * RESERVE)
     points: dict[int, LevelMargin] = {}
@@ -150,7 +156,7 @@ def cold(policy: Resumable, ray: int, level: int, margin: float, slope: float, l
 
 
 def warm(
-    policy: Resumable, ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
+    policy: Resumable[Any], ray: int, level: int, near: Curve, moved: float, slope: float, last_step: int
 ) -> LevelSearch[Curve]:
     """The curve of one ray at one level, searched from that of a neighbouring level.
 

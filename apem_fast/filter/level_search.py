@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Start:
 
 
 def filter_levels(
-    policy: Search,
+    policy: Search[Any],
     levels: Levels,
     start: Start,
     rule: StoppingRule,
@@ -110,7 +111,7 @@ def _ended(ending: Ending, changes: list[LevelFlips], patience: int) -> LevelSea
 class _Visitor:
     """The first flips of one ray over the levels; each level is searched anew."""
 
-    policy: Search
+    policy: Search[Any]
     levels: Levels
     ray: int
     margin: float
@@ -153,7 +154,7 @@ class _Visitor:
 class _Follower(_Visitor):
     """The same with a policy that can resume: a level is searched from its neighbour, most without a probe."""
 
-    policy: Resumable
+    policy: Resumable[Any]
     curves: dict[int, Curve] = field(default_factory=dict)  # at the last known level and at those probed ahead of it
     stride: int = 0
     drift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))  # (T + 1,) as in LevelMargin

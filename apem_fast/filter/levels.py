@@ -7,6 +7,7 @@ a level is never stored: a ray only needs a threshold and two l1 norms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def count_levels(relevance: Tensor, steps: int | None = None) -> int:
     return distinct if steps is None else min(steps, distinct)
 
 
-def _values(relevance: Tensor) -> NDArray:
+def _values(relevance: Tensor) -> NDArray[Any]:
     return relevance.detach().flatten().cpu().numpy()
 
 

@@ -161,6 +161,6 @@ def flip_fractions(
     )
 
 
-def _policy(evaluator: Evaluator) -> Search:
+def _policy(evaluator: Evaluator) -> Search[Any]:
     """The evaluator's policy if it is an object; for a name the scan, since named searches expect smoother margins."""
     return Exhaustive() if isinstance(evaluator.options.search, str) else evaluator.options.policy

@@ -35,50 +35,50 @@ def _no_derivative_of_epsilon() -> NotImplementedError:
     return NotImplementedError("perturb: epsilon has no derivative here; pass epsilon.detach()")
 
 
-def _save_directed_relevance(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_directed_relevance(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     relevance, gradient, ctx.irrelevance = inputs
     ctx.save_for_backward(relevance, gradient)
 
 
-def _directed_relevance_backward(ctx: Any, grad: Tensor) -> tuple:
+def _directed_relevance_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if not ctx.needs_input_grad[0]:
         return None, None, None
     relevance, gradient = ctx.saved_tensors
     return ops.directed_relevance_backward(grad, relevance, gradient, ctx.irrelevance), None, None
 
 
-def _save_perturb(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_perturb(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     images, direction, epsilon, ctx.lower, ctx.upper = inputs
     if ctx.needs_input_grad[2]:
         raise _no_derivative_of_epsilon()
     ctx.save_for_backward(images, direction, epsilon)
 
 
-def _perturb_backward(ctx: Any, grad: Tensor) -> tuple:
+def _perturb_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grad_images, grad_direction = ops.perturb_backward(grad, *ctx.saved_tensors, ctx.lower, ctx.upper)
     return grad_images, grad_direction, None, None, None
 
 
-def _save_label_margin(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_label_margin(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     ctx.save_for_backward(*inputs)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _label_margin_backward(ctx: Any, grad_margin: Tensor | None, grad_predicted: Tensor | None) -> tuple:
+def _label_margin_backward(ctx: Any, grad_margin: Tensor | None, grad_predicted: Tensor | None) -> tuple[Any, ...]:
     if grad_margin is None:
         return None, None
     return ops.label_margin_backward(grad_margin, *ctx.saved_tensors), None
 
 
-def _save_attack_penalty(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _save_attack_penalty(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     perturbed, original, *ctx.forces = inputs
     ctx.save_for_backward(perturbed, original)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
-def _attack_penalty_backward(ctx: Any, grad_penalty: Tensor | None, grad_terms: Tensor | None) -> tuple:
+def _attack_penalty_backward(ctx: Any, grad_penalty: Tensor | None, grad_terms: Tensor | None) -> tuple[Any, ...]:
     if grad_penalty is None:
         return None, None, None, None, None
     grad = ops.attack_penalty_backward(grad_penalty, *ctx.saved_tensors, *ctx.forces)
@@ -86,13 +86,13 @@ def _attack_penalty_backward(ctx: Any, grad_penalty: Tensor | None, grad_terms: 
     return grad, -grad if ctx.needs_input_grad[1] else None, None, None, None
 
 
-def _has_tangent(arguments: tuple) -> bool:
+def _has_tangent(arguments: tuple[Any, ...]) -> bool:
     if forward_ad._current_level < 0:  # asked first: it is so but for forward mode, and no tensor has to be looked at
         return False
     return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in arguments)
 
 
-def _is_tracked(arguments: tuple) -> bool:
+def _is_tracked(arguments: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
@@ -101,7 +101,7 @@ class _AllModes(torch.library.Library):
 
     differentiable: bool = True
 
-    def impl(self, op_name: str, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+    def impl(self, op_name: str, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
         name = op_name.rsplit("::", maxsplit=1)[-1]
 
         def kernel(keyset: Any, *arguments: Any) -> Any:
@@ -115,7 +115,7 @@ class _AllModes(torch.library.Library):
         super().impl(op_name, kernel, dispatch_key, **options)
 
 
-def _by_definition(name: str, arguments: tuple) -> Any:
+def _by_definition(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == "perturb" and (_is_tracked(arguments[2:3]) or _has_tangent(arguments[2:3])):
         raise _no_derivative_of_epsilon()
     return getattr(reference, name)(*arguments)

@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -132,7 +133,7 @@ def _register_reference_for_cuda() -> torch.library.Library:
     return library
 
 
-def _said_once(definition: Callable) -> Callable:
+def _said_once(definition: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(definition)
     def call(*arguments: object, **options: object) -> object:
         _say_that_cuda_is_missing()

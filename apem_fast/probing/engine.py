@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Flips:
 
 def find_flips(
     prober: Prober,
-    policy: Search,
+    policy: Search[Any],
     *,
     step: float,
     last_step: int,
@@ -54,7 +55,7 @@ class _SharedSearch:
     """The state that the lanes share: waiting rays, and the results of decided ones."""
 
     prober: Prober
-    policy: Search
+    policy: Search[Any]
     step: float
     last_step: int
     progress: Progress | None
@@ -146,7 +147,7 @@ class _SharedSearch:
             self.left.append((ray[refuted], self.start(ray[refuted])))
 
 
-def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray, NDArray]:
+def _whole_rows(row: NDArray[np.int64], step: NDArray[np.int64], count: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The first `count` probes, but never only some of those for one row."""
     if count < len(row):
         while count > 0 and row[count - 1] == row[count]:

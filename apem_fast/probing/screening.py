@@ -16,6 +16,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,7 +243,9 @@ class ScreeningProber:
         new = np.array([i not in self._at_zero for i in image.tolist()], bool)
         return wanted[first[new]], image[new]
 
-    def _screen(self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]) -> Waiting[tuple[NDArray, NDArray]]:
+    def _screen(
+        self, ray: NDArray[np.int64], epsilon: NDArray[np.float64]
+    ) -> Waiting[tuple[NDArray[Any], NDArray[Any]]]:
         """Margins in low precision, NaN if not finite, and the part of them that may be rounding of the logits."""
         if not len(ray):
             return np.zeros(0), np.zeros(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ class Families:
 def find_least_flips(
     prober: Prober,
     family: NDArray[np.int64],
-    policy: Search,
+    policy: Search[Any],
     *,
     step: float,
     last_step: int,
@@ -122,7 +123,7 @@ def _before(wanted: Probes, known: NDArray[np.int64]) -> Probes:
 def _least_of_all(
     prober: Prober,
     family: NDArray[np.int64],
-    policy: Search,
+    policy: Search[Any],
     *,
     step: float,
     last_step: int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,7 +210,11 @@ class _Roundings(TorchDispatchMode):
     seen = ""
 
     def __torch_dispatch__(
-        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
         if not self.seen and _floats(args) == torch.float64 and _floats((result,)) not in (None, torch.float64):
@@ -217,7 +222,7 @@ class _Roundings(TorchDispatchMode):
         return result
 
 
-def _floats(values: tuple) -> torch.dtype | None:
+def _floats(values: tuple[Any, ...]) -> torch.dtype | None:
     """The type of the first floating-point tensor among these."""
     for value in values:
         if isinstance(value, Tensor) and value.is_floating_point():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def lowest_margin(
     safety: Margins | float,
     start: Margins,
     end: Margins,
-    length: NDArray,
+    length: NDArray[Any],
     left: Margins,
     right: Margins,
     unexplained: Margins | float = 0.0,
@@ -49,7 +50,7 @@ def lowest_margin(
     return start - most * length * share, share
 
 
-def unexplained_bend(falls: Sequence[Margins], middles: Sequence[NDArray]) -> Margins:
+def unexplained_bend(falls: Sequence[Margins], middles: Sequence[NDArray[Any]]) -> Margins:
     """How far neighbouring falls deviate from a straight line: the worst of every three in a row; NaN without three.
 
     The falls of a margin that flattens evenly lie on a line, however steep. If probes are too far apart to show how the

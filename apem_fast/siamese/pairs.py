@@ -175,7 +175,7 @@ class RankedImages:
         return replace(self, values=self.values[order.to(self.values.device)])
 
 
-class PairDataset(Dataset):
+class PairDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Random pairs of `source` with their targets as a map-style data set, the same at every visit.
 
     Items are (A, B, target): two images (C, H, W) in [0, 1] and a number in [0, 1]. `target` is a function of two

@@ -216,12 +216,12 @@ def paper_tables(rows: pandas.DataFrame, network: str) -> list[PaperTable]:
     return tables
 
 
-def _lookup(table: pandas.DataFrame) -> Callable[[str | None, str], dict | None]:
+def _lookup(table: pandas.DataFrame) -> Callable[[str | None, str], dict[str, Any] | None]:
     found = {(row["explainer"], row["stage"]): row for row in table.to_dict("records")}
     return lambda explainer, stage: found.get((explainer, stage))
 
 
-def _rows(rows: pandas.DataFrame, published: dict, cells: Callable) -> tuple:
+def _rows(rows: pandas.DataFrame, published: dict[str, Any], cells: Callable[..., Any]) -> tuple[Any, ...]:
     return tuple((_named(rows, method), cells(method, values)) for method, values in published.items())
 
 
@@ -252,7 +252,7 @@ def _exceptions(rows: pandas.DataFrame, main: pandas.DataFrame, stage: str, firs
     )
 
 
-def _of_exception(row: dict, name: str, place: str) -> str:
+def _of_exception(row: dict[str, Any], name: str, place: str) -> str:
     """An epsilon or score of one image, with a mark if its ray is censored."""
     minus, plus = (row[f"flipped_{sign}_{place}"] for sign in ("minus", "plus"))
     marks = {

@@ -71,13 +71,13 @@ def has_score(results: pandas.DataFrame) -> pandas.Series:
     return scored & (results["flag"].fillna("") == "") if "flag" in results else scored
 
 
-def marked(row: dict, name: str) -> str:
+def marked(row: dict[str, Any], name: str) -> str:
     """The mean or median of a row of `summary`, with ≥, ≤ or ≈ before it if censoring hides the exact value."""
     mark = Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]).mark
     return mark + f"{round(row[name], 1) + 0.0:,.1f}"  # + 0: no negative zero
 
 
-def interval(row: dict, name: str) -> str:
+def interval(row: dict[str, Any], name: str) -> str:
     """The 95 % interval of the mean or median of a row of `summary`; a dash where there are too few images for one."""
     if np.isnan(row[f"{name}_ci_low"]):
         return "–"

@@ -73,7 +73,7 @@ class OnSegments(Tensor):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
@@ -132,7 +132,7 @@ def is_constant(*values: object) -> bool:
     return not any(isinstance(value, OnSegments) for value in values)
 
 
-def each_of_three(func: Any, args: tuple, kwargs: dict) -> Any:
+def each_of_three(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The operation on each of the three."""
     v = args[0]
     if not isinstance(v, OnSegments):
