@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from test_metric import NoisyThenBroken, _replaced, assert_same, snapshot
 
 import apem_fast as af
 from apem_fast.filter.level_ray import LevelMargin
-from apem_fast.filter.level_search import Start, filter_levels
+from apem_fast.filter.level_search import Filtered, Start, filter_levels
 from apem_fast.filter.levels import IRRELEVANCE, RELEVANCE, count_levels, levels_of
 from apem_fast.filter.stopping import LevelFlips, StoppingRule, Watch
 from apem_fast.margin_curve import margin_curve
@@ -214,6 +215,11 @@ class Surface:
         return -self.slope[ray] * math.exp(-self.slope[ray].mean() * k)
 
 
+def same(one: Filtered, other: Filtered) -> bool:
+    """Equal, and NaN to NaN: since Python 3.13 records with NaN differ from themselves."""
+    return astuple(one) == astuple(other)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     levels=st.sampled_from([1, 2, 40, 200]),
@@ -233,13 +239,13 @@ def test_following_equals_visiting_every_level(
     rule = StoppingRule(last_step, most_lost, patience, against)
     fast, _ = scripted(surface, Isolate(), rule, room)
     slow, _ = scripted(surface, Exhaustive(), rule, room)
-    assert fast == slow
+    assert same(fast, slow)
 
 
 def test_most_levels_need_no_probe():
     surface = Surface(2000, 1, 0.0, (0.2, -0.2))
     (fast, few), (slow, many) = (scripted(surface, p, StoppingRule(100, 50)) for p in (Isolate(), Exhaustive()))
-    assert fast == slow and fast.ending.stop is af.Stop.WOULD_BE_EMPTY and len(fast.changes) > 10
+    assert same(fast, slow) and fast.ending.stop is af.Stop.WOULD_BE_EMPTY and len(fast.changes) > 10
     assert few * 20 < many
 
 

@@ -39,6 +39,7 @@ print(sorted(operators.__all__))
 """
 
 
+@pytest.mark.skipif(not (ROOT / "apem_fast").exists(), reason="missing: the package's folder, of which it is made")
 @pytest.mark.skipif(not (LIBRARIES / "libapem_fast.so").exists(), reason="the operators were not compiled")
 @pytest.mark.parametrize(
     "load",

@@ -44,12 +44,10 @@ def images_of(images: Images, folder: Path | None, attributes: Path | None = Non
     if images is Images.digits:
         return pairs.digits()
     if folder is None:
-        raise ValueError(f"siamese: --folder must be given for {images.value} (got none)")
+        raise ValueError(f"--folder must be given for {images.value} (got none)")
     if images is Images.folder:
         if attributes is None:
-            raise ValueError(
-                "siamese: --attributes must be given for a folder: a CSV of file names and numbers (got none)"
-            )
+            raise ValueError("--attributes must be given for a folder: a CSV of file names and numbers (got none)")
         data = folders.table_of_images(folder, attributes, pixels=28 if grey else 112, channels=1 if grey else 3)
     else:
         data = pairs.mnist(folder) if images is Images.mnist else folders.utkface(folder)
@@ -95,13 +93,13 @@ def trained_ranker(path: Path, folder: Path | None, attributes: Path | None, dev
 
     if not path.exists():
         raise ValueError(
-            f"siamese: --ranker must be a trained ranker; make one by apem-fast siamese train (got {path})"
+            f"--ranker must be a trained ranker; make one by apem-fast siamese train ({path} is not there)"
         )
     network, facts = checkpoints.load_ranker(path)
     missing = [name for name in ("images", "regime", "steps", "seed", "learnt") if name not in facts]
     if missing:
         raise ValueError(
-            f"siamese: --ranker must be one that apem-fast siamese train made, which knows what it learnt from "
+            f"--ranker must be one that apem-fast siamese train made, which knows what it learnt from "
             f"(got {path} without {', '.join(missing)}); explain pairs of your own with --first and --second"
         )
     data = images_of(Images(facts["images"]), folder, attributes, facts.get("grey", False)).to(device)
