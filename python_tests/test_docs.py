@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -204,6 +205,25 @@ def test_the_map_from_the_papers_to_the_code_names_what_exists():
         assert one in said, one
     numbers = {int(one) for one in re.findall(r"\b(\d+)\b", " ".join(re.findall(r"equations? ([\d, and to]+)", said)))}
     assert {7, 10, 13, 15, 18, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 36, 37, 38} <= numbers
+
+
+def test_the_rays_of_the_census_are_those_of_its_file():
+    """README and pages count rays, the photographs' among them, and say bounds: rounded up."""
+    found = json.loads((ROOT / "bench/results/census.json").read_text("utf-8"))["results"]
+    photographs = found["networks"][-1]["rays"]
+    rays, misses = found["total"]["rays"], found["total"]["misses"]
+    assert sum(one["rays"] for one in found["networks"]) == rays and misses == len(found["wrong"]) == 0
+    for page, said in {
+        "README.md": (f"On {rays:,} of {rays:,} rays", f"({photographs} of them)"),
+        "docs/exactness.md": (f"of {rays:,} rays", f"({photographs} of them) 0 differed"),
+        "docs/python.md": (f"0 of {rays:,} rays",),
+        "docs/measured.md": (f"0 of {rays:,} |",),
+    }.items():
+        assert all(one in (ROOT / page).read_text("utf-8") for one in said), page
+    bounds = [100 * (1 - 0.05 ** (1 / count)) for count in (rays, photographs)]  # without a miss, in closed form
+    assert [math.ceil(100 * bounds[0]), math.ceil(bounds[1])] == [6, 1]
+    text = " ".join((DOCS / "exactness.md").read_text("utf-8").split())
+    assert "by .06 % (95 % confidence, Clopper and Pearson), the 308 alone by 1 %" in text
 
 
 def test_the_list_for_language_models_has_every_page():
