@@ -83,6 +83,14 @@ def test_a_run_keeps_its_choice_of_images(tmp_path):
     assert RunStore(tmp_path / "run").selection() == chosen
 
 
+def test_a_run_may_begin_in_a_folder_of_a_folder_that_is_not_there_yet(tmp_path):
+    folder = tmp_path / "of" / "runs" / "one"
+    with RunStore.claimed(folder):
+        assert folder.is_dir()
+    with RunStore.claimed(folder):
+        pass
+
+
 def test_a_run_that_never_chose_its_images_is_forgotten_and_nothing_else(tmp_path):
     store = RunStore.for_run(tmp_path / "run", RunOptions(network="tiny_networks:tiny"), {})
     store.discard()
@@ -147,3 +155,13 @@ def test_the_filter_skips_the_levels_at_which_nothing_can_change():
         result = af.filter_relevance(network, images, relevance, levels=120, max_epsilon=200, step=0.05, batch_size=8)
         probes += int(np.sum(result.probes.numpy()))
     assert 120 < probes < 430
+
+
+def test_a_plot_of_the_filter_shows_which_maps_were_kept():
+    axes = pytest.importorskip("matplotlib.figure").Figure().add_subplot()
+    images, relevance = images_and_maps(2)
+    result = af.filter_relevance(small_network(), images, relevance, levels=4, max_epsilon=20.0)
+    result.plot(axes)
+    (kept,) = [one for one in axes.collections if one.get_label() == "kept"]
+    expected = np.stack([result.removed_share.numpy(), result.score_after.numpy()], axis=1)
+    np.testing.assert_array_equal(np.asarray(kept.get_offsets()), expected)

@@ -8,6 +8,7 @@ EQUIVALENT: dict[str, str] = {
     "quotients are left out",
     "running/segments/bends.py _at_least: 8 -> 9": "one rounding more than there are: bounds are wider by 1e-16 of "
     "their size, and still bounds",
+    "filter/filtering.py _drift: False -> True": "of an answer that was asked for its gradient nothing else is read",
     "experiment/run/store.py set_aside: 6 -> 7": "how many damaged files of one name are counted at most: ten million",
 }
 """By the mutant's name, as `mutants.names_of` has it."""
