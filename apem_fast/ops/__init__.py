@@ -1,4 +1,4 @@
-"""The fused operators, `torch.ops.apem_fast.*`, from Python."""
+"""The fused operators `torch.ops.apem_fast.*` as Python functions."""
 
 from apem_fast.ops import autograd, fakes  # noqa: F401  (they register what they define)
 from apem_fast.ops.functions import (

@@ -1,7 +1,7 @@
-"""Derivatives: each backward is an operator too. Operators without a derivative say so instead of returning none.
+"""Derivatives: each backward is an operator too. Operators without a derivative raise an error.
 
-Forward mode (jvp, jacfwd) and the transforms of torch.func differentiate the reference definitions, which torch knows
-how to: right for every order, at their speed. torch itself would drop a forward derivative without a word.
+Forward mode (jvp, jacfwd) and the transforms of torch.func differentiate the reference definitions with torch: correct
+to every order, at their speed. By itself torch would silently drop a forward derivative.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _is_tracked(arguments: tuple[Any, ...]) -> bool:
 
 
 class _AllModes(torch.library.Library):
-    """Registers a kernel of reverse-mode derivatives beside forward mode and torch.func."""
+    """Registers a kernel with reverse-mode derivatives, and the reference for forward mode and torch.func."""
 
     differentiable: bool = True
 

@@ -1,6 +1,6 @@
-"""What each operator demands of its inputs, for the reference definitions and for the fakes.
+"""The checks of each operator's inputs, for the reference definitions and for the fakes.
 
-`csrc/checks.h` demands the same of the native kernels, in the same words; one table of bad calls tests both.
+`csrc/checks.h` makes the same checks for the native kernels, with the same words; one table of bad calls tests both.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ _ops = torch.ops.apem_fast
 
 
 def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = False) -> Tensor:
-    """The direction of a ray: R / norm1(R) * sign(gradient) (P1 equation 1). For searches of your own: `apem` never
-    stores directions, and calls `perturb_probes`.
+    """The direction of a ray: R / norm1(R) * sign(gradient) (P1 equation 1).
+
+    It is for your own searches; `apem` never stores directions, and calls `perturb_probes`.
 
     Args:
         relevance: (N, 1, H, W), applied to every channel, or (N, C, H, W); values in [0, 1].
@@ -29,9 +30,9 @@ def directed_relevance(relevance: Tensor, gradient: Tensor, irrelevance: bool = 
         irrelevance: use 1 - R instead of R.
 
     Returns:
-        (N, C, H, W) of the dtype of `relevance`. The l1 norm is taken over the perturbation that is applied, after
-        the map is broadcast to the channels: where no gradient is 0, norm1 of each image's direction is 1. A map
-        that is 0 everywhere has no direction and gives NaN. Differentiable in `relevance`.
+        (N, C, H, W) of the dtype of `relevance`. The l1 norm is that of the applied perturbation, after the map is
+        broadcast to the channels: if no gradient is 0, norm1 of each image's direction is 1. A map that is 0 everywhere
+        has no direction and gives NaN. Differentiable in `relevance`.
     """
     return _ops.directed_relevance(relevance, gradient, irrelevance)
 
@@ -43,14 +44,15 @@ def perturb(
     lower: float | None = None,
     upper: float | None = None,
 ) -> Tensor:
-    """X' = x + epsilon * direction (P1 section III-A) for K epsilons at once. For searches of your own: `apem` calls
-    `perturb_probes`.
+    """The perturbed images x' = x + epsilon * direction (P1 section III-A) for K epsilons at once.
+
+    It is for your own searches; `apem` calls `perturb_probes`.
 
     Args:
         images: (N, C, H, W).
         direction: (N, C, H, W), of the dtype of `images`.
-        epsilon: (K,), or (N, K) for epsilons of each image's own; any floating dtype.
-        lower, upper: optional bounds to which x' is clamped; none in the papers.
+        epsilon: (K,), or (N, K) for different epsilons for each image; any floating dtype.
+        lower, upper: optional bounds to which x' is clamped; the papers have none.
 
     Returns:
         (N, K, C, H, W) of the dtype of `images`. Differentiable in `images` and `direction`.
@@ -72,7 +74,7 @@ def perturb_probes(
     upper: float | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The M model inputs of one batch, each with an image, map, polarity, filter level and epsilon of its own.
+    """The M model inputs of one batch, each with its own image, map, polarity, filter level and epsilon.
 
     Probe m is ``images[i] + epsilon * (v / norm[m] * sign(gradient[i]))`` with ``i = probe_image[m]``, and v the map
     ``relevance[probe_map[m]]``, its values of at most ``probe_level[m]`` set to 0, then inverted to ``1 - v`` where
@@ -125,20 +127,21 @@ def perturb_probes_into(
     lower: float | None = None,
     upper: float | None = None,
 ) -> None:
-    """What `perturb_probes` returns, bit for bit, written into a tensor that is there already: the input of a captured
-    CUDA graph, which would otherwise cost one more read and write of the whole batch.
+    """Writes the result of `perturb_probes`, bit for bit, into an existing tensor.
+
+    That can be the input of a captured CUDA graph, which saves one read and one write of the whole batch.
 
     Args:
         out: (M, C, H, W), contiguous or channels-last, and sharing no memory with the other arguments; of the dtype of
-            `images`, float16 or bfloat16. Fastest where images, maps and gradients lie in its memory format: others are
-            laid out anew in every call.
+            `images`, float16 or bfloat16. It is fastest if images, maps and gradients have its memory format; others
+            are converted in every call.
         images, relevance, gradient, norm, probe_image, probe_map, probe_irrelevance, probe_epsilon, probe_level: as of
             `perturb_probes`.
         lower, upper: optional bounds to which the result is clamped.
 
     Raises:
-        NotImplementedError: an argument requires gradients while they are recorded. They would be lost: there is no
-            derivative, and no result whose backward pass could say so.
+        NotImplementedError: an argument requires gradients while they are recorded. There is no derivative, and no
+            result whose backward pass could raise an error.
     """
     _ops.perturb_probes_into(
         out,
@@ -157,7 +160,7 @@ def perturb_probes_into(
 
 
 def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each prediction is from flipping: the label's logit minus the best other, and the predicted label.
+    """The margin of each prediction, the label's logit minus the best other logit, and the predicted class.
 
     Args:
         logits: (N, classes), at least two classes.
@@ -171,23 +174,24 @@ def label_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probe_answers(logits: Tensor, labels: Tensor, above: Tensor | None = None) -> Tensor:
-    """All that a search asks of a batch, in one tensor that goes to the host in one copy.
+    """Everything that a search needs from a batch, in one tensor, which is copied to the host at once.
 
     Args:
         logits: (M, classes), at least two classes.
         labels: (M,) int64.
-        above: (M, classes) bool, the classes that do not take part in margin and flip; none by default.
+        above: (M, classes) bool, classes that are left out of margin and flip; none by default.
 
     Returns:
-        (3, M) float64: the margin of `label_margin`; 1 where the predicted class is not the label, else 0; and the
-        greatest magnitude of a logit, also of one that does not take part. NaN where a logit is.
+        (3, M) float64: the margin of `label_margin`; 1 if the predicted class is not the label, else 0; and the
+        greatest magnitude of a logit, including those that are left out. NaN if a logit is.
     """
     return _ops.probe_answers(logits, labels, above)
 
 
 def first_flip(predicted: Tensor, labels: Tensor, epsilon: Tensor) -> Tensor:
-    """The least epsilon of each ray at which the prediction is no longer the label; infinity where there is none.
-    For searches of your own: `apem` decides ray by ray.
+    """The least epsilon of each ray at which the prediction is not the label; infinity if there is none.
+
+    It is for your own searches; `apem` decides ray by ray.
 
     Args:
         predicted: (R, K) int64.
@@ -206,31 +210,31 @@ def relevance_map(
     percentile: float | None = PERCENTILE,
     channels: Literal["sum", "keep"] = "sum",
 ) -> Tensor:
-    """An attribution made into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
+    """Makes an attribution into a relevance map in [0, 1] (P1 section IV-A, P2 section 4.2).
 
-    Takes the absolute values, clips them at the image's own percentile, multiplies by the image's pixels, sums the
-    channels and rescales each map so that its least value is 0 and its greatest 1.
+    Takes the absolute values, clips them at a percentile of each image's own values, multiplies by the pixels, sums the
+    channels, and rescales each map so that it reaches from 0 to 1.
 
     Args:
         attribution: (N, C, H, W), signed, any scale.
-        images: pixels to multiply by, (N, C, H, W) or (N, 1, H, W), best in [0, 1]; None leaves the product out.
+        images: pixels to multiply by, (N, C, H, W) or (N, 1, H, W), best in [0, 1]; None does not multiply.
         percentile: in [0, 100], over all values of an image, interpolated as by `numpy.percentile`; None for no
             clipping.
         channels: "sum" for (N, 1, H, W), "keep" for (N, C, H, W).
 
     Returns:
-        The relevance, of the dtype of `attribution`. A map without contrast ranks no pixel above another: it comes
-        out as 0 where it is 0 throughout, else as one half. An image with a NaN comes out as NaN. Not differentiable.
+        The relevance, of the dtype of `attribution`. A constant map ranks no pixel above another: it becomes 0 if it
+        was 0, and 0.5 otherwise. An image with a NaN gives a map of NaN. Not differentiable.
     """
     return _ops.relevance_map(attribution, images, percentile, channels)
 
 
 def attack_penalty(perturbed: Tensor, original: Tensor, tv: float, zero: float, diff: float) -> tuple[Tensor, Tensor]:
-    """The bias of an attack, tv * TVNorm(E) + zero * NonzeroCount(E) + diff * MSE(A', A), E = A' - A (P3 equation 25).
+    """The penalty of an attack (P3 eq. 25): tv * TVNorm(E) + zero * NonzeroCount(E) + diff * MSE(A', A), E = A' - A.
 
-    TVNorm is equation 24 as it is written: the absolute differences to the neighbour below and to the neighbour on
-    the right, summed over the pixels that have both, and over the channels. NonzeroCount counts pixels, not values:
-    one whose colour changed in any channel counts once. MSE is the mean over all values of an image.
+    TVNorm is equation 24 as written: the absolute differences to the neighbour below and to the neighbour on the right,
+    summed over the pixels that have both, and over the channels. NonzeroCount counts pixels, not values: a pixel that
+    changed in any channel counts once. MSE is the mean over all values of an image.
 
     Args:
         perturbed: A', (N, C, H, W).
@@ -260,17 +264,17 @@ def attack_step(
 ) -> Tensor:
     """One step of an attack, A' - (step_size * gradient + damping * previous) (P3 equation 26, Algorithm 3 line 12).
 
-    The texts add the step; a loss has to be descended, so it is subtracted here.
+    The texts add the step. Here it is subtracted, since the loss must decrease.
 
     Args:
         perturbed: A', (N, C, H, W).
         gradient: of the loss with respect to A', of the shape and dtype of `perturbed`.
         previous: the gradient of the previous step, or None in the first one, where the momentum is zero.
-        region: bool, (N or 1, 1 or C, H, W); A' is left exactly as it is where it is False. None for everywhere.
+        region: bool, (N or 1, 1 or C, H, W); A' is not changed where it is False. None for everywhere.
         step_size: lambda, in units of A' per unit of gradient. As in the texts it does not multiply the momentum.
-        damping: what multiplies the previous gradient.
+        damping: the factor of the previous gradient.
         lower, upper: optional bounds to which A' is clamped, within the region.
-        original: A, needed where `zero` is not 0.
+        original: A, required if `zero` is not 0.
         zero: ZeroForce. The step is followed by the proximal operator of step_size * zero * NonzeroCount(A' - A):
             a pixel whose squared perturbation, over its channels, is at most 2 * step_size * zero returns to A.
 
@@ -282,12 +286,13 @@ def attack_step(
 
 def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """The filter's maps at many levels at once (P2 Algorithm 2): values of at most each threshold are set to 0.
-    For filters of your own: `filter_relevance` gives `perturb_probes` a level for each probe.
+
+    It is for your own filters; `filter_relevance` gives `perturb_probes` a level for each probe.
 
     Args:
         relevance: (N, C, H, W), any C.
-        threshold: (L,), or (N, L) for thresholds of each map's own; float32 or float64, rounded to the dtype in which
-            `relevance` is computed. NaN zeroes nothing.
+        threshold: (L,), or (N, L) for different thresholds for each map; float32 or float64, rounded to the dtype in
+            which `relevance` is computed. NaN sets nothing to 0.
 
     Returns:
         The zeroed maps, (N, L, C, H, W) of the dtype of `relevance`, and (N, L, 2) float64, the l1 norms of each and of
@@ -298,15 +303,15 @@ def zero_levels(relevance: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
-    """How far each pixel moved, rescaled to [0, 1] (P3 equations 28 and 29; on perceptions, equation 31).
+    """How far each pixel changed, rescaled to [0, 1] (P3 equations 28 and 29; for perceptions, equation 31).
 
     Args:
         original: (N, C, H, W).
         perturbed: of the shape and dtype of `original`.
 
     Returns:
-        (N, 1, H, W): the Euclidean distance between the colours of each pixel, minus the least of its image, over
-        their range. A map without contrast ranks no pixel above another: it comes out as 0 where nothing changed,
-        else as one half. An image with a NaN comes out as NaN. Not differentiable.
+        (N, 1, H, W): the Euclidean distance between the colours of each pixel, minus the least of its image, divided by
+        their range. A constant map ranks no pixel above another: it becomes 0 if nothing changed, and 0.5 otherwise. An
+        image with a NaN gives a map of NaN. Not differentiable.
     """
     return _ops.saliency_map(original, perturbed)

@@ -1,11 +1,12 @@
-"""Loads the compiled operators, and registers the reference definitions where there are none: everywhere if nothing was
-compiled, for CUDA if there are no kernels for this torch's CUDA.
+"""Loads the compiled operators, and registers the reference definitions where no compiled ones exist.
 
-The libraries know nothing of Python and lie in `apem_fast/lib`: one with the operators' schemas and CPU kernels, and
-one with CUDA kernels for each major version of CUDA. Where a C++ program has loaded the operators already, those serve.
+That is everywhere if nothing was compiled, and for CUDA if there are no kernels for this torch's CUDA.
+
+The libraries in `apem_fast/lib` do not use Python: one has the operators' schemas and CPU kernels, and there is one
+with CUDA kernels for each major version of CUDA. If a C++ program has loaded the operators already, those are used.
 
 Either way `torch.ops.apem_fast.*` exists afterwards, with the same schemas. `APEM_FAST_BACKEND=reference` in the
-environment leaves the compiled libraries alone, for comparison.
+environment does not load the compiled libraries, for comparison.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _has_kernel(key: str) -> bool:
 
 
 def _why_not(library: Path) -> str | None:
-    """Loads a library; where that fails, the first line of the reason."""
+    """Loads a library; if that fails, returns the first line of the reason."""
     try:
         torch.ops.load_library(library)
     except OSError as error:
@@ -99,7 +100,7 @@ def _load_native() -> bool:
 
 
 def _load_cuda() -> str | None:
-    """None if there are CUDA kernels; else the reason why not."""
+    """Loads the CUDA kernels; returns None, or the reason why there are none."""
     if not _has_kernel("CUDA"):
         if torch.version.cuda is None:
             return "this torch was built without CUDA"

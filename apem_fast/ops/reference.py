@@ -1,12 +1,12 @@
 """The definition of every operator in plain torch: slow, readable, obviously right.
 
-The native kernels are tested against these functions, and where nothing is compiled these functions *are* the
-operators. Their annotated signatures are also the operators' schemas (`csrc/ops.cpp` says the same in C++; a test
-holds the two together).
+The native kernels are tested against these functions, and if nothing is compiled these functions *are* the operators.
+Their annotated signatures are also the operators' schemas (`csrc/ops.cpp` has the same in C++, and a test compares
+them).
 
-Arithmetic: float64 inputs are computed in float64, everything else in float32; l1 norms are always summed in
-float64 and then rounded once. No step is fused or reordered, so the native kernels can agree bit for bit wherever
-they do not sum.
+Arithmetic: float64 inputs are computed in float64, everything else in float32; l1 norms are always summed in float64
+and then rounded once. No step is fused or reordered, so that native kernels can agree bit for bit wherever they do not
+sum.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def image_format(images: Tensor) -> torch.memory_format:
 
 
 def _as(value: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
-    """`value` in the dtype and memory format of an output, never sharing memory with an input."""
+    """The value in the dtype and memory format of an output, never sharing memory with an input."""
     return value.to(dtype).clone(memory_format=memory_format)
 
 
 def _sum_channels(value: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 1, H, W), in order of the channels, so that every backend rounds alike."""
+    """The sum over channels, (N, C, H, W) -> (N, 1, H, W), in their order, so that every backend rounds alike."""
     total = value[:, :1]
     for c in range(1, value.shape[1]):
         total = total + value[:, c : c + 1]
@@ -292,7 +292,7 @@ def relevance_map(
         value = _sum_channels(value)
     low = value.reshape(n, -1).amin(dim=1)[:, None, None, None]
     high = value.reshape(n, -1).amax(dim=1)[:, None, None, None]
-    # A map without contrast ranks no pixel above another: 0 where there is no attribution at all, else one half.
+    # A constant map ranks no pixel above another: it becomes 0 if there is no attribution at all, else 0.5.
     flat = torch.where(low == 0, 0.0, 0.5).to(value.dtype)
     relevance = torch.where(high == low, flat, (value - low) / (high - low))
     relevance = torch.where(missing[:, None, None, None], torch.nan, relevance)
@@ -400,12 +400,12 @@ def saliency_map(original: Tensor, perturbed: Tensor) -> Tensor:
     squared = difference[:, :1] * difference[:, :1]
     for c in range(1, channels):  # in order, so that every backend rounds alike
         squared = squared + difference[:, c : c + 1] * difference[:, c : c + 1]
-    # Rounded once, like the kernels' square root: torch's own in float32 may be off in the last place on some
-    # processors, and on a map that is nearly flat the rescaling would make much of that.
+    # Rounded once, like the kernels' square root: torch's own in float32 may be wrong in the last digit on some
+    # processors, which the rescaling of a nearly constant map would enlarge.
     distance = squared.double().sqrt().to(arithmetic)
     low = distance.reshape(n, -1).amin(dim=1)[:, None, None, None]  # NaN where a pixel is NaN
     high = distance.reshape(n, -1).amax(dim=1)[:, None, None, None]
-    # A map without contrast ranks no pixel above another: 0 where nothing changed at all, else one half.
+    # A constant map ranks no pixel above another: it becomes 0 if nothing changed at all, else 0.5.
     flat = torch.where(low == 0, 0.0, 0.5).to(arithmetic)
     saliency = torch.where(high == low, flat, (distance - low) / (high - low))
     return _as(saliency, original.dtype, image_format(original))

@@ -1,2 +1,1 @@
-"""How a user's model is run: left as it was, alone or in the best batches, captured or compiled, in float32 or
-below."""
+"""Runs the user's model without changing it: alone or in batches, captured or compiled, in float32 or lower."""

@@ -1,8 +1,8 @@
-"""Which batch size and memory format a model runs fastest with on this machine: measured while it works, not assumed.
+"""Finds the fastest batch size and memory format for a model on this machine, by measuring while it works.
 
 On a CPU a larger batch can be several times slower per image, and channels-last several times faster. The batches that
-have to be run anyway are the measurements: a search begins with a plan that is seldom far off and tries others for as
-long as that costs a small share of the work.
+must run anyway are the measurements: a search starts with a plan that is usually good, and tries others while that
+costs only a small share of the work.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ FIRST_SIZE = {"cpu": 8, "cuda": 256}
 LARGEST = 512
 ENOUGH_GAIN = 0.95  # a larger batch must be worth its memory
 FREE_TRIALS = 0.05  # seconds of trials that need no justification
-SHARE_OF_TRIALS = 1 / 16  # of the work, which trials may take beyond that
+SHARE_OF_TRIALS = 1 / 16  # the share of the work that further trials may take
 
 
 def first_size(device_type: str) -> int:
-    """The batch size to begin with: seldom far off."""
+    """The batch size to start with, which is usually good."""
     return FIRST_SIZE.get(device_type, FIRST_SIZE["cpu"])
 
 
@@ -39,8 +39,10 @@ class BatchPlan:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own, behind another one where a capture was on; the CPU's allocator only a
-    message."""
+    """Whether an error means that memory ran out.
+
+    CUDA has its own exception, which another one hides during a capture; the CPU's allocator only has a message.
+    """
     return (
         isinstance(error, torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
@@ -49,9 +51,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_batches(run: Callable[[int, int], Result], total: int, size: int) -> Iterator[tuple[int, Result]]:
-    """`run(first, last)` over consecutive items, with where each batch ends; nothing computed is lost.
+    """Calls `run(first, last)` on consecutive items, and yields where each batch ends.
 
-    Out of memory halves the batch for good.
+    Running out of memory halves the batch size for good; no computed result is lost.
     """
     at = 0
     while at < total:
@@ -68,11 +70,11 @@ def in_batches(run: Callable[[int, int], Result], total: int, size: int) -> Iter
 
 
 class BatchTuner:
-    """Names the plan for each batch, and learns from the batches that were run.
+    """Chooses the plan for each batch, and learns from the batches that were run.
 
-    From the first size it climbs by doubling for as long as that gains, else descends by halving for as long as that
-    loses nothing, in the first memory format; the others are tried at the size that was found. A batch that did not
-    fit the memory bounds the size for good.
+    From the first size it doubles while that is faster, or else halves while that is not slower, in the first memory
+    format; the other formats are tried at the size that was found. A batch that did not fit into memory limits the size
+    for good.
 
     Args:
         formats: memory formats to choose from, the likelier one first.
@@ -103,15 +105,15 @@ class BatchTuner:
         return self._seconds.get(self.best)
 
     def is_settled_on(self, plan: BatchPlan) -> bool:
-        """Whether it pays to prepare batches like this one: not where it is a trial, or was never timed."""
+        """Whether it pays to prepare batches like this one: not if it is a trial, or was never timed."""
         return self._fixed or (plan == self.best and plan in self._seconds)
 
     def wants_time_of(self, plan: BatchPlan) -> bool:
-        """Whether a batch should be timed even where that means to wait for a GPU."""
+        """Whether a batch should be timed even if that means waiting for a GPU."""
         return self._clock_is_free or (not self._fixed and (plan != self.best or plan not in self._seconds))
 
     def ran(self, plan: BatchPlan, inputs: int, seconds: float) -> None:
-        """A batch of so many inputs took so long."""
+        """Records that a batch of so many inputs took so long."""
         first = plan not in self._warm
         if plan != self.best:  # what a first batch has to prepare is not part of the speed that is looked for
             self._tried += min(seconds, inputs * self._seconds.get(self.best, seconds)) if first else seconds
@@ -124,11 +126,11 @@ class BatchTuner:
         self.best, self._wanted = self._explored()
 
     def worked(self, seconds: float) -> None:
-        """So much time passed altogether since the last call."""
+        """Records the total time since the last call."""
         self._worked += seconds
 
     def did_not_fit(self, plan: BatchPlan) -> None:
-        """A batch ran out of memory."""
+        """Records that a batch ran out of memory."""
         self._limit = max(1, plan.size // 2)
         self._first = min(self._first, self._limit)
         self._seconds = {fits: seconds for fits, seconds in self._seconds.items() if fits.size <= self._limit}
@@ -139,7 +141,7 @@ class BatchTuner:
         return self._tried + expected <= FREE_TRIALS + SHARE_OF_TRIALS * self._worked
 
     def _explored(self) -> tuple[BatchPlan, BatchPlan | None]:
-        """The best plan as far as is known, and the one to try next."""
+        """The best known plan, and the one to try next."""
         best, wanted = self._climbed(BatchPlan(self._first, self._formats[0]))
         for memory_format in self._formats[1:]:
             if wanted is not None:

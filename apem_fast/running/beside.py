@@ -1,4 +1,4 @@
-"""A way past the queue of a GPU, for a little work whose answer is wanted before the batches that are in it."""
+"""Runs a little work on a GPU before the batches that are queued there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
-FIRST = -1  # a stream's priority: its kernels are started before those of others that wait as well
+FIRST = -1  # a stream's priority: its kernels start before waiting kernels of other streams
 
 
 class Beside:
-    """A stream of high priority on `device`; elsewhere everything is done at once anyway.
+    """A stream of high priority on `device`; on a CPU it has no effect.
 
-    What is done in it may use what was there when `may_use_what_there_is` was last called, and what it makes itself.
+    Work in it may use the results of work that was queued before the last call of `may_use_what_there_is`, and its own.
     """
 
     def __init__(self, device: torch.device):
@@ -22,14 +22,14 @@ class Beside:
         self._there: torch.cuda.Event | None = None
 
     def may_use_what_there_is(self) -> None:
-        """Work beside the batches will wait for what the current stream has been asked up to now."""
+        """Work beside the batches will wait for everything that is queued on the current stream now."""
         if self._device.type == "cuda":
             self._there = torch.cuda.Event()
             self._there.record(torch.cuda.current_stream(self._device))
 
     @contextmanager
     def the_batches(self) -> Iterator[None]:
-        """Inside, what is asked of the device does not queue behind the current stream's work."""
+        """Within the block, work on the device does not wait for the current stream's work."""
         if self._device.type != "cuda":
             yield
             return
@@ -41,6 +41,6 @@ class Beside:
             yield
 
     def close(self) -> None:
-        """Makes later work of the current stream wait for what was done here, whose memory it may then free."""
+        """Makes later work of the current stream wait for the work here, whose memory it may then free."""
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)

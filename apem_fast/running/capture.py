@@ -1,4 +1,4 @@
-"""Functions of one tensor as CUDA graphs: captured once, then all their kernels are started by one call."""
+"""Captures functions of one tensor as CUDA graphs, so that one call starts all their kernels."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ class Captured:
         self._graph, self._results = graph, results
 
     def replay(self, values: Tensor) -> tuple[Tensor, ...]:
-        """The function of these values, which may lie in pinned memory. The next replay overwrites what is returned."""
+        """The function of these values, which may be in pinned memory. The next replay overwrites the result."""
         self.input.copy_(values, non_blocking=True)
         self._graph.replay()
         return self._results
 
     def __call__(self, values: Tensor) -> tuple[Tensor, ...]:
-        """The same, to be kept."""
+        """The same, as a copy that later replays do not overwrite."""
         return tuple(result.clone() for result in self.replay(values))
 
 
 def captured(function: Function, static: Tensor, stream: torch.cuda.Stream, pool: Pool) -> Captured:
-    """The function for tensors laid out like `static`, captured on `stream` with its memory in `pool`.
+    """The function for tensors with the layout of `static`, captured on `stream` with its memory in `pool`.
 
-    `static` is what the graph will read from. Its values while it is captured must not be some with which its answer
-    will be compared: kernels that a capture cannot see, of libraries with streams of their own, would leave the right
-    answer where it is, and it would never change again.
+    The graph will read from `static`. During the capture it must not hold values with which the graph's answer will be
+    compared: a capture does not see kernels on the libraries' own streams; the right answer would then be there by
+    chance, and never change again.
 
-    Graphs that are to run side by side need a stream and a pool each: what the libraries scratch in while they compute
-    belongs to the stream. Those that never do should share both; memory that one stream has used serves no other.
+    Graphs that run side by side need a stream and a pool each, because the libraries' scratch memory belongs to the
+    stream. Graphs that never do should share both, since memory that one stream has used is not used for another.
 
-    Raises whatever the function raises, or RuntimeError where it cannot be captured. The process is as before then: its
-    current stream, its random generators and its allocator do not stay in capture mode.
+    Raises whatever the function raises, or RuntimeError if it cannot be captured. The process is then as before: its
+    current stream, random generators and allocator do not stay in capture mode.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(static.device):  # a capture waits for the current device, and may not wake up another one
+    with torch.cuda.device(static.device):  # a capture must not initialise another device
         here = torch.cuda.current_stream()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
-            function(static)  # what a first call allocates, chooses and loads must not be captured
-            with _waits_refused():  # a capture that fails leaves more behind than a call that does
+            function(static)  # the allocations and choices of a first call must not be captured
+            with _waits_refused():  # a failed capture is harder to undo than a failed call
                 function(static)
         here.wait_stream(stream)
         handle: Any = pool  # a type that torch does not name in public
@@ -71,7 +71,7 @@ def captured(function: Function, static: Tensor, stream: torch.cuda.Stream, pool
 
 @contextmanager
 def _waits_refused() -> Iterator[None]:
-    """Inside, it is an error where the host waits for a GPU, as `.item()` does."""
+    """Within the block it is an error if the host waits for a GPU, as with `.item()`."""
     before = torch.cuda.get_sync_debug_mode()
     _set_sync_debug_mode("error")
     try:
@@ -89,9 +89,9 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 def _leave_capture_mode(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Pool) -> None:
     """Undoes what a failed capture leaves behind.
 
-    Where CUDA declares a capture invalid, some versions of torch stop there: the allocator goes on as if a capture were
-    under way, and the random generators refuse to draw. The allocator is told; the generators leave capture mode at the
-    end of any capture that succeeds, so an empty one is made.
+    If CUDA declares a capture invalid, some versions of torch do not clean up: the allocator continues as during a
+    capture, and the random generators refuse to draw. The allocator is reset. The generators leave capture mode at the
+    end of any successful capture, so an empty one is made.
     """
     torch.cuda.set_stream(stream)
     if torch.cuda.is_current_stream_capturing():  # the function had changed the current stream
@@ -106,7 +106,7 @@ def _leave_capture_mode(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, 
 
 
 def warn_of_way_back(doing: str, error: Exception) -> None:
-    """Says once that something faster was tried and that the plain model runs instead."""
+    """Warns once that something faster failed and that the plain model runs instead."""
     reason = str(error).strip().splitlines()
     warnings.warn(
         sentence(f"{doing} failed, the plain model runs instead ({reason[0] if reason else type(error).__name__})"),

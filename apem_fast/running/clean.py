@@ -1,7 +1,7 @@
-"""What a model says of unperturbed images: predictions, margins and gradients, each image alone.
+"""A model's predictions, margins and gradients for unperturbed images, each image alone.
 
-Alone, because a batch adds up in another order: a gradient near 0 could have another sign beside other images, and the
-ray another direction.
+They are computed alone because a batch sums in another order: with other images in the batch, a gradient near 0 could
+have another sign, and the ray another direction.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from apem_fast.running.capture import Function, captured, warn_of_way_back
 from apem_fast.running.fingerprint import Fingerprint
 from apem_fast.running.outputs import ModelOutputError, logits_of
 
-LANES = 4  # graphs of one image each that run side by side: one image fills a part of a GPU only
-IMAGES_A_LANE = 8  # for which it pays to capture one
+LANES = 4  # graphs of one image each that run side by side, since one image only fills a part of a GPU
+IMAGES_A_LANE = 8  # the least number of images for which capturing a graph pays
 
 
 def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def predictions_of(model: Callable[[Tensor], object], images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Clean:
-    """What the model says of N unperturbed images."""
+    """The model's answers for N unperturbed images."""
 
     labels: Tensor  # (N,) int64: the predictions
     margin: NDArray[np.float64]  # (N,)
@@ -50,7 +50,7 @@ class Clean:
 
 
 def without(logits: Tensor, above: Tensor | None) -> Tensor:
-    """Logits in which the classes that are above a target do not take part."""
+    """Logits without the classes that are above a target."""
     return logits if above is None else logits.masked_fill(above, -torch.inf)
 
 
@@ -75,9 +75,9 @@ def above_target(logits: Tensor, targets: Tensor) -> Tensor:
 def loss_gradient_at_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the cross entropy of `labels` with respect to the logits, scaled to -1 at the label; float64.
 
-    It is softmax - onehot, divided by 1 - p(label). Divided, it is the softmax over the *other* classes, which can
-    be formed without the cancellation that makes a confident prediction's gradient vanish. The scale is positive
-    and so does not touch the sign of what is sent back to the image.
+    It is softmax - onehot, divided by 1 - p(label). That is the softmax over the *other* classes, which is computed
+    without the cancellation that makes the gradient of a confident prediction vanish. The scale is positive, so it does
+    not change the sign of the image's gradient.
     """
     others = logits.detach().to(torch.float64).scatter(1, labels[:, None], -torch.inf)
     return others.softmax(dim=1).scatter(1, labels[:, None], -1.0)
@@ -118,8 +118,9 @@ class Gradients:
 
 
 class GraphedGradients(Gradients):
-    """The same as CUDA graphs, a few of them side by side. A single image leaves a GPU waiting for the host, which
-    takes far longer to start the kernels of both one by one."""
+    """The same with CUDA graphs, a few of them side by side.
+
+    Without graphs a GPU would wait for the host, which takes far longer to start the kernels of one image."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None):
         super().__init__(model, dtype)
@@ -170,7 +171,7 @@ class GraphedGradients(Gradients):
 
 
 def gradients_for(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Gradients:
-    """How to run single images forwards and backwards there; `dtype`: of the model where it is not the images'."""
+    """How to compute gradients of single images on that device; `dtype`: of the model, if not that of the images."""
     return GraphedGradients(model, dtype) if device.type == "cuda" else Gradients(model, dtype)
 
 

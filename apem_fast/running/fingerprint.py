@@ -1,7 +1,7 @@
-"""What a model's answer depends on besides its input, so that a graph captured of it is known when it is out of date.
+"""Everything that a model's answer depends on besides its input, to know when a captured graph is out of date.
 
-A graph repeats what the model did when it was captured. It sees new values in the tensors that it reads where they lie,
-and nothing else: not another module in an old one's place, not a hook, not a number that an attribute holds.
+A graph repeats what the model did when it was captured. It reads new values in the same tensors, but does not see
+anything else: a module that replaced another, a hook, or a number in an attribute.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_
 class Fingerprint:
     """The modules of a model, their types, forward functions, hooks, modes and attributes, and where their tensors lie.
 
-    It keeps what it has seen alive, so that nothing new can come to lie at an old address. Where two fingerprints are
-    equal, graphs of the one model are graphs of the other. Containers and objects in attributes are looked into.
+    It keeps everything that it has seen alive, so that nothing new can get an old address. If two fingerprints are
+    equal, graphs of one model are valid for the other. Containers and objects in attributes are included.
     """
 
     def __init__(self, model: object):

@@ -1,7 +1,7 @@
 """Weights in the type to which autocast would cast them, kept from one batch to the next.
 
-Autocast casts a weight anew at every use unless the weight wants a gradient, and here none does: in a captured graph
-all weights would be read, rounded and written again in every replay. The copies take half the memory of the weights.
+Autocast casts a weight again at every use unless the weight requires a gradient, and here none does. In a captured
+graph all weights would be read, rounded and written in every replay. The copies take half the memory of the weights.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class KeptWeights:
         return self._copies[key][2]
 
     def refresh(self) -> None:
-        """Takes over what the weights hold now, where it lies: writes through `.data` are seen by no counter."""
+        """Copies the weights' present values into the same memory, since no counter sees writes through `.data`."""
         with torch.no_grad():
             for _, own, copy in self._copies.values():
                 copy.copy_(own)
 
     def forget(self) -> None:
-        """The weights lie elsewhere, or are others."""
+        """Forgets all copies, because the weights were moved or replaced."""
         self._copies.clear()
         self._versions.clear()
 

@@ -1,4 +1,4 @@
-"""A model's weights in the memory formats that its batches want, while a search runs."""
+"""Converts a model's weights to the memory format of its batches while a search runs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _leave(parameter: nn.Parameter) -> None:
 
 
 class WeightLayouts:
-    """Exchanges the storage of four-dimensional parameters for copies in another memory format, and puts it back.
+    """Exchanges the storage of four-dimensional parameters for copies in another memory format, and restores it.
 
-    A batch in channels-last is only fast beside weights in channels-last. The copies are kept from one search to the
-    next, so that captured graphs, which know them by their addresses, stay valid.
+    A batch in channels-last is fast only if the weights are in channels-last too. The copies are kept from one search
+    to the next, so that captured graphs, which use their addresses, stay valid.
     """
 
     def __init__(self, model: object):
@@ -64,7 +64,7 @@ class WeightLayouts:
         return not together or bool(torch.stack(together).all())
 
     def use(self, memory_format: torch.memory_format | None) -> None:
-        """Lays the weights out in a format, or, for None, as the user has them."""
+        """Converts the weights to a format, or for None to that of the user."""
         if memory_format is self._format:
             return
         self._format = memory_format
@@ -75,7 +75,7 @@ class WeightLayouts:
 
     @contextmanager
     def as_given(self) -> Iterator[None]:
-        """The weights as the user has them, inside."""
+        """Within the block, the weights have the user's own format."""
         before = self._format
         self.use(None)
         try:

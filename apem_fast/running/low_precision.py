@@ -1,9 +1,9 @@
-"""A model in low precision, all but its first layer.
+"""Runs a model in low precision, except its first layer.
 
-A perturbation is small against its image, so rounding the model's input to a few bits loses most of what a probe asks
-about. The first convolution or matrix product that a forward pass calls therefore stays in float32. It is found while
-the model runs, by a function mode that sees the calls; nothing of the model is changed. The calls behind it are given
-weights that were rounded before, where autocast would round them each time.
+A perturbation is small compared with its image, so rounding the model's input to a few bits would lose most of it.
+Therefore the first convolution or matrix product of a forward pass stays in float32. A function mode finds it while the
+model runs, so the model is not changed. Later calls get weights that were rounded once, which autocast would round each
+time.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ LAYERS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution linear "
     "matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv addmv einsum tensordot chain_matmul".split()
 )
-"""What autocast runs in low precision, by the names under which it is called."""
+"""The names of the functions that autocast runs in low precision."""
 
 
 def low_precision(precision: str, device_type: str) -> AbstractContextManager[object]:
-    """Inside, convolutions and matrix products are in that precision."""
+    """Within the block, convolutions and matrix products run in that precision."""
     if precision == "tf32":
         return products_in("tf32")
     return torch.autocast(device_type, getattr(torch, precision))
 
 
 class TooSlow(Exception):
-    """A batch in low precision was broken off."""
+    """A batch in low precision was stopped because it took too long."""
 
 
 class FirstLayerExact(nn.Module):
-    """A model whose first layer stays in float32 when it is called inside `low_precision`; else the model as it is."""
+    """A model whose first layer stays in float32 within `low_precision`; elsewhere it is the model itself."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -1,8 +1,8 @@
-"""What a model returns, read as the logits of a classifier: (N, classes), with two classes at least.
+"""Reads a model's output as the logits of a classifier, (N, classes), with at least two classes.
 
-Read without being told: a tensor (N, classes); a record with `.logits`, a dictionary with "logits", or a tuple whose
-first member they are, as libraries return them; and one logit an image, (N,) or (N, 1), as of a binary classifier.
-Everything else is said with `Classifier(model, output=...)`.
+These are recognised: a tensor (N, classes); a record with `.logits`, a dictionary with "logits", or a tuple with the
+logits first, as libraries return them; and one logit for each image, (N,) or (N, 1), from a binary classifier. For any
+other output use `Classifier(model, output=...)`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from apem_fast.callers import warn
 
 
 class ModelOutputError(ValueError):
-    """The model's answer is not what a classifier gives."""
+    """The model's output is not that of a classifier."""
 
 
 class Classifier(nn.Module):
-    """A model together with how to read its output, for every place that takes a model.
+    """A model and a function that reads its output; it can be used wherever a model can.
 
     `af.Classifier(detector, output=lambda boxes: boxes["scores"])`, and `af.Classifier(model, output=torch.logit)` for
     one that ends in a sigmoid.
 
     Args:
-        model: in evaluation mode.
-        output: makes logits (N, classes), or one logit an image, of what the model returns. It has to be
+        model: in evaluation mode. output: a function that makes logits (N, classes), or one logit for each image, of
+        the model's output. It must be
             differentiable, and each image's logits must depend on that image alone. One logit z stands for two classes
-            with logits -z / 2 and z / 2: the prediction is class 1 where z > 0, and the margin is the size of z.
+            with logits -z / 2 and z / 2: the prediction is class 1 if z > 0, and the margin is the absolute value of z.
 
-    The model receives a copy of its input, so that one whose forward works on it in place can be used.
+    The model receives a copy of its input, so that a model which writes into its input can be used.
     """
 
     def __init__(self, model: nn.Module, output: Callable[[object], object] | None = None):
@@ -50,10 +50,10 @@ class Classifier(nn.Module):
 
 
 def as_logits(output: object, images: int) -> Tensor:
-    """The logits in what a model returned for so many images.
+    """The logits in a model's output for so many images.
 
     Raises:
-        ModelOutputError: there are none that can be told.
+        ModelOutputError: no logits are recognised.
     """
     found = _tensor_in(output)
     if found is not None and found.shape in ((images,), (images, 1)):
@@ -72,8 +72,8 @@ def logits_of(model: Callable[[Tensor], object], inputs: Tensor) -> Tensor:
     """The model's logits of these inputs, (N, classes).
 
     Raises:
-        ModelOutputError: the model returns none that can be told, or writes into what it is given: the images would
-            not be the same afterwards, and every later answer be another image's.
+        ModelOutputError: no logits are recognised in its output, or the model writes into its input: the images would
+            then be changed, and every later answer would be about other images.
     """
     before = None if inputs.is_inference() else inputs._version
     try:
@@ -113,7 +113,7 @@ def _writes_into_its_input(model: Callable[[Tensor], object], inputs: Tensor) ->
 
 
 def is_exported(model: nn.Module) -> bool:
-    """Whether torch.export made it: its mode was fixed then, and what it says of it means nothing."""
+    """Whether torch.export made it: its mode was fixed then, so its `training` attribute means nothing."""
     return isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)
 
 

@@ -1,8 +1,8 @@
-"""The answer of record: who decides labels, sign gradients, and probes whose margins are too close to 0 for float32.
+"""The answer of record: it decides labels, sign gradients, and probes whose margins are too close to 0 for float32.
 
-Sums of float32 numbers come out differently on different processors, with other libraries, numbers of threads or batch
-sizes, so a gradient or a margin that is almost 0 may have another sign there. In float64 they differ a billion times
-less, and no sign is known to change: what such a copy of the model says of one image alone is the same everywhere.
+Sums of float32 numbers differ between processors, libraries, numbers of threads and batch sizes, so a gradient or a
+margin that is almost 0 may have another sign there. In float64 the differences are a billion times smaller, and no sign
+is known to change: the answers of a float64 copy of the model for one image alone are the same everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apem_fast.running.outputs import ModelOutputError, logits_of
 from apem_fast.running.recipe import Recipe
 from apem_fast.running.runners import PlainRunner, runner_for
 
-COMPARED = 8  # images of which it is seen how far off float32 is
+COMPARED = 8  # images on which the error of float32 is measured
 
 
 class Record:
@@ -45,11 +45,11 @@ class Record:
         self.gradients: Gradients = gradients_for(model, images.device)
 
     def refresh(self) -> None:
-        """Brings the record up to date with the model, before a search."""
+        """Updates the record from the model, before a search."""
 
     @property
     def model(self) -> nn.Module:
-        """The module that decides, of the record's type."""
+        """The module that decides, in the type of the record."""
         return getattr(self._model, "_orig_mod", self._model)  # what `torch.compile` wraps
 
     def answered(self, recipe: Recipe, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,14 +63,14 @@ class Record:
 
 
 class NotInFloat64(ModelOutputError):
-    """The model cannot be copied into float64, or does not compute in it; the message says why."""
+    """The model cannot be copied to float64, or cannot run in it; the message says why."""
 
 
 class Float64Record(Record):
     """A copy of the model with its weights in float64.
 
-    Modules, hooks and attributes are copied with it; tensors are converted, and brought up to date before each search.
-    The user's model is only read.
+    Modules, hooks and attributes are copied too; tensors are converted, and updated before each search. The user's
+    model is only read.
     """
 
     _copy: nn.Module
@@ -82,7 +82,7 @@ class Float64Record(Record):
         self.precision, self.dtype = "float64", torch.float64
 
     def refresh(self) -> None:
-        """Takes over what the model's tensors hold now; copies the model anew where anything else has changed.
+        """Copies the present values of the model's tensors, or the whole model if anything else has changed.
 
         Raises:
             NotInFloat64: it cannot be copied, or there is not the memory for it.
@@ -108,7 +108,7 @@ class Float64Record(Record):
 
 
 def record_for(record: str, model: nn.Module, images: Tensor, runner: PlainRunner) -> Record:
-    """Who decides, by the name of the option."""
+    """The record of that name."""
     if record == "float64" and images.dtype != torch.float64:
         return Float64Record(model, images)
     return Record(model, runner, images)
@@ -145,7 +145,7 @@ def run_of_record(
 
 
 def _compare(clean: Clean, model: nn.Module, images: Tensor, runner: PlainRunner) -> None:
-    """Measures on a few images how far float32 is from the record, and so which margins it must not decide."""
+    """Measures on a few images the error of float32, which limits the margins that it may decide."""
     few = images[:COMPARED]
     with torch.no_grad():
         logits = torch.cat([logits_of(model, image) for image in few.split(1)]).double()

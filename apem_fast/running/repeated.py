@@ -1,4 +1,4 @@
-"""Whether a model says the same of an image each time, alone and beside others: every measure compares its answers."""
+"""Checks that a model gives the same answer for an image each time, alone and in a batch, as every measure requires."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = 2.0**-14  # of the greatest answer: sums in another order differ by f
 
 
 class Differs(NamedTuple):
-    """Answers that are not of an input alone."""
+    """The model's answers do not depend on one input alone."""
 
     between: Literal["runs", "batches"]
     by: float  # the greatest difference, as a share of the greatest answer

@@ -1,4 +1,4 @@
-"""The process while a model runs here: settings as exactness needs them, and the user's put back afterwards."""
+"""Sets the process's settings as exactness requires while a model runs, and restores the user's afterwards."""
 
 from __future__ import annotations
 
@@ -71,8 +71,10 @@ def products_in(precision: str) -> Iterator[None]:
 
 @contextmanager
 def same_algorithms() -> Iterator[None]:
-    """Inside, convolutions on a GPU are computed the same way every time: not by what a race between algorithms chose,
-    and without sums whose order differs from run to run."""
+    """Within the block, convolutions on a GPU are computed the same way every time.
+
+    The algorithm is not chosen by timing, and the order of sums does not change from run to run.
+    """
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     try:
@@ -84,7 +86,7 @@ def same_algorithms() -> Iterator[None]:
 
 @contextmanager
 def no_autocast() -> Iterator[None]:
-    """Turns an autocast around the call off within the block: what is computed has the type of images and weights."""
+    """Turns off any surrounding autocast within the block, so that images and weights keep their types."""
     with ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
@@ -135,10 +137,10 @@ _INSIDE = _Inside()
 
 @contextmanager
 def undisturbed(model: nn.Module, *inputs: Tensor) -> Iterator[None]:
-    """Inside, float32 means float32 and no gradient reaches the parameters; afterwards all is as it was, the random
-    state of the devices of model and inputs too.
+    """Within the block, float32 is true float32 and no gradient reaches the parameters; all is restored after it.
 
-    One thread at a time: what is set is the process's, so another thread waits until the first has left.
+    That includes the random state of the devices of model and inputs. Settings belong to the process, so only one
+    thread can be in the block, and others wait.
     """
     devices = sorted({t.device.index for t in (*model.parameters(), *inputs) if t.device.type == "cuda"})
     with ExitStack() as stack:

@@ -1,5 +1,4 @@
-"""Work that waits for a device, written so that other work can go on meanwhile: generators that yield where they
-wait."""
+"""Work that waits for a device, as generators that yield while they wait, so that other work can run."""
 
 from __future__ import annotations
 
@@ -10,11 +9,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Waiting = Generator[None, None, T]
-"""Yields wherever the device is busy with what was asked of it; returns the result."""
+"""A generator that yields while the device is busy, and returns the result."""
 
 
 def result_of(work: Waiting[T]) -> T:
-    """The result, waiting wherever the work waits."""
+    """The result of the work. Waits for it."""
     while True:
         try:
             next(work)
@@ -23,7 +22,7 @@ def result_of(work: Waiting[T]) -> T:
 
 
 def in_turns(lanes: Iterable[Waiting[None]]) -> None:
-    """Runs them all to their ends: where one waits, the next goes on."""
+    """Runs all of them to their ends; while one waits, the next one continues."""
     running = deque(lanes)
     while running:
         lane = running.popleft()

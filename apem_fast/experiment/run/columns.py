@@ -104,7 +104,6 @@ class Measure:
         meaning: what it is, as a phrase.
         curves: how many curves it needs, each with one output for each part and one more; to estimate the time left.
         probes: about how many probes it takes in addition; for the same estimate.
-        across_stages: whether values of different stages can be compared.
         curve: the curve whose area it is, if a run can keep that curve.
     """
 
@@ -114,7 +113,6 @@ class Measure:
     meaning: str
     curves: int = 0
     probes: float = 0
-    across_stages: bool = True
     curve: Callable[[Explained], RemovalCurve] | None = None
 
 
@@ -182,7 +180,6 @@ MEASURES: dict[str, Measure] = {
         "lower",
         "how much a map changes at most where the photograph hardly does, to be compared at the same stage only (P2 "
         "section 2.3.1)",
-        across_stages=False,
         probes=4 * NEIGHBOURS,
     ),
     "deletion": Measure(

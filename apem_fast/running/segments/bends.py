@@ -1,4 +1,4 @@
-"""Operations with a bend: a value lies between two lines where the bend is within its reach."""
+"""Operations with a bend, such as a ReLU: if the bend is within a value's range, the result lies between two lines."""
 
 from __future__ import annotations
 

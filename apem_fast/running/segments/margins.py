@@ -1,4 +1,4 @@
-"""What is asked of the logits on segments: a number below every margin of the label."""
+"""Lower bounds of the label's margin on segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums of products: offset and slope pass them as they are, the error as absolute values."""
+"""Sums of products: they are applied to offset and slope, and with absolute values to the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tensor that carries a straight line and an error for each value, and asks the rule of each operation."""
+"""A tensor that carries a straight line and an error for each value, and applies the rule of each operation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPES: set[str] = set()
 
 
 class NotBounded(ModelOutputError):
-    """The model has an operation for which there is no rule; the message names it."""
+    """The model has an operation without a rule; the message names it."""
 
 
 class OnSegments(Tensor):
