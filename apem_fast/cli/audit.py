@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.cli.common import STOPPED, Device, device_named, user_errors
+from apem_fast.cli.common import STOPPED, Device, device_named, flag, user_errors
 
 
 def audit(
@@ -16,7 +16,7 @@ def audit(
     rays: Annotated[int, typer.Option(metavar="N", help="How many rays are drawn; each map has two.")] = 300,
     seed: Annotated[int, typer.Option(metavar="S", help="Of the draw.")] = 0,
     stratified: Annotated[
-        bool, typer.Option("--stratified", help="Draw from each explanation and stage in proportion to its rays.")
+        bool, flag("--stratified", help="Draw from each explanation and stage in proportion to its rays.")
     ] = False,
     up_to: Annotated[
         float | None,
@@ -28,7 +28,7 @@ def audit(
     ] = None,
     trust: Annotated[
         bool,
-        typer.Option("--trust", help="Also run foreign code that the run names: see report."),
+        flag("--trust", help="Also run foreign code that the run names: see report."),
     ] = False,
     device: Device = "auto",
 ) -> None:

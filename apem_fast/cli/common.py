@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,10 @@ def refuse_given(context: typer.Context, names: Iterable[str], because: str) -> 
     if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{options} cannot be given with {because}")
+
+
+flag = partial(typer.Option, metavar="")
+"""An option without a value, for which `--help` shows no type."""
 
 
 def device_named(name: str) -> str:
@@ -119,7 +124,7 @@ def _parameter(of_field: Field[Any]) -> inspect.Parameter:
     shown = facts.get("shown")
     option = typer.Option(
         *(["--" + of_field.name.replace("_", "-")] if kind is bool else []),
-        metavar=facts["metavar"] or None,
+        metavar=facts["metavar"],
         help=facts["text"] + (f"  [default: {shown}]" if shown else ""),
         show_default=not shown,
     )

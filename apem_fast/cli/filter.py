@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apem_fast.cli.common import STOPPED, Device, device_named, options_of, refuse_given, user_errors, values_of
+from apem_fast.cli.common import STOPPED, Device, device_named, flag, options_of, refuse_given, user_errors, values_of
 from apem_fast.experiment.filter.options import OF_RUN, FilterOptions
 
 
@@ -35,7 +35,7 @@ def filter_maps(
             "folder, and the report shows them.",
         ),
     ] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="With --run: also run foreign code that it names.")] = False,
+    trust: Annotated[bool, flag("--trust", help="With --run: also run foreign code that it names.")] = False,
     device: Device = "auto",
     **options: Any,
 ) -> None:

@@ -12,6 +12,7 @@ import typer
 from apem_fast import __version__
 from apem_fast.cli import siamese
 from apem_fast.cli.audit import audit
+from apem_fast.cli.common import flag
 from apem_fast.cli.compare import compare
 from apem_fast.cli.evaluate import evaluate
 from apem_fast.cli.filter import filter_maps
@@ -39,7 +40,7 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def _command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+        bool, flag("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass

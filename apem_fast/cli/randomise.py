@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.cli.common import Device, device_named, user_errors
+from apem_fast.cli.common import Device, device_named, flag, user_errors
 
 
 def randomise(
@@ -21,7 +21,7 @@ def randomise(
         Path | None,
         typer.Option(metavar="FILE", help="Also test the same network with these weights, trained on permuted labels."),
     ] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Also run foreign code that the run names.")] = False,
+    trust: Annotated[bool, flag("--trust", help="Also run foreign code that the run names.")] = False,
     device: Device = "auto",
 ) -> None:
     """Test whether explanations change when the network is randomised.

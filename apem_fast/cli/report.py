@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from apem_fast.cli.common import STOPPED, Device, device_named, plain, user_errors
+from apem_fast.cli.common import STOPPED, Device, device_named, flag, plain, user_errors
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that evaluate has written.")],
     paper: Annotated[
-        bool, typer.Option("--paper", help="Add the papers' tables, with their published numbers beside the run's.")
+        bool, flag("--paper", help="Add the papers' tables, with their published numbers beside the run's.")
     ] = False,
     output: Annotated[
         Path | None,
@@ -32,7 +32,7 @@ def report(
     ] = 6,
     trust: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--trust",
             help="Also run foreign code that the run names (a network or an explainer). Use it only for runs whose "
             "origin you know.",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from apem_fast.cli import siamese_pair
-from apem_fast.cli.common import Device, device_named, user_errors
+from apem_fast.cli.common import Device, device_named, flag, user_errors
 from apem_fast.cli.siamese_rankers import (
     Images,
     Regime,
@@ -50,7 +50,7 @@ Folder = Annotated[
 Attributes = Annotated[
     Path | None, typer.Option(help="For a folder: a CSV with a heading, of file names in it and a number for each.")
 ]
-Grey = Annotated[bool, typer.Option("--grey", help="Of a folder: learn at 28 pixels in grey, not at 112 in colour.")]
+Grey = Annotated[bool, flag("--grey", help="Of a folder: learn at 28 pixels in grey, not at 112 in colour.")]
 
 
 @app.command()
@@ -111,7 +111,7 @@ def explain(
         typer.Option(help="The page; for pairs of your own a folder. [default: beside the ranker; siamese-pair]"),
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs whose maps are drawn.")] = 5,
-    faces: Annotated[bool, typer.Option(help="Also explain the pretrained face-age network on two faces.")] = True,
+    faces: Annotated[bool, flag(help="Also explain the pretrained face-age network on two faces.")] = True,
     seed: Annotated[int, typer.Option(help="Which pairs.")] = 0,
     device: Device = "auto",
     attributes: Attributes = None,
@@ -135,14 +135,12 @@ def explain(
         Fusion | None,
         typer.Option(help="It takes the pair at once: as two arguments, or stacked.", rich_help_panel=OWN),
     ] = None,
-    logit: Annotated[
-        bool, typer.Option("--logit", help="With --fusion: it gives a logit.", rich_help_panel=OWN)
-    ] = False,
+    logit: Annotated[bool, flag("--logit", help="With --fusion: it gives a logit.", rich_help_panel=OWN)] = False,
     pixels: Annotated[
         str | None,
         typer.Option(help="SIZE or HEIGHTxWIDTH that it takes. [default: the files']", rich_help_panel=OWN),
     ] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="It takes one channel.", rich_help_panel=OWN)] = False,
+    grey: Annotated[bool, flag("--grey", help="It takes one channel.", rich_help_panel=OWN)] = False,
     mean: Annotated[
         str | None, typer.Option(help="It takes (pixels - mean) / std: R,G,B of each.", rich_help_panel=OWN)
     ] = None,
@@ -263,10 +261,8 @@ def check(
     folder: Folder = None,
     output: Annotated[Path | None, typer.Option(help="The page. [default: check.html beside the ranker]")] = None,
     pairs: Annotated[int, typer.Option(min=2, help="Pairs to measure on; P3 takes 20.")] = 20,
-    retrain: Annotated[bool, typer.Option(help="Retrain on shuffled attributes (takes as long as training).")] = True,
-    regimes: Annotated[
-        bool, typer.Option(help="Train by every regime, to compare them (as long as four times.)")
-    ] = False,
+    retrain: Annotated[bool, flag(help="Retrain on shuffled attributes (takes as long as training).")] = True,
+    regimes: Annotated[bool, flag(help="Train by every regime, to compare them (as long as four times.)")] = False,
     seed: Annotated[int, typer.Option(help="Which pairs, and the random parameters.")] = 0,
     device: Device = "auto",
     attributes: Attributes = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apem_fast.cli.common import STOPPED, Device, device_named, options_of, refuse_given, user_errors, values_of
+from apem_fast.cli.common import STOPPED, Device, device_named, flag, options_of, refuse_given, user_errors, values_of
 from apem_fast.experiment.run.options import RunOptions
 
 if TYPE_CHECKING:
@@ -43,13 +43,9 @@ def study(
     shuffles: Annotated[int, typer.Option(metavar="N", min=0, help="Of each map; the papers have 10.")] = 10,
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="A small study of the bundled network and photographs, with baselines, in a few minutes."
-        ),
+        flag("--quick", help="A small study of the bundled network and photographs, with baselines, in a few minutes."),
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Only say what is missing, and about how long it would take.")
-    ] = False,
+    check: Annotated[bool, flag("--check", help="Only say what is missing, and about how long it would take.")] = False,
     device: Device = "auto",
     **options: Any,
 ) -> None:
