@@ -228,7 +228,7 @@ Over all {count} photographs and crops:
 
 A *censored* ray is one on which nothing changed up to the greatest ε: [exactness](exactness.md#censoring) says what
 becomes of it. Of {count} images none of this is a verdict on a method. What a page of a whole study looks like:
-`make demo` writes one in some three minutes.
+`make demo` writes one in some minutes.
 
 ![The page of a run](demo.png)
 

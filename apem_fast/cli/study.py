@@ -102,10 +102,13 @@ def study(
 
 def _show(run: FinishedRun, console: Console) -> None:
     from apem_fast.cli.console import audit_lines, filtered_line, flagged_lines, show_table
+    from apem_fast.experiment.filter.maps import FOLDER_IN_RUN
     from apem_fast.experiment.report.summary import summary
 
     show_table(console, summary(run.store))
     lines = [*flagged_lines(run.store), *map(filtered_line, run.filtered)]
+    if run.filtered:
+        lines.append(f"Before and after: {run.store.folder / FOLDER_IN_RUN / 'filtered.png'}")
     if run.audit is not None:
         lines += audit_lines(run.audit)
         if run.audit.up_to is not None:
