@@ -8,8 +8,10 @@ import json
 import re
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import pytest
 import tiny_networks
 from browser import CHROMIUM, in_browser
@@ -92,6 +94,18 @@ def test_an_image_that_shows_something_else_is_not_set_beside(photos, runs, tmp_
         tiny_networks.save_photograph(tmp_path / "photos" / f"photo{number}.png", number if number != 1 else 9)
     other = evaluate(options(tmp_path / "photos"), tmp_path / "other")
     assert [one["image"] for one in gallery_data({"a": runs["one"], "b": other})["images"]] == ["photo0", "photo2"]
+
+
+def test_each_run_says_of_its_own_prediction_whether_it_is_wrong():
+    def row(prediction, correct):
+        return {"image": "a", "subject": "a", "source": "", "prediction": prediction, "confidence": 0.5} | {
+            "correct": correct
+        }
+
+    runs = [SimpleNamespace(name=n, by_name={"a": row(*of)}) for n, of in (("one", ("cat", True)), ("two", ("dog", 0)))]
+    found = gallery._image(runs, "a", side=0)
+    assert found["correct"] is True and [one["correct"] for one in found["predictions"]] == [True, False]
+    assert gallery._correct(row("cat", pandas.NA)) is None
 
 
 def test_a_comparison_without_common_pictures_says_so(runs, photos, tmp_path):

@@ -151,6 +151,10 @@ def _rays(store: RunStore, explainer: str, stage: str, image: str) -> dict[str, 
     return rays
 
 
+def _correct(row: Mapping[str, Any]) -> bool | None:
+    return None if pandas.isna(row["correct"]) else bool(row["correct"])
+
+
 def _image(runs: list[_OfRun], name: str, side: int) -> dict[str, Any]:
     """An image's data, with each network's prediction, and its photograph if a side is given."""
     first, row = runs[0], runs[0].by_name[name]
@@ -160,7 +164,7 @@ def _image(runs: list[_OfRun], name: str, side: int) -> dict[str, Any]:
         fields["photograph"] = small_picture(picture, side, quality=85)
     loss = row.get("loss")
     return fields | {
-        "correct": None if pandas.isna(row["correct"]) else bool(row["correct"]),
+        "correct": _correct(row),
         "truth": row.get("truth") or "",
         "loss": None if loss is None or pandas.isna(loss) else loss,
         "dropped": row.get("dropped") or "",
@@ -169,6 +173,7 @@ def _image(runs: list[_OfRun], name: str, side: int) -> dict[str, Any]:
                 "run": run.name,
                 "prediction": run.by_name[name]["prediction"],
                 "confidence": run.by_name[name]["confidence"],
+                "correct": _correct(run.by_name[name]),
             }
             for run in (runs if len(runs) > 1 else [])
         ],

@@ -48,7 +48,8 @@ function picture(place, source, alt) {
 }
 
 function saidOf(image) {
-  const said = (one) => "“" + one.prediction + "” " + Math.round(100 * one.confidence) + " %";
+  const said = (one) =>
+    "“" + one.prediction + "” " + Math.round(100 * one.confidence) + " %" + (one.correct === false ? ", wrong" : "");
   if (!image.predictions.length) return said(image);
   if (image.predictions.every((one) => one.prediction === image.prediction)) return said(image);
   return image.predictions.map((one) => one.run + ": " + said(one)).join("; ");
@@ -60,7 +61,7 @@ function photographOf(image) {
   figure.querySelector("b").textContent = image.subject;
   const prediction = figure.querySelector(".prediction");
   prediction.textContent = saidOf(image);
-  prediction.classList.toggle("wrong", image.correct === false);
+  prediction.classList.toggle("wrong", [image, ...image.predictions].some((one) => one.correct === false));
   figure.querySelector(".own-note").textContent = notes.get(image.image) ?? "";
   figure.title = image.source + (image.dropped ? " (" + image.dropped + ")" : "");
   return figure;
