@@ -27,10 +27,11 @@ class Classifier(nn.Module):
     one that ends in a sigmoid.
 
     Args:
-        model: in evaluation mode. output: a function that makes logits (N, classes), or one logit for each image, of
-        the model's output. It must be
-            differentiable, and each image's logits must depend on that image alone. One logit z stands for two classes
-            with logits -z / 2 and z / 2: the prediction is class 1 if z > 0, and the margin is the absolute value of z.
+        model: in evaluation mode.
+        output: a function that makes logits (N, classes), or one logit for each image, of the model's output. It must
+            be differentiable, and each image's logits must depend on that image alone. One logit z stands for two
+            classes with logits -z / 2 and z / 2: the prediction is class 1 if z > 0, and the margin is the absolute
+            value of z.
 
     The model receives a copy of its input, so that a model which writes into its input can be used.
     """
