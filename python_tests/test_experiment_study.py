@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from apem_fast.cli.main import app
-from apem_fast.experiment.report.comparison import Run, agreement, named, write_comparison
+from apem_fast.experiment.report.comparison import Run, agreement, medians, named, write_comparison
 from apem_fast.experiment.run.evaluate import evaluate
 from apem_fast.experiment.run.options import RunOptions
 from apem_fast.experiment.study import METHODS, Study
@@ -56,6 +56,22 @@ def test_two_runs_of_the_same_images_are_resampled_together():
     apart = dataclasses.replace(same, rows=rows.assign(image="another " + rows["image"]))
     low, high = agreement([one, apart]).tables[0][1].rows[0][-1].text.replace("−", "-").split(" to ")
     assert float(low) < 1 and float(high) == 1
+
+
+def test_few_images_have_no_interval():
+    rows = pandas.DataFrame(
+        {"image": str(i), "explainer": key, "stage": "1-channel", "epsilon_minus": 1.0, "epsilon_plus": 2.0 + i}
+        | {"score": 1.0 + i, "flipped_minus": True, "flipped_plus": True}
+        for i in range(6)
+        for key in "ab"
+    )
+    for images, there in ((5, False), (6, True)):
+        run = Run("one", "one", rows[rows["image"].astype(int) < images], {"a": "A", "b": "B"})
+        same = dataclasses.replace(run, name="same")
+        (_, medians_table), *_ = medians([run, same]).tables
+        (_, taus), *_ = agreement([run, same]).tables
+        assert all((line[3].text != "–") == there for line in medians_table.rows)
+        assert (taus.rows[0][-1].text != "–") == there
 
 
 def test_a_run_is_not_compared_with_itself(runs):

@@ -143,6 +143,7 @@ def medians(runs: list[Run]) -> Section:
         "Median scores",
         "Scores of different networks are on different scales: compare the order within a column, not "
         "the sizes across.",
+        caption="The intervals resample a run’s images; fewer than six have none.",
         tables=(("", Table(columns, tuple(lines))),),
     )
 
