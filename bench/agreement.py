@@ -1,5 +1,4 @@
-"""Whether two devices find the same epsilons on real rays: the share, and every ray that differs with its margins on
-both.
+"""Whether two devices find the same epsilons on real rays: the share of equal ones, and the rays that differ.
 
     python -m bench.agreement [--devices cpu cuda] [--network efficientnet-lite0] [--methods gradient lrp grad-cam]
 

@@ -1,4 +1,4 @@
-"""What an audit takes over the forward passes in it: EfficientNet-Lite0, the bundled photographs.
+"""The time of an audit against that of its forward passes: EfficientNet-Lite0 on the bundled photographs.
 
     python -m bench.audit [--rays 2] [--from 60] [--to 400] [--rounds 3]
 

@@ -1,4 +1,4 @@
-"""How far search="certified" carries: networks of digits, deeper and deeper, their rays proved and scanned.
+"""How deep a network search="certified" can prove: rays of networks for digits, of growing depth, proved and scanned.
 
     python -m bench.certified [--rays 24] [--only "dense"] [--photographs]
 

@@ -1,5 +1,7 @@
-"""Networks and images to measure with: EfficientNet-Lite0 and photographs, where the demonstration's packages are
-present; torchvision's with random weights, which suffice for times, and made-up images, with torch alone.
+"""Networks and images for benchmarks.
+
+EfficientNet-Lite0 and photographs need the demonstration's packages. Otherwise torchvision's networks have random weights,
+which are enough to measure times, and images are random.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How large the page of a run of many images is, how long it takes to write, and how quick it is in a browser.
+"""The size of the page of a run of many images, the time to write it, and its speed in a browser.
 
     python -m bench.page [--images 1000] [--methods 3] [--keep FOLDER]
 

@@ -1,4 +1,4 @@
-"""Attacks measured: the operators against their definitions, and 64 pairs at once against loops over pairs.
+"""The speed of attacks: operators against their definitions, and 64 pairs at once against loops over pairs.
 
     python -m bench.siamese [--threads 2] [--only operators|attacks|reach] [--loop-seconds 300]
 

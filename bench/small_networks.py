@@ -1,4 +1,4 @@
-"""Small networks of every kind in use, trained here on scikit-learn's digits in seconds: ground for many real rays.
+"""Small networks of many kinds, trained on scikit-learn's digits in seconds, which give many real rays.
 
 The digits are enlarged to 16 x 16 pixels in [0, 1], one channel. Training is seeded, so a network is the same each time
 on one machine.

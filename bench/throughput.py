@@ -1,5 +1,4 @@
-"""How near `apem()` comes to the bare model, by network, precision and batch size, and how long the papers' study would
-take on this device.
+"""The speed of `apem()` against the bare model, by network, precision and batch size; the time of the papers' study.
 
     python -m bench.throughput [--device cuda] [--networks vgg16 resnet50 efficientnet-lite0] [--batches 64 256 auto]
 

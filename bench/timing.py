@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, ratios within one run, and a record of where the run took place.
+"""Shared by all benchmarks: interleaved timing, ratios within one run, and a record of the machine.
 
 Candidates take turns, round after round, so that whatever else the machine does meets all of them alike. A speed-up is
 the median over the rounds of the ratio within one round; absolute times are medians and only there for orientation.

@@ -1,4 +1,4 @@
-"""The CPU operators built with one version of their vector loops alone, as an older or a newer processor runs them.
+"""Builds the CPU operators with one version of their vector loops, as an older or a newer processor runs them.
 
 In the library as it is installed a loop exists three times, and the processor decides which of them runs before any
 code of ours does. So another version is only seen in a build of its own: bench.matrix runs the tests on each, and
