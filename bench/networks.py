@@ -1,7 +1,7 @@
 """Networks and images for benchmarks.
 
-EfficientNet-Lite0 and photographs need the demonstration's packages. Otherwise torchvision's networks have random weights,
-which are enough to measure times, and images are random.
+EfficientNet-Lite0 and photographs need the demonstration's packages. Otherwise torchvision's networks have random
+weights, which are enough to measure times, and images are random.
 """
 
 from __future__ import annotations
