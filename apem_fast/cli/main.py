@@ -56,6 +56,7 @@ app.command()(study)
 app.command()(compare)
 
 
+# This package, and the library that calls its commands.
 HERE = Path(__file__).parents[1], Path(typer.__file__).parent
 
 
