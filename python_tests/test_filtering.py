@@ -481,7 +481,7 @@ BAD = {
     "negative values": (
         dict(relevance=_replaced((0, 0, 1, 1), -0.3)),
         ValueError,
-        r"filter_relevance: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\)",
+        r"filter_relevance: relevance must lie in \[0, 1\] \(got min=-0.3, max=[\d.]+\); relevance_map makes .*",
     ),
     "levels of 0": (dict(levels=0), ValueError, r"filter_relevance: levels must be at least 1 \(got 0\)"),
     "levels of 2.5": (

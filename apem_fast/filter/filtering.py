@@ -38,9 +38,8 @@ PROBES_PER_LEVEL = 4  # the usual number: two on each ray
 # allows.
 JUMP = 1 / 4
 LEVELS_AHEAD = 16  # the most levels of one map in one round, since work beyond the first drop is lost
-SPARE = (
-    4  # levels are probed ahead only if the batch holds so many times what is needed: on a CPU each probe costs time
-)
+# Levels are probed ahead only if the batch holds so many times what is needed: on a CPU each probe costs time.
+SPARE = 4
 
 
 @documented()
