@@ -43,6 +43,7 @@ from apem_fast.explain import Explainer, explainer_from, imported_by
 from apem_fast.files.checksums import Damaged, json_with_checksum
 from apem_fast.metric import Evaluator
 from apem_fast.metric.auditing import Difference, scanned
+from apem_fast.results import counted
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class _Auditor:
             scans.add(part.block, part.key, rows)
             differ = int(((rays["found_flipped"] != flipped) | (rays["found"] != epsilon)).sum())
             progress.update(
-                finished=f"{explainer.name}, {stage}: {len(rays)} rays scanned, {differ} differ, "
+                finished=f"{explainer.name}, {stage}: {counted(len(rays), 'ray')} scanned, {differ} differ, "
                 f"{int(probes.sum()):,} probes, {seconds:.1f} s"
             )
 
