@@ -19,6 +19,7 @@ from apem_fast.experiment.run.store import RunStore
 from apem_fast.files.whole import written_whole
 from apem_fast.probing import screening
 from apem_fast.probing.batch_prober import tuner_for
+from apem_fast.probing.columns import ProbesOf
 from apem_fast.probing.engine import find_flips
 from apem_fast.probing.trial import Trial
 from apem_fast.running.fingerprint import Fingerprint
@@ -165,3 +166,12 @@ def test_a_plot_of_the_filter_shows_which_maps_were_kept():
     (kept,) = [one for one in axes.collections if one.get_label() == "kept"]
     expected = np.stack([result.removed_share.numpy(), result.score_after.numpy()], axis=1)
     np.testing.assert_array_equal(np.asarray(kept.get_offsets()), expected)
+
+
+def test_a_graph_is_captured_with_probes_that_no_search_asks_for():
+    """A capture may miss kernels, which would leave the right answers of a search where they are."""
+    images, relevance = images_and_maps(2)
+    evaluator = af.Evaluator(small_network(), images)
+    rays = evaluator.rays(relevance, np.arange(2))
+    epsilon = ProbesOf(rays, None).unlike_any(3)[4].view(torch.float64)
+    assert epsilon.shape == (3,) and bool((epsilon < 0).all())

@@ -74,7 +74,7 @@ MODULES = (
         _files("probing/*.py", but=SCREENING),
         _tests(
             "engine_steps engine normalised metric record screening outputs target filtering certified "
-            "directed_relevance dense_targets reliability undisturbed mutants_left"
+            "directed_relevance dense_targets reliability undisturbed mutants_left low_precision devices"
         ),
         wanted=0.1,
     ),
