@@ -82,3 +82,15 @@ def epsilons_of(result) -> list[list[tuple[float, bool]]]:
     """An ApemResult in the shape of `literal_epsilons`, image by image."""
     columns = (result.epsilon_minus, result.flipped_minus, result.epsilon_plus, result.flipped_plus)
     return [[(a, b), (c, d)] for a, b, c, d in zip(*(column.tolist() for column in columns))]
+
+
+class Changed(nn.Module):
+    """A network whose logits are changed by a function of them."""
+
+    def __init__(self, network, change):
+        super().__init__()
+        self.network, self.change = network, change
+        self.eval()
+
+    def forward(self, images):
+        return self.change(self.network(images))

@@ -170,11 +170,13 @@ def test_arguments_by_name_and_by_place(served: list[int]) -> None:
     assert torch.equal(by_name, by_place) and of_module.shape == by_name.shape and len(served) == 3
 
 
-def test_what_is_wrong_is_said_by_torch() -> None:
+@pytest.mark.parametrize("shape", [(4, 1, 9, 9), (6, 1, 3, 3)], ids=["reaches too far", "no whole filters"])
+def test_what_is_wrong_is_said_by_torch(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, dtype=torch.float64)
     with pytest.raises(RuntimeError) as theirs:
-        F.conv2d(X, torch.randn(4, 1, 9, 9, dtype=torch.float64), groups=4)
+        F.conv2d(X, weight, groups=4)
     with fast_depthwise(CPU), pytest.raises(RuntimeError) as ours:
-        F.conv2d(X, torch.randn(4, 1, 9, 9, dtype=torch.float64), groups=4)
+        F.conv2d(X, weight, groups=4)
     assert str(ours.value) == str(theirs.value)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import IntegratedGradients
+from networks import Changed
 from torch import nn
 
 from apem_fast import explain
@@ -130,32 +131,20 @@ def test_batch_size_does_not_matter(batch_size, model, images):
     torch.testing.assert_close(plain, explain.Gradient()(model, images))
 
 
-class _Answers(nn.Module):
-    """A network whose answers are changed by a function of them."""
-
-    def __init__(self, change):
-        super().__init__()
-        self.network, self.change = small_network(), change
-        self.eval()
-
-    def forward(self, images):
-        return self.change(self.network(images))
-
-
 @pytest.mark.parametrize("method", [m for m in MODEL_METHODS if m.batch_on(torch.device("cpu")) > 1], ids=repr)
 def test_a_model_that_does_not_answer_each_image_by_itself_is_refused(method, images):
     """Its map would be another one beside other images, and nobody would know."""
     with pytest.raises(ValueError, match=rf"^{method.name}: model must (answer each image by itself|compute the same)"):
-        method(_Answers(lambda logits: logits - logits.mean(dim=0)), images)
+        method(Changed(small_network(), lambda logits: logits - logits.mean(dim=0)), images)
     with pytest.raises(ValueError, match=rf"^{method.name}: model must (answer|compute) the same .* each time"):
-        method(_Answers(lambda logits: logits + torch.rand_like(logits)), images)
+        method(Changed(small_network(), lambda logits: logits + torch.rand_like(logits)), images)
 
 
 def test_one_image_at_a_time_may_depend_on_its_batch(images):
     def centred(logits):
         return logits - 0.1 * logits.mean(dim=0)
 
-    alone = explain.Gradient(batch_size=1)(_Answers(centred), images)
+    alone = explain.Gradient(batch_size=1)(Changed(small_network(), centred), images)
     torch.testing.assert_close(alone, 0.9 * explain.Gradient()(small_network(), images))
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from networks import images_and_maps, small_network
+from networks import Changed, images_and_maps, small_network
 from rankers import PIXELS, small_ranker
 from torch import nn
 
@@ -40,18 +40,6 @@ STRANGE = {
 }
 
 
-class Changed(nn.Module):
-    """A network whose logits are changed by a function of them."""
-
-    def __init__(self, change):
-        super().__init__()
-        self.network, self.change = small_network(), change
-        self.eval()
-
-    def forward(self, images):
-        return self.change(self.network(images))
-
-
 @pytest.mark.parametrize("words", STRANGE)
 @pytest.mark.parametrize("call", CALLS)
 def test_images_whose_values_do_not_simply_lie_in_memory(call, words):
@@ -79,24 +67,24 @@ def test_an_infinite_logit_is_no_prediction(call, recwarn):
     """It would be the greatest for every image, and explained for every image."""
     infinite = torch.tensor([math.inf] + 9 * [0.0])
     with pytest.raises(ValueError, match=r"model must (not )?return .*infinity"):
-        CALLS[call](Changed(lambda logits: logits + infinite))
+        CALLS[call](Changed(small_network(), lambda logits: logits + infinite))
     assert not recwarn
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_probabilities_are_warned_of(call):
     with pytest.warns(UserWarning, match="rows that lie in .0, 1. and sum to 1, which look like probabilities"):
-        CALLS[call](Changed(lambda logits: logits.softmax(dim=1)))
+        CALLS[call](Changed(small_network(), lambda logits: logits.softmax(dim=1)))
 
 
 def test_how_far_answers_differ_is_a_share_of_the_greatest():
     with pytest.raises(ValueError, match=r"differ by (0\.\d+|1|2) of the greatest"):
-        CALLS["apem"](Changed(lambda logits: logits - logits.mean(dim=0)))
+        CALLS["apem"](Changed(small_network(), lambda logits: logits - logits.mean(dim=0)))
 
 
 def test_a_model_that_treats_the_places_of_a_batch_differently():
     with pytest.raises(ValueError, match="model must answer each image by itself"):
-        CALLS["apem"](Changed(lambda logits: logits * torch.arange(1, len(logits) + 1)[:, None]))
+        CALLS["apem"](Changed(small_network(), lambda logits: logits * torch.arange(1, len(logits) + 1)[:, None]))
 
 
 # -- what surrounds a call ---------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class _Call(NamedTuple):
             and self.input.is_contiguous()
             and self.groups == self.input.shape[1] > 1
             and self.weight.shape[1] == 1
+            and self.weight.shape[0] % self.groups == 0
             and not isinstance(self.padding, str)
             and 0 not in (*self.input.shape, *self.weight.shape)
             and all(reach <= size for reach, size in zip(self._reach(), self._padded()))  # torch says what is wrong
